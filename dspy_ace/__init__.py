@@ -1,0 +1,72 @@
+"""ACE (Agentic Context Engineering, arXiv 2510.04618) as a DSPy optimizer.
+
+    from dspy_ace import ACE
+    program = ACE(metric).compile(program, trainset, valset=valset)
+"""
+
+from .adapt import Step
+from .curator import Curator
+from .delta import Add, Delete, Delta, Merge, Rejected, Tag, Update, admit, apply, combine
+from .errors import (
+    AceError,
+    DeltaError,
+    EmbedderError,
+    JournalError,
+    MetricError,
+    PlaybookError,
+    RoleError,
+    RunError,
+    SettingsError,
+)
+from .optimizer import ACE
+from .playbook import Bullet, Playbook
+from .program import with_playbook
+from .refine import GrowAndRefine
+from .reflector import Reflector
+from .results import Results
+from .roles import Curate, Insight, Refine, Reflect, Reflection
+from .trajectory import Call, Failure, Feedback, Trajectory
+from .usage import Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACE",
+    "AceError",
+    "Add",
+    "Bullet",
+    "Call",
+    "Curate",
+    "Curator",
+    "Delete",
+    "Delta",
+    "DeltaError",
+    "EmbedderError",
+    "Failure",
+    "Feedback",
+    "GrowAndRefine",
+    "Insight",
+    "JournalError",
+    "Merge",
+    "MetricError",
+    "Playbook",
+    "PlaybookError",
+    "Refine",
+    "Reflect",
+    "Reflection",
+    "Reflector",
+    "Rejected",
+    "Results",
+    "RoleError",
+    "RunError",
+    "SettingsError",
+    "Step",
+    "Tag",
+    "Trajectory",
+    "Update",
+    "Usage",
+    "admit",
+    "apply",
+    "combine",
+    "with_playbook",
+]

@@ -1,0 +1,142 @@
+"""One adaptation step: trajectories in, the next playbook out. Offline and online learning share it (ACE §3.2, §3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .delta import Delta, Rejected, Tag, admit, apply, combine
+from .parallel import ordered_map
+from .playbook import Playbook
+from .roles import Curate, Refine, Reflect, Reflection
+from .trajectory import Trajectory
+
+ReflectOn = Literal["all", "failures"]
+Retry = Callable[[Trajectory, Reflection], Trajectory]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did.
+
+    Args:
+        playbook: the playbook after it.
+        delta: all its operations in order: tags, the curator's, the refiner's. `apply` takes them from
+            the playbook before to the one after.
+        rejected: operations and replies that were left out, each with its reason.
+        score: mean score of the batch, rolled out *before* it was learned from; None for an empty batch.
+        reflections: in the order of the examples; those whose role call failed are missing (see `rejected`).
+    """
+
+    playbook: Playbook
+    delta: Delta
+    rejected: tuple[Rejected, ...]
+    score: float | None
+    reflections: tuple[Reflection, ...] = ()
+
+
+def adapt(
+    playbook: Playbook,
+    trajectories: Sequence[Trajectory],
+    reflect: Reflect,
+    curate: Curate,
+    refine: Refine,
+    *,
+    retry: Retry | None = None,
+    rounds: int = 1,
+    reflect_on: ReflectOn = "all",
+    group_size: int = 4,
+    num_threads: int = 8,
+) -> Step:
+    """Learn from a batch that met `playbook`.
+
+    Args:
+        playbook: the snapshot that every trajectory of the batch was made with.
+        trajectories: the batch, in the order of its examples.
+        reflect, curate, refine: the roles; see their Protocols in `dspy_ace.roles`.
+        retry: runs an example again with the insights of a reflection in view; None: never.
+        rounds: at most so many reflections (and retries) for a failure; 0: one reflection and no retry.
+        reflect_on: every trajectory, or failures only.
+        group_size: so many reflections are curated in one call; groups run in parallel.
+        num_threads: at most so many role calls at once.
+
+    Returns:
+        The step. The same batch gives the same step, whichever thread ends first.
+    """
+    taught = [t for t in trajectories if t.teaches and (reflect_on == "all" or not t.success)]
+    reflected = ordered_map(lambda t: _reflect(playbook, t, reflect, retry, rounds), taught, num_threads)
+    reflections = [reflection for reflection, _ in reflected if reflection is not None]
+    failed = [rejected for _, several in reflected for rejected in several]
+
+    tags, untagged = admit(playbook, _votes(playbook, reflections))  # helpful / harmful, once per example
+    tagged = apply(playbook, tags)
+
+    lessons = [reflection for reflection in reflections if reflection.insights]
+    groups = [lessons[i : i + group_size] for i in range(0, len(lessons), group_size)]
+    curated = ordered_map(lambda group: _curate(tagged, group, curate), groups, num_threads)
+    combined, conflicts = combine([delta for delta, _ in curated])
+    delta, misfits = admit(tagged, combined.operations)
+    grown = apply(tagged, delta)  # grow …
+
+    merged = refine(grown)  # … and refine
+    rejected = (*failed, *untagged, *(item for _, items in curated for item in items), *conflicts, *misfits)
+    score = sum(t.feedback.score for t in trajectories) / len(trajectories) if trajectories else None
+    return Step(apply(grown, merged), tags + delta + merged, rejected, score, tuple(reflections))
+
+
+def _reflect(
+    playbook: Playbook, first: Trajectory, reflect: Reflect, retry: Retry | None, rounds: int
+) -> tuple[Reflection | None, list[Rejected]]:
+    """Reflect on one trajectory; a failure is tried again with the insights in view, in rounds (ACE §3.2).
+
+    Only the last reflection is returned: what it keeps of the earlier ones is its business.
+    """
+    reflection: Reflection | None = None
+    attempt, scores, verified = first, [first.feedback.score], None
+    for _ in range(max(1, rounds)):
+        try:
+            reflection = reflect(playbook, attempt)
+        except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
+            failed = Rejected(None, f"reflection on example {first.source} failed: {type(error).__name__}: {error}")
+            break
+        failed = None
+        if first.success or retry is None or rounds == 0 or not reflection.insights:
+            break
+        attempt = replace(retry(first, reflection), attempt=reflection)
+        if not attempt.teaches:  # the retry itself was not made: no evidence either way
+            break
+        scores.append(attempt.feedback.score)
+        verified = attempt.success
+        if verified:
+            break
+    if reflection is not None:
+        reflection = replace(reflection, trajectory=first, verified=verified, scores=tuple(scores))
+    return reflection, [failed] if failed else []
+
+
+def _curate(
+    playbook: Playbook, group: Sequence[Reflection], curate: Curate
+) -> tuple[Delta, Sequence[Rejected]]:
+    """Curate one group; a failed call loses this group's lessons only, and says so."""
+    try:
+        return curate(playbook, group)
+    except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
+        examples = ", ".join(r.trajectory.source for r in group if r.trajectory is not None)
+        reason = f"curation of examples {examples} failed: {type(error).__name__}: {error}"
+        return Delta(), (Rejected(None, reason),)
+
+
+def _votes(playbook: Playbook, reflections: Sequence[Reflection]) -> list[Tag]:
+    """One vote a bullet and example. An id the example was not shown gets an id no bullet has: it is rejected."""
+    votes = []
+    for reflection in reflections:
+        trajectory = reflection.trajectory
+        source = trajectory.source if trajectory is not None else None
+        shown = set(trajectory.shown) if trajectory is not None else set()
+        for name, vote in reflection.tags.items():
+            bullet = playbook.get(name)
+            known = bullet.id if bullet is not None and bullet.id in shown else f"{name} (not shown)"
+            if vote != "neutral":
+                votes.append(Tag(known, int(vote == "helpful"), int(vote == "harmful"), source))
+    return votes

@@ -1,0 +1,519 @@
+"""What two near-identical texts differ in: the guard before a merge (ACE §3.3).
+
+Cosine similarity cannot see that `at most 3 retries` and `at most 5 retries` are two rules. `difference`
+reads both texts as sequences of content words, numbers, names, literals and negations, aligns them, and
+says the first thing that sets them apart. It leans to "different": a duplicate that is kept costs some
+tokens, a difference that is merged away is lost.
+
+What is no difference: case and punctuation, inflection, a small set of general synonyms, articles and
+auxiliaries, a clause moved to the front ("Before X, do Y"), padding such as "always" or "carefully", a
+stated reason that only one text gives, and, in long texts, a repetition of what is said anyway.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+LONG = 15  # content words in common from which on a text counts as long: single filler words carry less there
+
+_VOWELS = set("aeiouy")
+_IRREGULAR = dict(
+    pair.split(":")
+    for pair in (
+        "sent:send found:find made:make got:get took:take taken:take chose:choose chosen:choose wrote:write "
+        "written:write paid:pay bought:buy sold:sell kept:keep gave:give given:give shown:show built:build "
+        "read:read ran:run began:begin begun:begin came:come went:go gone:go said:say told:tell brought:bring "
+        "lost:lose saw:see seen:see knew:know known:know drawn:draw spent:spend meant:mean held:hold fell:fall "
+        "fallen:fall rose:rise risen:rise colour:color behaviour:behavior favour:favor centre:center "
+        "people:person children:child indices:index indexes:index criteria:criterion analyses:analysis"
+    ).split()
+)
+
+
+def _stem(word: str) -> str:
+    """A light stem of a lower-case word: plural, -ed, -ing and a last e go; nothing else does."""
+    word = _IRREGULAR.get(word, word)
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-3] + "y" if word.endswith("ies") and len(word) > 4 else word[:-1]
+        word = re.sub(r"(sse|xe|che|she|zze)$", lambda end: end[0][:-1], word)
+    base = re.sub(r"(?<!e)ed$|ing$", "", word)
+    if base != word and len(base) > 1 and _VOWELS & set(base):
+        if len(base) > 3 and base[-1] == base[-2] and base[-1] not in "lsz":
+            base = base[:-1]
+        elif re.fullmatch(r"[^aeiouy]{0,3}[aeiouy][^aeiouywx]", base):
+            base += "e"  # rating -> rate
+        word = base
+    word = re.sub(r"is(e|ation)?$", r"iz\1", word) if len(word) > 6 else word
+    if len(word) > 5 and word.endswith("ll"):
+        word = word[:-1]
+    return word[:-1] if len(word) > 4 and word.endswith("e") else word
+
+
+_DROP = frozenset(
+    "a an the is are was were be been being am has have had having do does did it its they them he she him i you "
+    "we me this that these those which who whom whose there here of so very quite really as such eg ie etc then "
+    "thus therefore hence however too also please well in_addition itself themselves yourself whether let".split()
+)
+_SOFT = {  # words of grammar: left out is no difference; one in place of another is, across groups
+    word: group
+    for group, words in {
+        "in": "in on at within inside into onto", "for": "for", "to": "to towards toward", "from": "from",
+        "with": "with via", "by": "by", "and": "and plus both", "or": "or either", "if": "if when whenever where while",
+        "but": "but yet although though", "than": "than", "about": "about regarding concerning",
+        "my": "my mine", "our": "our us", "your": "your", "their": "their", "his": "his", "her": "her",
+        "must": "must should shall ought need needs needed", "can": "can could will would",
+        "all": "all every each", "any": "any",
+    }.items()
+    for word in words.split()
+}  # fmt: skip
+_HARD = {  # one of these on one side alone is a difference
+    word: (group, kind)
+    for kind, groups in {
+        "negation": {
+            "not": "not never", "no": "no none nobody nothing", "nor": "nor neither", "without": "without",
+            "instead": "instead", "except": "except excluding exclude excludes", "unless": "unless", "non": "non",
+            "hardly": "hardly rarely seldom",
+        },
+        "restriction": {
+            "only": "only solely exclusively", "may": "may might optionally optional", "until": "until till",
+            "even": "even",
+        },
+    }.items()
+    for group, words in groups.items()
+    for word in words.split()
+}  # fmt: skip
+_PHRASES = {
+    tuple(phrase.split()): (target,) if target else ()
+    for phrase, target in (
+        line.split(":")
+        for line in (
+            "instead of:instead|rather than:instead|prior to:before|at least:at_least|at most:at_most|"
+            "no more than:at_most|no less than:at_least|no fewer than:at_least|up to:at_most|more than:above|"
+            "greater than:above|higher than:above|larger than:above|less than:below|fewer than:below|lower than:below|"
+            "smaller than:below|in order to:to|make sure:check|making sure:check|makes sure:check|as well as:and|"
+            "together with:with|along with:with|as well:|such as:|for example:|for instance:|in case:if|"
+            "other than:except|apart from:except|except for:except|refrain from:not|per cent:%|most recent:latest|"
+            "at once:immediately|right away:immediately|if available:|when available:|where available:|"
+            "in addition:|due to:because|because of:because|has to:must|have to:must|needs to:must|need to:must|"
+            "the one:|one of:|each of:each|all of:all|any of:any|cannot:not|can not:not"
+        ).split("|")
+    )
+}
+_SYNONYMS = {
+    _stem(word): words.split()[0]
+    for words in (
+        "check verify confirm validate ensure check", "use utilize utilise leverage", "get fetch retrieve obtain",
+        "find locate identify determine", "choose select pick", "remove delete", "buy purchase", "start begin",
+        "finish complete end", "compute calculate", "fast quick rapid", "big large", "small little", "help assist",
+        "contain comprise", "change modify edit alter", "show display", "reply respond", "mistake error",
+        "wrong incorrect", "exact precise", "enough sufficient", "identical same", "whole entire",
+        "because since", "keep retain preserve maintain", "allow permit", "build construct", "reduce minimize lessen",
+        "improve enhance", "unnecessary redundant needless superfluous", "need require",
+        "immediately instantly", "exceed surpass", "almost nearly", "often frequently", "many numerous", "latest newest", "try attempt",
+        "mail email", "individually separately",
+    )
+    for word in words.split()
+}  # fmt: skip
+_WEAK = frozenset(  # padding: alone it is no difference; in long texts one may stand for another
+    _SYNONYMS.get(_stem(word), _stem(word))
+    for word in (
+        "always carefully properly proper correctly correct appropriate appropriately relevant specific specifically "
+        "explicitly directly simply just successfully accurately accurate thoroughly systematically efficiently "
+        "efficient effectively effective gracefully significantly significant respective corresponding particular "
+        "various actual actually certain given specified provided necessary important importantly crucial essential "
+        "critical special task operation requirement workflow approach method strategy check use implement perform do "
+        "remember note consider ensure make sure way thing case clear clearly robust reliable reliably overall "
+        "comprehensive"
+    ).split()
+)
+_OPPOSITES = {
+    _stem(one): _stem(other)
+    for line in (
+        "always never|before after|first last|first second|min max|minimum maximum|ascending descending|include exclude|"
+        "increase decrease|above below|greater less|more less|more fewer|buy sell|enable disable|true false|and or|"
+        "all any|must may|left right|higher lower|high low|older newer|oldest newest|sender recipient|sender receiver|"
+        "from to|most least|accept reject|approve reject|approve deny|allow deny|open close|start finish|start stop|"
+        "add remove|add subtract|multiply divide|debit credit|asset liability|income expense|gross net|lender borrower|"
+        "buyer seller|employer employee|input output|import export|push pull|early late|earlier later|long short|"
+        "hot cold|full empty|full partial|public private|internal external|inbound outbound|upper lower|top bottom|"
+        "front back|odd even|positive negative|present absent|online offline|read write|encode decode|"
+        "encrypt decrypt|lock unlock|follow unfollow|like unlike|send receive|give take|win lose|hide show|"
+        "horizontal vertical|row column|daily weekly|weekly monthly|monthly yearly|million billion|thousand million|"
+        "morning evening|day night|source target|parent child|local remote|static dynamic|sync async|with without"
+    ).split("|")
+    for one, other in (line.split(), line.split()[::-1])
+}
+_UNITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_NUMBERS = {word: str(value) for value, word in enumerate(_UNITS)} | {
+    word: str(value)
+    for word, value in {
+        "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19,
+        "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+    }.items()
+}  # fmt: skip
+_ORDINALS = dict(zip("1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th".split(),
+                     "first second third fourth fifth sixth seventh eighth ninth tenth".split(), strict=True))  # fmt: skip
+_FRONTED = frozenset(
+    "before after when whenever if while once until unless because since for in to with during on at by where upon".split()
+)
+_REASON_KEYS = frozenset(
+    _SYNONYMS.get(_stem(word), _stem(word))
+    for word in (
+        "ensure prevent avoid reduce minimize improve help enhance guarantee optimize account eliminate save make allow "
+        "increase provide preserve"
+    ).split()
+)
+
+_TOKEN = re.compile(
+    r"""
+    (?P<link>https?://[^\s'"`)>\]]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+)
+  | (?P<box>\[[ xX]\]|<[A-Za-z_][\w -]*>|\{[A-Za-z_]\w*\})
+  | (?P<path>(?<![\w)])(?:~|\.{1,2})?/\w[\w.*-]*(?:/[\w.*-]*)*)
+  | (?P<date>\d{4}-\d\d?-\d\d?|\d\d?:\d\d(?::\d\d)?)
+  | (?P<number>(?<![\w)])-?\d+(?:,\d{3})*(?:\.\d+)*(?P<unit>[^\W\d_]*\w*)|\d+(?:\.\d+)?)
+  | (?P<word>[^\W\d]\w*(?:[.:]{1,2}[^\W\d]\w*)*(?:'[^\W\d_]+)*(?:[+#]{1,2}(?!\w))?)
+  | (?P<sign><=|>=|==|!=|=>|->|:=|&&|\|\||[<>=|^×÷±≤≥≠→√%$€£¥₹¢&]|(?<=\s)(?:\*{1,2}|/{1,2}|\+)(?=\s)
+      |(?<=[\w)])(?:\*{1,2}|\+|//)(?=[\w(]))
+  | (?P<stop>[.!?](?=\s|$|['")])|\n|;)
+  | (?P<pause>[,:])
+  | (?P<other>[^\x00-\x7f])
+    """,
+    re.VERBOSE,
+)
+_QUOTED = re.compile(r"`([^`]+)`|\"([^\"\n]{1,120})\"|(?<![\w'])'([^'\n]{1,120})'(?!\w)")
+_SIGNS = {"×": "*", "≤": "<=", "≥": ">=", "≠": "!=", "→": "->", "÷": "/"}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One unit of meaning: `key` is what is compared, `shown` what a reason quotes."""
+
+    key: str
+    kind: str  # number, literal, name, negation, restriction, word, weak, soft, pause, stop
+    shown: str
+    reason: bool = False  # stands in a stated reason ("…, to avoid errors")
+
+
+def difference(a: str, b: str) -> str | None:
+    """What sets two texts apart so that neither may stand for both; None if nothing does.
+
+    Args:
+        a, b: two contents, in any order (only the order of the words in the reason depends on it).
+
+    Returns:
+        A reason in words, such as `"numbers differ: 3 / 5"`, or None. Pure; total on any text.
+    """
+    if b < a:
+        return _difference(b, a, swapped=True)
+    return _difference(a, b, swapped=False)
+
+
+@lru_cache(maxsize=65536)
+def _difference(a: str, b: str, *, swapped: bool) -> str | None:
+    raw_a, raw_b = tokens(a), tokens(b)
+    if _keys(raw_a) == _keys(raw_b):
+        return None
+    return _verdict(_canonical(raw_a), _canonical(raw_b), swapped)
+
+
+def _keys(sequence: Iterable[Token]) -> list[str]:
+    return [token.key for token in sequence if token.kind not in ("pause", "stop")]
+
+
+@lru_cache(maxsize=65536)
+def tokens(text: str) -> tuple[Token, ...]:
+    """The units of meaning of a text, in order; articles, pronouns and auxiliaries are left out."""
+    pieces = _pieces(_clean(text))
+    reasons = _reasons(pieces)
+    found: list[Token] = []
+    at = 0
+    while at < len(pieces):
+        width, words = _phrase(pieces, at)
+        for word in words:
+            token = _token(word, reasons[at])
+            if token is not None:
+                found.append(token)
+        at += width
+    return tuple(found)
+
+
+def _clean(text: str) -> str:
+    text = unicodedata.normalize("NFC", text).translate(str.maketrans("‘’“”–—‑", "''\"\"---"))
+    letters = [char for char in text if char.isalpha()]
+    if len(letters) > 20 and sum(char.isupper() for char in letters) > 0.7 * len(letters):
+        text = text.lower()
+    text = re.sub(r"(?m)^\s*(?:[-*•]|\d+[.)])\s+", "", text)  # list marks
+    text = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", text)  # bold
+    text = re.sub(r"\b(e\.g|i\.e|etc|vs)\.", lambda found: found[1].replace(".", ""), text)
+    text = re.sub(r"\b(?:[A-Z]\.){2,}", lambda found: found[0].replace(".", ""), text)
+    return re.sub(r"\b([Rr]e|[Cc]o)-(?=[a-z])", r"\1", text)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    raw: str
+    group: str  # of _TOKEN
+    quoted: str = ""  # code, phrase
+    first: bool = False  # opens a sentence, or follows a colon
+
+    @property
+    def low(self) -> str:
+        return self.raw.lower() if self.group == "word" and self.quoted != "code" else ""
+
+
+def _pieces(text: str) -> list[_Piece]:
+    spans = []
+    for found in _QUOTED.finditer(text):
+        inner = next(group for group in found.groups() if group is not None)
+        code = found[1] is not None or not re.search(r"\w\W+\w", inner)
+        spans.append((found.start(), found.end(), "code" if code else "phrase", inner))
+    pieces: list[_Piece] = []
+    at, first = 0, True
+    marks = iter(spans)
+    span = next(marks, None)
+    while at < len(text):
+        while span is not None and span[1] <= at:
+            span = next(marks, None)
+        if span is not None and at == span[0] and not re.search(r"\w", span[3]):
+            pieces.append(_Piece(span[3], "box"))
+            at, first = span[1], False
+            continue
+        found = _TOKEN.search(text, at, span[0] if span is not None and at < span[0] else len(text))
+        if found is None:
+            at = span[0] if span is not None and at < span[0] else len(text)
+            if span is not None and at == span[0] and re.search(r"\w", span[3]):
+                at += 1
+            continue
+        inside = span is not None and span[0] <= found.start() < span[1]
+        group = found.lastgroup if found.lastgroup != "unit" else "number"
+        if group == "pause" and text.count("(", 0, at) > text.count(")", 0, at):
+            at = found.end()
+            continue
+        pieces.append(_Piece(found[0], group or "other", span[2] if inside and span else "", first))
+        first = group == "stop" or found[0] == ":" or (first and group == "number")
+        at = found.end()
+    return pieces
+
+
+def _phrase(pieces: Sequence[_Piece], at: int) -> tuple[int, list[_Piece]]:
+    for width in (4, 3, 2, 1):
+        words = tuple(piece.low for piece in pieces[at : at + width])
+        if words in _PHRASES and "" not in words:
+            return width, [_Piece(word, "word") for word in _PHRASES[words]]
+    return 1, [pieces[at]]
+
+
+def _token(piece: _Piece, reason: bool) -> Token | None:
+    raw, group = piece.raw, piece.group
+    if group in ("stop", "pause"):
+        return Token(raw, group, raw)
+    if group == "number":
+        key = _number(raw)
+        return Token(key, "number" if key[:1].isdigit() or key[:1] == "-" else "word", raw, reason)
+    if group == "sign":
+        if raw == "&":
+            return Token("and", "soft", raw, reason)
+        return Token(_SIGNS.get(raw, raw), "literal", raw, reason)
+    if group == "other":
+        if unicodedata.category(raw)[0] in "PZCM":
+            return None
+        return Token(raw, "literal", raw, reason)
+    if group != "word":
+        return Token(raw.rstrip(".,:;"), "literal", raw, reason)
+    return _word(piece, reason)
+
+
+def _number(raw: str) -> str:
+    found = re.fullmatch(r"(\d+)(st|nd|rd|th)", raw)
+    if found:
+        return _ORDINALS.get(raw, raw)
+    return raw.replace(",", "")
+
+
+def _word(piece: _Piece, reason: bool) -> Token | None:
+    raw = piece.raw
+    if piece.quoted == "code":
+        return Token(raw, "literal", raw, reason)
+    if re.search(r"[_.:\d#+]|[a-z][A-Z]", raw) and not re.fullmatch(r"[A-Z]{2,}s", raw):
+        return Token(raw, "literal", raw, reason)
+    low = raw.lower()
+    if low.endswith("n't"):
+        return Token("not", "negation", raw, reason)
+    low = low.split("'")[0] if not low.startswith("'") else low
+    common = low in _DROP or low in _SOFT or low in _HARD
+    if common and raw.isupper() and low in ("us", "it", "who", "am", "me"):
+        return Token(raw, "name", raw, reason)
+    if low in _HARD:
+        key, kind = _HARD[low]
+        return Token(key, kind, raw, reason)
+    if low == "avoid" and piece.first:
+        return Token("not", "negation", raw, reason)
+    if low in _DROP:
+        return Token(raw, "name", raw, reason) if raw == "A" and not piece.first else None
+    if low in _SOFT:
+        return Token(_SOFT[low], "soft", raw, reason)
+    if low in _NUMBERS:
+        return Token(_NUMBERS[low], "number", raw, reason)
+    key = _SYNONYMS.get(_stem(low), _stem(low))
+    if piece.quoted == "phrase":
+        return Token(raw if raw != low and not piece.first else key, "literal", raw, reason)
+    if raw[0].isupper() and not piece.first:
+        return Token(_stem(low), "name", raw, reason)
+    return Token(key, "weak" if key in _WEAK else "word", raw, reason)
+
+
+def _reasons(pieces: Sequence[_Piece]) -> list[bool]:
+    """For every piece whether it stands in a stated reason."""
+    flags = [False] * len(pieces)
+    inside = False
+    for at, piece in enumerate(pieces):
+        following = [other.low for other in pieces[at + 1 : at + 5]]
+        verbs = [_SYNONYMS.get(_stem(word), _stem(word)) in _REASON_KEYS for word in following if word]
+        before = pieces[at - 1].raw if at else ""
+        if piece.group == "stop":
+            inside = False
+        elif piece.group == "pause" and following[:1] and following[0] in ("then", "and", "but", "unless", "except", "if"):
+            inside = False
+        elif piece.first and piece.low in ("this", "these", "that", "it", "doing"):
+            inside = any(verbs)
+        elif piece.low == "to" and verbs[:1] == [True] and following[0] not in ("ensure", "check", "confirm", "increase"):
+            inside = True
+        elif before == "," and piece.low.endswith("ing") and _SYNONYMS.get(_stem(piece.low), _stem(piece.low)) in _REASON_KEYS:
+            inside = True
+        elif piece.low == "because" or (before == "," and piece.low in ("since", "as")):
+            inside = True
+        elif piece.low == "so" and following[:1] == ["that"]:
+            inside = True
+        flags[at] = inside
+    return flags
+
+
+def _canonical(found: Sequence[Token]) -> list[Token]:
+    """The tokens with fronted clauses behind their main clause and "X must be done" as "do X"."""
+    result: list[Token] = []
+    sentence: list[Token] = []
+    for token in (*found, Token(".", "stop", ".")):
+        if token.kind != "stop":
+            sentence.append(token)
+            continue
+        pauses = {other.key: at for at, other in reversed(list(enumerate(sentence))) if other.kind == "pause"}
+        pause = pauses.get(":", pauses.get(",", 0))
+        if pause and sentence[0].shown.lower() in _FRONTED and len(sentence) - pause > 2:
+            sentence = sentence[pause + 1 :] + sentence[:pause]
+        result += [other for other in _active(sentence) if other.kind != "pause"]
+        sentence = []
+    return result
+
+
+def _active(sentence: list[Token]) -> list[Token]:
+    for at, token in enumerate(sentence[:-1]):
+        if token.kind == "soft" and token.key == "must":
+            end = at + 2 if sentence[at + 1].kind == "negation" else at + 1
+            if end < len(sentence) and re.search(r"ed$|^(sent|kept|made|given|taken|written|paid|shown)$", sentence[end].shown):
+                start = max((i + 1 for i in range(at) if sentence[i].kind == "pause"), default=0)
+                return sentence[:start] + sentence[at + 1 : end + 1] + sentence[start:at] + sentence[end + 1 :]
+    return sentence
+
+
+_WEIGHTS = {"soft": 1, "weak": 2}
+_STRONG = ("word", "name", "literal", "number")
+
+
+def _verdict(a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str | None:
+    regions, matched = _align(a, b)
+    common = {token.key for token in matched}
+    everything = {token.key for token in a}, {token.key for token in b}
+    for kind in ("number", "literal", "name"):
+        only_a = [token for token in a if token.kind == kind and token.key not in everything[1] and token.shown.lower() != "one"]
+        only_b = [token for token in b if token.kind == kind and token.key not in everything[0] and token.shown.lower() != "one"]
+        if only_a or only_b:
+            return _say(f"{kind}s differ", only_a, only_b, swapped)
+    left_a = [token for region in regions for token in region[0] if token.kind in _STRONG]
+    left_b = [token for region in regions for token in region[1] if token.kind in _STRONG]
+    moved = {t.key for t in left_a if not t.reason} & {t.key for t in left_b if not t.reason}
+    if moved:
+        return "order differs: " + ", ".join(dict.fromkeys(t.shown for t in left_a if t.key in moved))
+    is_long = sum(token.kind in _STRONG for token in matched) >= LONG
+    for region in regions:
+        reason = _region(*region, common, is_long, swapped)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _region(a: Sequence[Token], b: Sequence[Token], common: set[str], is_long: bool, swapped: bool) -> str | None:
+    """What the unmatched tokens at one place, `a` on the one side and `b` on the other, change; None: nothing."""
+    strong_a = [token for token in a if token.kind not in ("soft", "weak")]
+    strong_b = [token for token in b if token.kind not in ("soft", "weak")]
+    strong = strong_a + strong_b
+    aside = all(token.reason for token in strong)
+    if strong_a and strong_b:
+        keys = {token.key for token in strong_b}
+        opposite = [t for t in strong_a if _OPPOSITES.get(t.key) in keys]
+        if opposite:
+            return _say("opposites", opposite, [t for t in strong_b if _OPPOSITES.get(t.key) in {o.key for o in opposite}], swapped)
+        if aside and max(len(strong_a), len(strong_b)) > 2:
+            return None
+        return _say("words differ", strong_a, strong_b, swapped)
+    if strong:
+        hard = [token for token in strong if token.kind in ("negation", "restriction")]
+        if aside or [token.shown.lower() for token in strong] == ["one"]:
+            return None
+        if hard:
+            return _say(f"{hard[0].kind} differs", hard if strong_a else [], hard if strong_b else [], swapped)
+        if is_long and len(strong) > 1 and all(token.key in common for token in strong):
+            return None
+        return _say("only one says", strong_a, strong_b, swapped)
+    weak = [[token for token in side if token.kind == "weak"] for side in (a, b)]
+    soft = [{token.key for token in side if token.kind == "soft"} for side in (a, b)]
+    if weak[0] and weak[1] and not is_long:
+        return _say("words differ", weak[0], weak[1], swapped)
+    if soft[0] and soft[1] and not soft[0] & soft[1]:
+        return _say("words differ", list(a), list(b), swapped)
+    return None
+
+
+def _say(what: str, a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str:
+    sides = [" ".join(dict.fromkeys(token.shown for token in side)) or "–" for side in (a, b)]
+    return f"{what}: " + " / ".join(reversed(sides) if swapped else sides)
+
+
+def _align(a: Sequence[Token], b: Sequence[Token]) -> tuple[list[tuple[list[Token], list[Token]]], list[Token]]:
+    """The heaviest common subsequence: (the unmatched tokens between matches, by side; the matched ones)."""
+    n, m = len(a), len(b)
+    best = [[0] * (m + 1) for _ in range(n + 1)]
+    for i in range(n - 1, -1, -1):
+        row, below, key = best[i], best[i + 1], a[i].key
+        weight = _WEIGHTS.get(a[i].kind, 4)
+        for j in range(m - 1, -1, -1):
+            value = below[j] if below[j] >= row[j + 1] else row[j + 1]
+            if key == b[j].key and below[j + 1] + weight >= value:
+                value = below[j + 1] + weight
+            row[j] = value
+    regions: list[tuple[list[Token], list[Token]]] = []
+    matched: list[Token] = []
+    region: tuple[list[Token], list[Token]] = ([], [])
+    i = j = 0
+    while i < n and j < m:
+        weight = _WEIGHTS.get(a[i].kind, 4)
+        if a[i].key == b[j].key and best[i][j] == best[i + 1][j + 1] + weight:
+            if region[0] or region[1]:
+                regions.append(region)
+            matched.append(a[i])
+            region = ([], [])
+            i, j = i + 1, j + 1
+        elif best[i + 1][j] >= best[i][j + 1]:
+            region[0].append(a[i])
+            i += 1
+        else:
+            region[1].append(b[j])
+            j += 1
+    region[0].extend(a[i:])
+    region[1].extend(b[j:])
+    if region[0] or region[1]:
+        regions.append(region)
+    return regions, matched

@@ -1,0 +1,50 @@
+"""The error tree. Every message says what was expected, what came and what to do.
+
+AceError
+├── SettingsError     an argument, a program, a dataset: wrong before the first LM call  (also a ValueError)
+├── PlaybookError     a bullet, a playbook or a playbook file that is not one            (also a ValueError)
+├── DeltaError        an operation that does not fit the playbook it is applied to       (also a ValueError)
+├── EmbedderError     an embedder that did not return one finite vector a text           (also a ValueError)
+├── MetricError       a metric that raises on every example, or returns no score
+├── RoleError         a reflector or curator whose reply could not be used
+├── RunError          a run that cannot go on (a dead provider, a wrong key)
+└── JournalError      a run folder that is not ours, not this run's, or cannot be written
+"""
+
+from __future__ import annotations
+
+
+class AceError(Exception):
+    """Root of everything this package raises on purpose."""
+
+
+class SettingsError(AceError, ValueError):
+    """An argument, a program or a dataset is wrong; raised before the first LM call."""
+
+
+class PlaybookError(AceError, ValueError):
+    """A value that cannot be a bullet or a playbook, or a file that does not hold one."""
+
+
+class DeltaError(AceError, ValueError):
+    """An operation does not fit the playbook: unknown id, empty content, a merge of one bullet."""
+
+
+class EmbedderError(AceError, ValueError):
+    """An embedder did not return an array of shape (number of texts, d) of finite numbers."""
+
+
+class MetricError(AceError):
+    """A metric that cannot score: it raises on the first example or returns no number."""
+
+
+class RoleError(AceError):
+    """A role's reply could not be parsed, also when asked once more."""
+
+
+class RunError(AceError):
+    """The run cannot go on: the provider refuses every call. Nothing learned so far is lost."""
+
+
+class JournalError(AceError):
+    """A run folder belongs to another run, is of a newer version, or cannot be read or written."""

@@ -1,0 +1,57 @@
+"""What a run depends on, as short hashes by part: a journal made with anything else is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+
+from .program import own_instructions
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def fingerprint(**parts: Any) -> dict[str, str]:
+    """A hash a part, the same in every process for equal parts."""
+    return {name: hashlib.sha256(_plain(part).encode("utf-8", "replace")).hexdigest()[:16] for name, part in parts.items()}
+
+
+def describe_program(program: dspy.Module) -> dict[str, Any]:
+    """The class of a program and, by predictor, its class, instructions, fields and demos."""
+    own = own_instructions(program)
+    predictors = {
+        name: [type(predictor).__name__, own[name], str(predictor.signature.fields), [dict(demo) for demo in predictor.demos]]
+        for name, predictor in program.named_predictors()
+    }
+    return {"class": type(program).__qualname__, "predictors": predictors}
+
+
+def describe_data(examples: Sequence[dspy.Example]) -> list[Any]:
+    """The examples as plain data, inputs apart."""
+    return [[sorted(example.inputs().keys()), dict(example.items())] for example in examples]
+
+
+def describe_callable(function: Any) -> Any:
+    """The source of a function, of its class for an object; its name where there is no source."""
+    if function is None:
+        return None
+    target = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
+    try:
+        return inspect.getsource(target)
+    except (OSError, TypeError):
+        return getattr(target, "__qualname__", repr(target))
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, default=_words)
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return _ADDRESS.sub("", repr(value))

@@ -1,0 +1,130 @@
+"""What a run has done so far: a `Record` a step, and the `State` that is the fold of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .delta import Delta, apply
+from .playbook import Playbook
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The scores of one playbook on the valset, an entry an example, in its order."""
+
+    scores: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean score; failed rollouts are in it with `failure_score`."""
+        return sum(self.scores) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step, as the journal keeps it. Step 0 is the seed: nothing learned, perhaps validated.
+
+    Args:
+        step, epoch: counted from 1.
+        batch: positions in the trainset.
+        scores: of the batch, each rolled out before it was learned from.
+        failures: position (as text) → kind and message of what failed.
+        reflections: example, number of insights, verified, for each reflection made.
+        delta: what changed the playbook.
+        rejected: operation (or null) and reason, for all that was left out.
+        validation: of the playbook after this step, when it was due.
+    """
+
+    step: int
+    epoch: int = 0
+    batch: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    failures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    reflections: tuple[Mapping[str, Any], ...] = ()
+    delta: Delta = Delta()
+    rejected: tuple[Mapping[str, Any], ...] = ()
+    validation: Validation | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON data."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("delta", "validation")}
+        validation = None if self.validation is None else list(self.validation.scores)
+        return {**plain, "delta": self.delta.to_json(), "validation": validation}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """The record that `to_json` wrote. Raises KeyError, TypeError or DeltaError for anything else."""
+        scores = data["validation"]
+        return cls(
+            step=int(data["step"]),
+            epoch=int(data["epoch"]),
+            batch=tuple(data["batch"]),
+            scores=tuple(data["scores"]),
+            failures=dict(data["failures"]),
+            reflections=tuple(data["reflections"]),
+            delta=Delta.from_json(data["delta"]),
+            rejected=tuple(data["rejected"]),
+            validation=None if scores is None else Validation(tuple(scores)),
+        )
+
+    @property
+    def learned(self) -> bool:
+        """Whether the step changed more than counters."""
+        return any(operation.op != "tag" for operation in self.delta.operations)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands. `after` is pure: the state of a resumed run is the fold of its records.
+
+    Args:
+        playbook: the latest.
+        step: the last step done; -1 before the seed was looked at.
+        best: the playbook to return as things stand, and `best_step`, the step it came from.
+        best_score: its mean validation score; None while nothing was validated.
+        best_is_latest: whether the latest playbook reads as the best one does.
+        records: all so far.
+    """
+
+    playbook: Playbook
+    step: int = -1
+    best: Playbook = field(default_factory=Playbook)
+    best_step: int = 0
+    best_score: float | None = None
+    best_is_latest: bool = True
+    records: tuple[Record, ...] = ()
+
+    @classmethod
+    def of(cls, seed: Playbook) -> State:
+        """The state before anything was done: the seed is all there is."""
+        return cls(playbook=seed, best=seed)
+
+    def after(self, record: Record) -> State:
+        """The state after one more step.
+
+        The best playbook is the one with the highest mean validation score; a tie goes to the later one,
+        so the seed stays only where it is strictly better. Without validation it is the latest. Counters
+        that change after a playbook was validated are kept: prompts do not show them.
+        """
+        playbook = apply(self.playbook, record.delta)
+        grown = replace(self, playbook=playbook, step=record.step, records=(*self.records, record))
+        score = None if record.validation is None else record.validation.mean
+        if score is None and self.best_score is not None:
+            if self.best_is_latest and not record.learned:
+                return replace(grown, best=playbook)
+            return replace(grown, best_is_latest=False)
+        if score is None or self.best_score is None or score >= self.best_score:
+            return replace(grown, best=playbook, best_step=record.step, best_score=score, best_is_latest=True)
+        return replace(grown, best_is_latest=False)
+
+    @property
+    def unvalidated(self) -> bool:
+        """Whether the latest playbook reads differently from the one that was validated last."""
+        for record in reversed(self.records):
+            if record.validation is not None:
+                return False
+            if record.learned:
+                return True
+        return True

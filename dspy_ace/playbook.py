@@ -1,0 +1,298 @@
+"""The playbook: an ordered set of bullets, as frozen values (ACE §3.1).
+
+A playbook never changes; `dspy_ace.delta.apply` makes the next one. Bullets stand in order of birth,
+which their ids tell: `slug-00042`, letters from the section, one counter for the whole playbook, never
+reused, not even after the bullet is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from . import text
+from .errors import PlaybookError
+
+FORMAT = "dspy_ace.playbook"
+VERSION = 1
+
+DEFAULT_SECTIONS = (  # ACE, official code: the sections of an empty playbook
+    "STRATEGIES & INSIGHTS",
+    "FORMULAS & CALCULATIONS",
+    "CODE SNIPPETS & TEMPLATES",
+    "COMMON MISTAKES TO AVOID",
+    "PROBLEM-SOLVING HEURISTICS",
+    "CONTEXT CLUES & INDICATORS",
+    text.OTHERS,
+)
+
+_ID = re.compile(rf"^{text.ID_PATTERN}$")
+_NUMBER = re.compile(r"\d+$")
+
+
+@dataclass(frozen=True)
+class Bullet:
+    """One lesson: a strategy, a concept, a common mistake, a snippet.
+
+    Args:
+        id: `slug-00042`; the number at its end is its place in the order of birth.
+        section: one line; an empty one becomes OTHERS.
+        content: any text; line ends are `\\n`, space at line ends and around it is dropped.
+        helpful, harmful: how often it helped and misled, as tagged by the reflector; counts ≥ 0.
+        predictor: the predictor (its path in the program) it is for; None: for all of them.
+        sources: the training examples it was learned from, as their trajectories name them.
+
+    Raises:
+        PlaybookError: a field of the wrong type, an id without a number, an empty content, a text that
+            is not valid Unicode.
+    """
+
+    id: str
+    section: str
+    content: str
+    helpful: int = 0
+    harmful: int = 0
+    predictor: str | None = None
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not _ID.match(self.id):
+            raise PlaybookError(f"A bullet's id is letters, a hyphen and a number, like 'str-00042'; got {self.id!r}.")
+        object.__setattr__(self, "section", text.clean_section(valid_text(self.section, "section")))
+        object.__setattr__(self, "content", clean_content(self.content))
+        for name in ("helpful", "harmful"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise PlaybookError(f"Bullet {self.id}: {name} is a count, 0 or more; got {count!r}.")
+        if self.predictor is not None and not isinstance(self.predictor, str):
+            raise PlaybookError(f"Bullet {self.id}: predictor is a name or None; got {self.predictor!r}.")
+        if isinstance(self.sources, str) or not all(isinstance(source, str) for source in self.sources):
+            raise PlaybookError(f"Bullet {self.id}: sources are names of examples (str); got {self.sources!r}.")
+        object.__setattr__(self, "sources", tuple(dict.fromkeys(self.sources)))
+
+    @property
+    def number(self) -> int:
+        """The number in the id: the place in the order of birth."""
+        return int(self.id[self.id.rindex("-") + 1 :])
+
+    def is_for(self, predictor: str | None) -> bool:
+        """Whether a prompt of `predictor` shows this bullet (None: the whole playbook is asked for)."""
+        return predictor is None or self.predictor is None or self.predictor == predictor
+
+
+@dataclass(frozen=True)
+class Playbook:
+    """Bullets in order of birth, the sections they stand in, and the highest number ever given.
+
+    Args:
+        bullets: any iterable of `Bullet`; ids are unique (case aside). Kept sorted by number.
+        sections: sections in the order files list them, also those without a bullet yet; sections of
+            bullets that are missing here are added behind.
+        high_water: the highest number ever given out, at least that of the newest bullet.
+
+    Raises:
+        PlaybookError: two bullets of one id, or something that is not a bullet.
+    """
+
+    bullets: tuple[Bullet, ...] = ()
+    sections: tuple[str, ...] = ()
+    high_water: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        bullets = tuple(self.bullets)
+        for bullet in bullets:
+            if not isinstance(bullet, Bullet):
+                raise PlaybookError(f"A playbook holds Bullets; got {type(bullet).__name__}.")
+        bullets = tuple(sorted(bullets, key=lambda bullet: (bullet.number, bullet.id)))
+        object.__setattr__(self, "bullets", bullets)
+        known = {}
+        for bullet in bullets:
+            if known.setdefault(bullet.id.casefold(), bullet) is not bullet:
+                raise PlaybookError(f"Two bullets share the id {bullet.id!r}; give each an id of its own.")
+        if isinstance(self.sections, str) or not all(isinstance(name, str) for name in self.sections):
+            raise PlaybookError(f"sections is a sequence of names; got {self.sections!r}.")
+        named = [text.clean_section(valid_text(name, "section")) for name in self.sections]
+        object.__setattr__(self, "sections", tuple(dict.fromkeys([*named, *(b.section for b in bullets)])))
+        newest = bullets[-1].number if bullets else 0
+        object.__setattr__(self, "high_water", max(self.high_water, newest))
+
+    @cached_property
+    def _by_id(self) -> dict[str, Bullet]:
+        return {bullet.id.casefold(): bullet for bullet in self.bullets}
+
+    @cached_property
+    def _renders(self) -> dict[str | None, str]:
+        return {}
+
+    def __len__(self) -> int:
+        return len(self.bullets)
+
+    def __iter__(self) -> Iterator[Bullet]:
+        return iter(self.bullets)
+
+    def __contains__(self, bullet_id: object) -> bool:
+        return isinstance(bullet_id, str) and self.get(bullet_id) is not None
+
+    def __getitem__(self, bullet_id: str) -> Bullet:
+        bullet = self.get(bullet_id)
+        if bullet is None:
+            raise KeyError(f"no bullet {bullet_id!r} in this playbook of {len(self)}")
+        return bullet
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Playbook:
+        return self  # a frozen value: programs that carry it are copied often
+
+    def get(self, bullet_id: str) -> Bullet | None:
+        """The bullet of that id, or None. Brackets, spaces and case do not matter: `"[STR-00042]"` is found."""
+        return self._by_id.get(bullet_id.strip().strip("[]()`'\"").strip().casefold())
+
+    def for_predictor(self, predictor: str | None) -> tuple[Bullet, ...]:
+        """The bullets a prompt of `predictor` shows: its own and the common ones. None: all."""
+        return tuple(bullet for bullet in self.bullets if bullet.is_for(predictor))
+
+    def render(self, predictor: str | None = None) -> str:
+        """What a prompt shows: a block a bullet, in order of birth, without counters; `""` if there is none.
+
+        One more bullet only appends, a tag changes nothing: a provider's prompt cache stays warm.
+        """
+        if predictor not in self._renders:
+            self._renders[predictor] = text.render_bullets(self.for_predictor(predictor))
+        return self._renders[predictor]
+
+    def tokens(self) -> int:
+        """Estimated tokens of the whole playbook as rendered (`text.count_tokens`, a bullet at a time)."""
+        return sum(text.count_tokens(text.render_bullet(bullet)) for bullet in self.bullets)
+
+    def to_text(self, counters: bool = True) -> str:
+        """The paper's text format: with counters its finance dialect, without its AppWorld dialect.
+
+        No bullet, id, section, order or counter is lost (without `counters`: but for the counters);
+        `predictor`, `sources` and `high_water` have no place in it. JSON (`save`) is the source of truth.
+        """
+        return text.write_lines(self.sections, self.bullets, counters=counters)
+
+    @classmethod
+    def from_text(cls, source: str) -> Playbook:
+        """Read a text that the paper's official code wrote, in either dialect.
+
+        An id that comes twice gets a new number the second time, behind all others; a bullet without
+        any content is skipped, its number stays taken.
+
+        Raises:
+            PlaybookError: the text is not a str, or not valid Unicode.
+        """
+        sections, lines = text.read_lines(valid_text(source, "text"))
+        high_water = max((int(_NUMBER.findall(line.id)[0]) for line in lines), default=0)
+        bullets: dict[str, Bullet] = {}
+        for line in lines:
+            if not line.content.strip():
+                continue
+            name = line.id
+            if name.casefold() in bullets:
+                high_water += 1
+                name = f"{_NUMBER.sub('', name)}{high_water:05d}"
+            bullets[name.casefold()] = Bullet(name, line.section, line.content, line.helpful, line.harmful)
+        return cls(tuple(bullets.values()), tuple(sections), high_water)
+
+    def to_json(self) -> dict[str, Any]:
+        """The playbook as plain JSON data, versioned: what `save` writes."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "high_water": self.high_water,
+            "sections": list(self.sections),
+            "bullets": [
+                {
+                    "id": bullet.id,
+                    "section": bullet.section,
+                    "content": bullet.content,
+                    "helpful": bullet.helpful,
+                    "harmful": bullet.harmful,
+                    "predictor": bullet.predictor,
+                    "sources": list(bullet.sources),
+                }
+                for bullet in self.bullets
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Playbook:
+        """The playbook that `to_json` wrote.
+
+        Raises:
+            PlaybookError: not a playbook, or one of a newer version.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlaybookError(f"Expected the JSON of a playbook (\"format\": \"{FORMAT}\"); got {_brief(data)}.")
+        version = data.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise PlaybookError(
+                f"This playbook is of version {version!r}; this dspy_ace reads up to {VERSION}. Upgrade dspy_ace."
+            )
+        try:
+            bullets = tuple(Bullet(**{**item, "sources": tuple(item.get("sources", ()))}) for item in data["bullets"])
+            return cls(bullets, tuple(data.get("sections", ())), int(data.get("high_water", 0)))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise PlaybookError(f"The file says it is a playbook, but is damaged: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the playbook as JSON (UTF-8). The file is replaced whole: never half a playbook."""
+        target = Path(path)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Playbook:
+        """Read what `save` wrote.
+
+        Raises:
+            PlaybookError: the file is torn, no playbook, or of a newer version; the message says which.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PlaybookError(
+                f"{path} is not JSON ({error}): torn, or not a playbook. The paper's text format is read by "
+                "Playbook.from_text(open(path).read())."
+            ) from error
+        return cls.from_json(data)
+
+
+def valid_text(value: object, what: str) -> str:
+    """`value`, if it is a str that can be written as UTF-8.
+
+    Raises:
+        PlaybookError: it is not.
+    """
+    if not isinstance(value, str):
+        raise PlaybookError(f"{what} must be text (str); got {type(value).__name__}.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PlaybookError(f"{what} is not valid Unicode (a lone surrogate at {error.start}); repair it.") from error
+    return value
+
+
+def clean_content(content: object) -> str:
+    """The content of a bullet as it is kept: line ends `\\n`, no space at line ends or around.
+
+    Raises:
+        PlaybookError: not text, not valid Unicode, or empty.
+    """
+    lines = valid_text(content, "content").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    cleaned = "\n".join(line.rstrip() for line in lines).strip()
+    if not cleaned:
+        raise PlaybookError("A bullet needs a content; got an empty text.")
+    return cleaned
+
+
+def _brief(data: object) -> str:
+    shown = repr(data)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

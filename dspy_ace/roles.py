@@ -1,0 +1,94 @@
+"""The contracts of the three roles, and what a reflection is. Pass your own as `ACE(reflect=…, curate=…, refine=…)`.
+
+The paper's Generator is the student program: it has no contract beyond being a `dspy.Module`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from .delta import Delta, Rejected
+from .playbook import Playbook
+from .trajectory import Trajectory
+
+Vote = Literal["helpful", "harmful", "neutral"]
+
+
+@dataclass(frozen=True)
+class Insight:
+    """One lesson in words: specific, and reusable on other inputs.
+
+    Args:
+        content: the lesson.
+        predictor: the predictor (its path in the program) it is for; None: for all.
+    """
+
+    content: str
+    predictor: str | None = None
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """What a reflector learned from one trajectory (ACE §3.2).
+
+    Args:
+        insights: the lessons, zero or more; a plain str is taken as an Insight for all predictors.
+        tags: bullet id → whether it helped or misled; one vote a bullet and example. Only ids that the
+            trajectory was shown count.
+        verified: a retry with these insights in view put the failure right (True), failed again (False),
+            or was not made (None). Filled in by the adaptation step.
+        error_identification, root_cause, correct_approach: the reflector's findings, in words.
+        trajectory: the first attempt that it is about. Filled in by the adaptation step.
+        scores: the score of the first attempt and of each retry. Filled in by the adaptation step.
+    """
+
+    insights: tuple[Insight, ...] = ()
+    tags: Mapping[str, Vote] = field(default_factory=dict)
+    verified: bool | None = None
+    error_identification: str = ""
+    root_cause: str = ""
+    correct_approach: str = ""
+    trajectory: Trajectory | None = None
+    scores: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        insights = (Insight(item) if isinstance(item, str) else item for item in self.insights)
+        object.__setattr__(self, "insights", tuple(insights))
+
+
+class Reflect(Protocol):
+    """Distils a reflection from one trajectory.
+
+    Called from several threads at once, once for each trajectory and once more for each retry of it.
+    `trajectory.attempt` is the reflection that was in view when this attempt was made (None at first): a
+    later reflection replaces the earlier one, so it must say all that is to be kept. Must not change its
+    arguments. May raise: the failure is recorded and the example is skipped.
+    """
+
+    def __call__(self, playbook: Playbook, trajectory: Trajectory, /) -> Reflection: ...
+
+
+class Curate(Protocol):
+    """Turns reflections into operations on the playbook.
+
+    Called from several threads at once with different groups of reflections (in the order of the
+    examples, each with at least one insight) and the same playbook. Returns a delta made for that very
+    playbook and what it left out, each with its reason; operations that do not fit are rejected one by
+    one afterwards all the same. Must not change its arguments. May raise: recorded, the group is skipped.
+    """
+
+    def __call__(
+        self, playbook: Playbook, reflections: Sequence[Reflection], /
+    ) -> tuple[Delta, Sequence[Rejected]]: ...
+
+
+class Refine(Protocol):
+    """Keeps a playbook small: merges, prunes, keeps the token budget (ACE §3.3). No LM in the default.
+
+    Returns a delta for that very playbook, the same for the same playbook whatever was seen before. May
+    raise: the step is then not made and the error passes through.
+    """
+
+    def __call__(self, playbook: Playbook, /) -> Delta: ...

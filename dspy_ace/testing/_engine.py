@@ -1,0 +1,152 @@
+"""The DSPy 3.4 form: a `dspy.LM` whose engine is the offline machine."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import dspy
+from dspy import lm15
+
+from .machine import Fault, Machine, Served
+from .noise import Knobs
+from .reader import Request
+
+_rollout: contextvars.ContextVar[str] = contextvars.ContextVar("offline_rollout", default="")
+_ERRORS: dict[str, type[lm15.LM15Error]] = {
+    "rate_limit": lm15.RateLimitError,
+    "server_error": lm15.ServerError,
+    "timeout": lm15.TimeoutError,
+    "context_overflow": lm15.ContextLengthError,
+    "auth": lm15.AuthError,
+}
+
+
+class OfflineEngine:
+    """Answers lm15 requests from the machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """One reply, or the lm15 error of a fault."""
+        try:
+            served = self.machine.serve(_as_request(request), _rollout.get(), request.config.max_tokens)
+        except Fault as fault:
+            raise _error(fault) from None
+        return _response(request, served)
+
+    def stream(self, request: lm15.Request) -> Iterator[Any]:
+        """The reply as events, in one piece."""
+        return iter(lm15.response_to_events(self.complete(request)))
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class AsyncOfflineEngine:
+    """The asynchronous side of `OfflineEngine`: waits without blocking the event loop."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        """One reply, or the lm15 error of a fault."""
+        try:
+            served = await self.machine.aserve(_as_request(request), _rollout.get(), request.config.max_tokens)
+        except Fault as fault:
+            raise _error(fault) from None
+        return _response(request, served)
+
+    async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
+        """The reply as events, in one piece."""
+        for event in lm15.response_to_events(await self.complete(request)):
+            yield event
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def _error(fault: Fault) -> lm15.LM15Error:
+    hint = 0.0 if fault.kind in ("rate_limit", "server_error", "timeout") else None
+    return _ERRORS[fault.kind](str(fault), status=fault.status, provider="offline", retry_after=hint)
+
+
+def _as_request(request: lm15.Request) -> Request:
+    messages: list[tuple[str, str]] = []
+    if request.system is not None:
+        system = request.system if isinstance(request.system, str) else "".join(_part(p) for p in request.system)
+        messages.append(("system", system))
+    messages += [(m.role, "\n".join(_part(p) for p in m.parts)) for m in request.messages]
+    tools = tuple({"name": t.name, "parameters": getattr(t, "parameters", {})} for t in request.tools)
+    wanted = request.config.response_format or {}
+    body = wanted.get("json_schema")
+    schema = body.get("schema") if isinstance(body, dict) else wanted.get("schema")
+    return Request(tuple(messages), schema if isinstance(schema, dict) else None, bool(wanted), tools)
+
+
+def _part(part: Any) -> str:
+    """A message part as text; what is no text is named by its sort."""
+    text = getattr(part, "text", None)
+    if isinstance(text, str):
+        return text
+    content = getattr(part, "content", None)
+    if isinstance(content, list | tuple):
+        return "\n".join(_part(inner) for inner in content)
+    given = getattr(part, "input", None)
+    if given is not None:
+        return json.dumps(given, default=str)
+    return f"({getattr(part, 'type', 'attachment')})"
+
+
+def _response(request: lm15.Request, served: Served) -> lm15.Response:
+    usage = lm15.Usage(
+        input_tokens=served.prompt_tokens,
+        output_tokens=served.completion_tokens,
+        total_tokens=served.prompt_tokens + served.completion_tokens,
+        cache_read_tokens=served.cached_tokens,
+    )
+    message = lm15.Message.assistant([lm15.TextPart(served.text)])
+    finish = "length" if served.truncated else "stop"
+    return lm15.Response(id=None, model=request.model, message=message, finish_reason=finish, usage=usage)
+
+
+class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
+    """A `dspy.LM` over a machine."""
+
+    def __init__(self, model: str, knobs: Knobs, **settings: Any) -> None:
+        self.machine = Machine(knobs)
+        super().__init__(
+            model, engine=OfflineEngine(self.machine), async_engine=AsyncOfflineEngine(self.machine), **settings
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `dspy.LM.__call__`; the rollout id reaches the dice."""
+        token = _rollout.set(str(kwargs.get("rollout_id", self.kwargs.get("rollout_id")) or ""))
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            _rollout.reset(token)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """As `dspy.LM.acall`; the rollout id reaches the dice."""
+        token = _rollout.set(str(kwargs.get("rollout_id", self.kwargs.get("rollout_id")) or ""))
+        try:
+            return await super().acall(*args, **kwargs)
+        finally:
+            _rollout.reset(token)
+
+    def launch(self, launch_kwargs: dict[str, Any] | None = None) -> None:
+        """Nothing to launch."""
+
+    def kill(self, launch_kwargs: dict[str, Any] | None = None) -> None:
+        """Nothing to stop."""
+
+    def _copied(self, machine: Machine, changes: dict[str, Any]) -> OfflineBase:
+        if machine is not self.machine:
+            changes = {**changes, "engine": OfflineEngine(machine), "async_engine": AsyncOfflineEngine(machine)}
+        copied: OfflineBase = super().copy(**changes)
+        copied.machine = machine
+        return copied

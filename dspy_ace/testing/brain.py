@@ -1,0 +1,39 @@
+"""One request in, one reply out: reading, role, noise. A pure function of the request, the knobs and the salt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .answer import answer
+from .curate import curate
+from .noise import Dice, Knobs, spoil
+from .reader import Request, read
+from .reflect import reflect
+from .roles import CURATOR, REFLECTOR, role_of
+from .shape import write
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The reply text and the role it was written in."""
+
+    text: str
+    role: str
+
+
+def respond(request: Request, knobs: Knobs, salt: str = "") -> Reply:
+    """The reply to `request`. `salt`: tells apart samples of one request (a rollout id)."""
+    ask = read(request)
+    role = role_of(ask)
+    dice = Dice(f"{knobs.seed}\x1f{salt}\x1f{request.text}")
+    if role == REFLECTOR:
+        wording = 1 + dice.below("wording", 3) if dice.happens("paraphrase", knobs.paraphrase) else 0
+        values = reflect(ask, wording, dice.happens("wrong_lessons", knobs.wrong_lessons))
+    elif role == CURATOR:
+        values = curate(ask, dice.happens("junk", knobs.junk))
+    else:
+        values = answer(ask, lambda name, best, count: dice.other(f"slip {name}", best, count, knobs.slips)).values
+    text = write(ask, values)
+    if dice.happens("unparsable", knobs.unparsable):
+        text = spoil(text, dice)
+    return Reply(text, role)

@@ -1,0 +1,163 @@
+"""The curator: turns the lessons of several reviews into the operations that the playbook in view lacks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .reader import Ask
+from .statements import BULLET, blocks
+from .words import content_stems, normal
+
+_REVIEW = re.compile(r"^[ \t#*]*Review[ \t]+(\d+)\b.*$", re.MULTILINE | re.IGNORECASE)
+_INSIGHT = re.compile(r"^[ \t]*[-*•][ \t]+(.+)$", re.MULTILINE)
+_COUNTS = re.compile(r"\[?([A-Za-z][\w&+.]*-\d+)\]?\W+(?:.*?)helpful\W+(\d+)\W+harmful\W+(\d+)", re.IGNORECASE)
+_ANSWER = re.compile(
+    r"(?:answer|→|->|=>|is)\s+(?:\w+ = )?[\"'`]?([^\"'`,;.\n]{1,90}?)[\"'`]?(?=\s*(?:,|;|\.|$|\bwhen\b|\bwhere\b|\bif\b|\bfor\b))",
+    re.IGNORECASE,
+)
+_NOT = re.compile(r"(?:,\s*not\s+|\bis not\s+|\bdo not answer\s+)(?:\w+ = )?([^\"'`,;.\n]{1,90})", re.IGNORECASE)
+_CUE = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”")
+_PLACEHOLDER = re.compile(r"^\W*(?:none|empty|no insights?|n/a)\b", re.IGNORECASE)
+
+
+@dataclass
+class Point:
+    """A lesson as the curator sees it: the answer it speaks for, what it rules out, its cues, where it was seen."""
+
+    text: str
+    answer: str
+    wrong: str
+    cues: tuple[str, ...]
+    reviews: list[int] = field(default_factory=list)
+    id: str = ""
+
+
+def read_point(text: str, source: str = "") -> Point:
+    """`text` of an insight or bullet as a point."""
+    ruled = _NOT.search(text)
+    unquoted = _CUE.sub(" ", text)
+    answer = _ANSWER.search(unquoted)
+    named = answer[1].strip() if answer else ""
+    if ruled and named.startswith("not "):
+        named = ""
+    cues = tuple(next(g for g in m.groups() if g) for m in _CUE.finditer(text)) or tuple(dict.fromkeys(content_stems(text)))
+    return Point(" ".join(text.split()), normal(named), normal(ruled[1]) if ruled else "", cues, id=source)
+
+
+def reviewed(text: str) -> list[Point]:
+    """The lessons in `reviews`, each once, with the numbers of the reviews that state it."""
+    marks = list(_REVIEW.finditer(text))
+    ends = [m.start() for m in marks[1:]] + [len(text)]
+    found: list[Point] = []
+    for mark, end in zip(marks, ends, strict=False):
+        for line in _insights(text[mark.end() : end]):
+            point = read_point(line)
+            twin = next((p for p in found if _same(p, point)), None)
+            if twin is None:
+                found.append(point)
+                twin = point
+            if int(mark[1]) not in twin.reviews:
+                twin.reviews.append(int(mark[1]))
+    return found
+
+
+def _insights(body: str) -> Iterable[str]:
+    """Insight lines of one review: below a line that announces insights when there is one, else every dash line."""
+    start = re.search(r"^[ \t]*(?:key[ _])?(?:insights?|lessons?)[^\n:]*:", body, re.MULTILINE | re.IGNORECASE)
+    rest = body[start.end() :] if start else body
+    if start and rest.lstrip().startswith("["):
+        try:
+            items = json.loads(rest[rest.index("[") : rest.rindex("]") + 1])
+            return [i["insight"] if isinstance(i, dict) and "insight" in i else str(i) for i in items]
+        except ValueError:
+            pass
+    return [m[1].strip() for m in _INSIGHT.finditer(rest) if not _PLACEHOLDER.match(m[1])]
+
+
+def overlap(one: Point, other: Point) -> float:
+    """Share of cue words that two points have in common, of the smaller set (0 … 1)."""
+    a, b = set(content_stems(" ".join(one.cues))), set(content_stems(" ".join(other.cues)))
+    return len(a & b) / min(len(a), len(b)) if a and b else 0.0
+
+
+def _same(one: Point, other: Point) -> bool:
+    if normal(one.text) == normal(other.text):
+        return True
+    return one.answer == other.answer and bool(one.answer or one.wrong == other.wrong) and overlap(one, other) >= 0.8
+
+
+def curate(ask: Ask, junk: bool = False) -> dict[str, Any]:
+    """Values for the fields of a curation request. `junk`: echo the playbook's format instead of operations."""
+    book = next((v for k, v in ask.values.items() if "playbook" in k), "")
+    reviews = next((v for k, v in ask.values.items() if "review" in k or "reflection" in k), "")
+    evidence = next((v for k, v in ask.values.items() if "evidence" in k or "counter" in k), "")
+    held = [read_point(body, source) for source, body in blocks(book) if source]
+    operations = echo(book) if junk else plan(held, reviewed(reviews), evidence)
+    told = f"{len(operations)} of the lessons are not in the playbook yet." if operations else "Nothing is missing."
+    values: dict[str, Any] = {}
+    for asked in ask.outputs:
+        value: Any = operations if "operation" in asked.name else told
+        values[asked.name] = json.dumps(value, ensure_ascii=False) if asked.type == "str" and value is operations else value
+    return values
+
+
+def plan(held: list[Point], points: list[Point], evidence: str) -> list[dict[str, Any]]:
+    """Operations: add what is new, extend what is close, merge what is double, delete what does harm."""
+    operations: list[dict[str, Any]] = []
+    touched: set[str] = set()
+    for source, helpful, harmful in _COUNTS.findall(evidence):
+        if any(p.id == source for p in held) and int(harmful) >= 3 and int(harmful) >= 2 * int(helpful) + 2:
+            operations.append({"type": "DELETE", "id": source})
+            touched.add(source)
+    for one, other in _doubles([p for p in held if p.id not in touched]):
+        operations.append({"type": "MERGE", "ids": [one.id, other.id], "content": _joined(one, other)})
+        touched |= {one.id, other.id}
+        break
+    for point in points:
+        near = max((p for p in held if p.answer == point.answer and p.answer), key=lambda p: overlap(p, point), default=None)
+        if any(normal(p.text) == normal(point.text) for p in held) or (near and overlap(near, point) >= 0.8):
+            continue
+        if near and near.id not in touched and overlap(near, point) >= 0.5 and len(near.cues) + len(point.cues) <= 12:
+            operations.append({"type": "UPDATE", "id": near.id, "content": _joined(near, point)})
+            touched.add(near.id)
+        else:
+            operations.append({"type": "ADD", "section": section_of(point), "content": point.text, "reviews": point.reviews})
+    return operations
+
+
+def _doubles(held: list[Point]) -> Iterable[tuple[Point, Point]]:
+    groups: dict[str, list[Point]] = {}
+    for point in held:
+        for other in groups.setdefault(point.answer, []) if point.answer else ():
+            if overlap(point, other) >= 0.8 and len(point.cues) + len(other.cues) <= 12:
+                yield other, point
+                break
+        groups.setdefault(point.answer, []).append(point)
+
+
+def _joined(one: Point, other: Point) -> str:
+    """`one` with the cues of `other` that it lacks, put where its own quoted cues end."""
+    known = {normal(c) for c in one.cues}
+    extra = [c for c in other.cues if normal(c) not in known and _CUE.search(other.text)]
+    quotes = list(_CUE.finditer(one.text))
+    if not extra or not quotes:
+        return one.text if len(one.text) >= len(other.text) else other.text
+    end = quotes[-1].end()
+    return one.text[:end] + "".join(f', "{cue}"' for cue in extra) + one.text[end:]
+
+
+def section_of(point: Point) -> str:
+    """A section for a new bullet, by what it is: a rule, a mistake to avoid, or a hint."""
+    if not point.answer and point.wrong:
+        return "COMMON MISTAKES TO AVOID"
+    return "CONTEXT CLUES & INDICATORS" if point.answer else "STRATEGIES & INSIGHTS"
+
+
+def echo(book: str) -> list[dict[str, Any]]:
+    """Junk: the playbook's own format as the content of new bullets."""
+    lines = [line for line in book.splitlines() if BULLET.match(line)][:2] or ["[str-00001] (STRATEGIES & INSIGHTS)"]
+    return [{"type": "ADD", "section": "## PLAYBOOK", "content": f"## STRATEGIES & INSIGHTS\n{line}"} for line in lines]

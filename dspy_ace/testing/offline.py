@@ -1,0 +1,86 @@
+"""`OfflineLM`: the reader as a DSPy language model, on both DSPy generations.
+
+From DSPy 3.4 on it is a `dspy.LM` with its own engine, so DSPy's cache, retries, usage and history work as with any
+provider. On DSPy 3.3 it is a `dspy.BaseLM` with `forward`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from .machine import Record
+from .noise import Knobs
+
+if hasattr(dspy, "lm15"):
+    from ._engine import OfflineBase
+elif not TYPE_CHECKING:
+    from ._legacy import OfflineBase
+
+__all__ = ["OfflineLM"]
+
+
+class OfflineLM(OfflineBase):
+    """A language model that needs no key and no network. It is a reader, not a mind.
+
+    Every reply is computed from the text of the request: options are scored by the words they share with the input
+    and by the sentences in the prompt that name them. It knows no data set, keeps no table of answers and no word
+    list for a task. So it measures the mechanics and the cost of a program or an optimizer. **It does not measure how
+    good a method is with a real model.**
+
+    Same request, same seed: same reply, in every process and thread order. Samples of one request differ only where
+    chance is asked for (`slips` and so on), by `rollout_id`.
+
+    Args:
+        model: the name that usage is booked under.
+        cache: whether DSPy's response cache is used (DSPy 3.4 on). Off by default, so that call counts are exact.
+        **settings: any field of `Knobs` (`seed`, `slips`, `unparsable`, `faults`, `latency`, `prefix_cache`, …), and
+            what `dspy.LM` takes besides (`temperature`, `max_tokens`, `num_retries`, `callbacks`).
+
+    Raises:
+        ValueError: a knob outside its range.
+
+    Attributes:
+        calls: how many requests were received, by this model and its copies, failed ones included.
+        log: one `Record` for each of them.
+    """
+
+    def __init__(self, model: str = "offline/reader", *, cache: bool = False, **settings: Any) -> None:
+        names = set(Knobs.__dataclass_fields__)
+        knobs = Knobs(**{name: settings.pop(name) for name in list(settings) if name in names})
+        super().__init__(model, knobs, cache=cache, **settings)
+
+    @property
+    def calls(self) -> int:
+        """Number of requests received."""
+        return len(self.machine.log)
+
+    @property
+    def log(self) -> list[Record]:
+        """Records of the requests received, oldest first (a copy)."""
+        return self.machine.log.records()
+
+    def reset_log(self) -> None:
+        """Empty the log, for all copies."""
+        self.machine.log.clear()
+
+    def dump_state(self) -> dict[str, Any]:
+        """State for `load_state`: model, settings and knobs."""
+        state: dict[str, Any] = super().dump_state()
+        dropped = ("engine", "async_engine", "finetuning_model", "launch_kwargs", "train_kwargs")
+        return {key: value for key, value in state.items() if key not in dropped} | self.machine.knobs.as_dict()
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any], **_: Any) -> OfflineLM:
+        """A model from the state that `dump_state` returned; its log starts empty."""
+        kept = {k: v for k, v in state.items() if not k.startswith("_dspy") and k != "rollout_id"}
+        return cls(**kept)
+
+    def copy(self, **changes: Any) -> OfflineLM:
+        """A copy that writes to the same log. Knobs may be changed like any other setting."""
+        knobs = {name: changes.pop(name) for name in list(changes) if name in Knobs.__dataclass_fields__}
+        copied = self._copied(self.machine.with_knobs(**knobs) if knobs else self.machine, changes)
+        if not isinstance(copied, OfflineLM):
+            raise TypeError(f"copying an OfflineLM gave a {type(copied).__name__}")
+        return copied

@@ -1,0 +1,249 @@
+"""The reflector: says which cues call for which answer, from what its request shows and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .cues import choose_cues
+from .options import listed, numbered_questions
+from .reader import Ask, load_json
+from .statements import blocks
+from .words import clip, content_stems, normal, split_name, stems
+
+_EXPECTED = re.compile(
+    r"(?:expected(?: answer| output)?|correct (?:answer|label|output|value)|right answer|gold(?: answer| label)?|"
+    r"ground truth|answer key|should (?:have been|be)|should have (?:said|answered))"
+    r"(?:\s+(?:is|was))?\s*[:=]?\s*(?:\"([^\"\n]+)\"|“([^”\n]+)”|`([^`\n]+)`|'([^'\n]+)'|([^\n;.]+?))"
+    r"(?=\s*(?:[,;)\n]|\.\s|\.?$|\bbut\b|\bnot\b|\bgot\b|\binstead\b))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_GOOD = re.compile(r"\b(?:success\w*|succeeded|correct|right|passed|pass|solved|perfect|ok|true)\b", re.IGNORECASE)
+_BAD = re.compile(
+    r"\b(?:fail\w*|incorrect|wrong|error\w*|exception|not (?:correct|right|solved)|mistake\w*|false|unsuccessful)\b", re.IGNORECASE
+)
+_SCORE = re.compile(r"score\s*(?:of|is|was|[:=])?\s*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?", re.IGNORECASE)
+_LINE = re.compile(r"^[ \t]*[-*]?[ \t]*[`\"']?(\w[\w ]{0,40}?)[`\"']?[ \t]*[:=][ \t]*(\S.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Cues that call for `answer` (empty: none known) and not for `wrong` (empty: none ruled out)."""
+
+    cues: tuple[str, ...]
+    answer: str
+    wrong: str
+    field: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a reflection request shows. `good`: True, False, or None when no verdict is shown."""
+
+    text: str
+    expected: Mapping[str, str]
+    given: Mapping[str, str]
+    good: bool | None
+    feedback: str
+    bullets: str
+
+
+def fields_in(text: str) -> dict[str, str]:
+    """Field name → value from JSON, `[[ ## name ## ]]` headers, `<name>` tags or `name: value` lines; else {'': text}."""
+    text = text.strip()
+    if not text or text.lower() in ("none", "n/a", "null", "{}", "(none)", "not shown", "unknown", "(not shown)", "-"):
+        return {}
+    body = load_json(text) if text[0] in "{[" else None
+    if isinstance(body, dict):
+        return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in body.items()}
+    marks = list(re.finditer(r"\[\[? ?## (\w+) ## ?\]?\]", text))
+    if marks:
+        ends = [m.start() for m in marks[1:]] + [len(text)]
+        return {m[1]: text[m.end() : end].strip() for m, end in zip(marks, ends, strict=False) if m[1] != "completed"}
+    tags = re.findall(r"<(\w+)>\s*(.*?)\s*</\1>", text, re.DOTALL)
+    if tags:
+        return dict(tags)
+    lines = {m[1].strip(): m[2].strip().strip("'\"") for m in _LINE.finditer(text)}
+    return lines or {"": text.strip("'\"")}
+
+
+def read_case(ask: Ask) -> Case:
+    """The case that a reflection request shows, whatever it calls its fields."""
+    get = _finder(ask)
+    text = get("task_inputs", "input", "example")
+    feedback, outcome = get("feedback", "critique"), get("outcome", "score", "result", "verdict")
+    expected = fields_in(get("expected", "target", "gold", "label"))
+    if not expected:
+        match = _EXPECTED.search(feedback)
+        if match:
+            expected = {"": next(g for g in match.groups() if g).strip()}
+    trajectory = get("trajectory", "attempt", "prediction", "output", "trace")
+    given = _given(trajectory, expected)
+    return Case(_values_only(text), expected, given, _verdict(outcome, feedback), feedback, get("bullets", "playbook"))
+
+
+def _finder(ask: Ask) -> Any:
+    def get(*names: str) -> str:
+        for name in names:
+            for key, value in ask.values.items():
+                if key == name:
+                    return value
+        return next((v for n in names for k, v in ask.values.items() if n in k.lower()), "")
+
+    return get
+
+
+def _values_only(text: str) -> str:
+    """Task inputs as text to be judged: the values without their field names."""
+    found = fields_in(text)
+    joined = "\n".join(found.values())
+    return joined if found and len(joined) >= 0.5 * len(text) else text
+
+
+def _given(trajectory: str, expected: Mapping[str, str]) -> dict[str, str]:
+    """The answer that was given, for the fields that an answer is expected for (or for all that can be read)."""
+    found: dict[str, str] = {}
+    for name in expected:
+        if name:
+            pattern = rf"(?:\[\[? ?## {re.escape(name)} ## ?\]?\]|[\"'`]?\b{re.escape(name)}\b[\"'`]?\s*[:=])\s*"
+            spots = list(re.finditer(pattern, trajectory))
+            if spots:
+                rest = trajectory[spots[-1].end() :]
+                value = re.match(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|([^\n]+)", rest)
+                if value:
+                    found[name] = next(g for g in value.groups() if g is not None).strip().rstrip(",}")
+    if found or not trajectory.strip():
+        return found
+    read = {k: v for k, v in fields_in(trajectory).items() if not re.search(r"reason|thought|cited", k)}
+    return dict(list(read.items())[-1:])
+
+
+def _verdict(outcome: str, feedback: str) -> bool | None:
+    for text in (outcome, feedback):
+        score = _SCORE.search(text) or (re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)()\s*", text))
+        if _BAD.search(text):
+            return False
+        if score:
+            return float(score[1]) >= 0.999 * float(score[2] or 1)
+        if _GOOD.search(text):
+            return True
+    return None
+
+
+def lessons_of(case: Case) -> list[Lesson]:
+    """Lessons of one case; none for a success that teaches nothing or a case without a verdict."""
+    found: list[Lesson] = []
+    text = listed(case.text).rest
+    named = len(case.expected) > 1
+    expected = case.expected or (dict(case.given) if case.good else dict.fromkeys(case.given, ""))
+    if not case.expected and case.good is None:
+        return []
+    for name, right in expected.items():
+        wrong = case.given.get(name) or (next(iter(case.given.values()), "") if not name or len(case.given) == 1 else "")
+        questions = numbered_questions(text)
+        rights, wrongs = [p.strip() for p in right.split(",")], [p.strip() for p in wrong.split(",")]
+        label = name if named else ""
+        if len(questions) > 1 and len(questions) in (len(rights), len(wrongs)):
+            for number, question in enumerate(questions):
+                pair = (rights[number] if number < len(rights) else "", wrongs[number] if number < len(wrongs) else "")
+                found += _lesson(case, question, *pair, label)
+        else:
+            found += _lesson(case, text, right.strip(), wrong.strip(), label)
+    return found
+
+
+def _lesson(case: Case, text: str, right: str, wrong: str, label: str) -> list[Lesson]:
+    if right and normal(right) == normal(wrong):
+        if case.good is False and not case.expected:
+            right = ""
+        else:
+            wrong = ""
+    if not right and (not wrong or case.good):
+        return []
+    if wrong == "" and right and _covered(case, right):
+        return []
+    avoid = set(split_name(wrong)) - set(split_name(right))
+    cues = choose_cues(text, case.bullets, avoid, 5)
+    return [Lesson(tuple(cues), clip(right, 14), clip(wrong, 10), label)] if cues else []
+
+
+def _covered(case: Case, right: str) -> bool:
+    """Whether a bullet in view already speaks for this answer."""
+    name = normal(right)
+    return any(name in normal(body) for _, body in blocks(case.bullets))
+
+
+def say(lesson: Lesson, wording: int = 0) -> str:
+    """A lesson as one sentence. `wording`: which of several wordings with the same meaning."""
+    first, rest = lesson.cues[0], lesson.cues[1:]
+    quoted = ", ".join(f'"{cue}"' for cue in (rest if "#" in first else lesson.cues))
+    scope = (f'"{first}"' + (f" near {quoted}" if quoted else "")) if "#" in first else quoted
+    field = f"{lesson.field} = " if lesson.field else ""
+    if not lesson.answer:
+        return (f"With {scope} the answer is not {field}{lesson.wrong}.",
+                f"Do not answer {field}{lesson.wrong} where {scope} is seen.")[wording % 2]  # fmt: skip
+    against = f", not {lesson.wrong}" if lesson.wrong else ""
+    return (
+        f"For {scope} answer {field}{lesson.answer}{against}.",
+        f"Seeing {scope}, answer {field}{lesson.answer}{against}.",
+        f"Inputs with {scope} → {field}{lesson.answer}{against}.",
+        f"Answer {field}{lesson.answer}{against} when the input has {scope}.",
+    )[wording % 4]
+
+
+def tags_of(case: Case, lessons: list[Lesson]) -> dict[str, str]:
+    """Bullet id → helpful, harmful or neutral, by whether it speaks for the right or for the wrong answers."""
+    here = set(stems(case.text))
+    rights = [normal(le.answer) for le in lessons if le.answer] or [normal(v) for v in case.expected.values()]
+    if not rights and case.good:
+        rights = [normal(v) for v in case.given.values()]
+    wrongs = [normal(le.wrong) for le in lessons if le.wrong]
+    found: dict[str, str] = {}
+    for source, body in blocks(case.bullets):
+        if source:
+            head, _, tail = normal(body).partition(" not ")
+            relevant = bool(here & set(content_stems(body)))
+            parts = [p for r in rights for p in ([r] if "," not in r else r.split(","))]
+            if relevant and any(p and f" {p} " in f" {head} " for p in parts):
+                found[source] = "helpful"
+            elif relevant and any(w and f" {w} " in f" {head} " for w in wrongs):
+                found[source] = "harmful"
+            else:
+                found[source] = "neutral"
+    return found
+
+
+def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
+    """Values for the fields of a reflection request. `flip`: state the given answer as right (a wrong lesson)."""
+    case = read_case(ask)
+    lessons = lessons_of(case)
+    tags = tags_of(case, lessons)
+    if flip:
+        lessons = [Lesson(le.cues, le.wrong or "none", le.answer, le.field) for le in lessons]
+    insights = [say(lesson, wording) for lesson in lessons]
+    if not insights and case.good is False and case.feedback.strip():
+        insights = [f"Avoid this: {clip(case.feedback, 30)}"]
+    first = lessons[0] if lessons else None
+    wrong = f"The answer was {first.wrong}." if first and first.wrong else "The attempt was right." if case.good else ""
+    values: dict[str, Any] = {
+        "error_identification": wrong or "Nothing shows what was wrong.",
+        "root_cause": f"The words {', '.join(first.cues[:3])} were not read as they should be." if first else
+        "Nothing was missing." if case.good else "The evidence does not show a cause.",
+        "correct_approach": insights[0] if insights else "Answer in the same way again.",
+        "key_insights": insights,
+        "bullet_tags": tags,
+    }  # fmt: skip
+    return {asked.name: _value(asked.name, asked.type, values) for asked in ask.outputs}
+
+
+def _value(name: str, kind: str, values: Mapping[str, Any]) -> Any:
+    """The value for an output field by its name, as JSON text when the field is plain text."""
+    key = name if name in values else next(
+        (k for part, k in (("insight", "key_insights"), ("lesson", "key_insights"), ("tag", "bullet_tags"),
+                           ("cause", "root_cause"), ("approach", "correct_approach"))
+         if part in name.lower()), "error_identification")  # fmt: skip
+    value = values[key]
+    return json.dumps(value, ensure_ascii=False) if kind == "str" and not isinstance(value, str) else value

@@ -1,0 +1,216 @@
+"""Statements: sentences that say which answer is right (or wrong) for which cues.
+
+`Refund requests from wholesale customers go to accounts, not to billing` names two options. It speaks for one,
+against the other, and its remaining words are cues. Quoted text is a cue as a phrase.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .options import Option
+from .words import STOP_STEMS, normal, sentences, stems
+
+BULLET = re.compile(r"^[ \t]*(?:[-*•]\s+)?\[([A-Za-z][\w&+.]*-\d+)\][ \t]*(?:\(([^()\n]*)\)[ \t]*)?", re.MULTILINE)
+"""A playbook line: `[str-00012] (SECTION) content`; group 1 is the id, group 2 the section."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One sentence's claim. `target`: index of an option; `sign`: +1 for it, -1 against it."""
+
+    source: str
+    target: int
+    sign: int
+    cues: tuple[str, ...]
+    phrases: tuple[str, ...]
+    blocked: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class _Mention:
+    start: int
+    end: int
+    option: int
+    role: int  # 2: named as the answer, 1: named, -1: named as wrong
+
+
+_DETERMINERS = (
+    r"(?:\s+(?:the|a|an|it|its|them|this|these|that|to|as|with|under|by|in|into|for|always|just|simply|only|directly|"
+    r"straight|label|tag|category|class|department|team|queue|option|field|value|answer|be|[`'\"]?\w+[`'\"]?\s*=))*"
+)
+_SPEAKS_FOR = re.compile(
+    r"(?:→|⇒|->|=>|[:=]|\b(?:go|goes|going|belongs?|routed?|routes?|send|sent|assign(?:ed)?|direct(?:ed)?|forward(?:ed)?|"
+    r"classify|classified|label(?:l?ed)?|tag(?:ged)?|mark(?:ed)?|answer|answers|choose|pick|select|use|return|give|say|"
+    r"output|respond|reply|predict|means?|is|are|be|becomes?|counts?|treat(?:ed)?|to|as|handled|owned|falls?|prefer|"
+    r"rated?|scored?|deserves?|expects?|wants?|needs?|gets?|indicates?|suggests?|implies|signals?)\b)"
+    + _DETERMINERS + r"\s*[\"'“‘`*_(]*$",
+    re.IGNORECASE,
+)  # fmt: skip
+_OWNS = re.compile(
+    r"^[\"'”’`*_)]*\s*(?:\([^)]*\)\s*)?(?:[:=←]|<-|—|–|-\s|(?:is|are)?\s*(?:for|when|if|whenever|where)\b|"
+    r"(?:covers?|handles?|includes?|owns?|takes?|gets?|deals?|receives?|means?|applies|concerns?|if|fits|"
+    r"(?:is|are) (?:used|right|correct|the|about|meant))\b)",
+    re.IGNORECASE,
+)
+_AGAINST = re.compile(
+    r"(?:\b(?:not|never|instead of|rather than|avoid|wrongly|isn['’]t|aren['’]t|don['’]t|doesn['’]t|nor|neither)\b)"
+    r"(?:(?!\bbut\b)[^,;.:→]){0,32}$",
+    re.IGNORECASE,
+)
+_IS_WRONG = re.compile(r"^[\"'”’`*]*\s+(?:is|was|would be|are)\s+(?:wrong|incorrect|not\b|a mistake)", re.IGNORECASE)
+_CHAIN = re.compile(r"^[\"'”’`*\s]*(?:,|/|\bor\b|\band\b|\bnor\b|\s)+(?:to|the|as)?[\"'“‘`*\s]*$", re.IGNORECASE)
+_QUOTE = re.compile(r"\"([^\"\n]{2,80})\"|“([^”\n]{2,80})”|`([^`\n]{2,80})`|(?<!\w)'([^'\n]{2,80})'(?!\w)|‘([^’\n]{2,80})’")
+_BLOCK = re.compile(
+    r"\b(?:unless|without|except(?: for| when| if)?|excluding|other than|if not|when not|"
+    r"(?:does not|doesn['’]t|do not|don['’]t|is not|isn['’]t|not) (?:mention|contain|include|involve|have|about|say)\w*)\b"
+    r"([^,;.→]*)",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\w+(?:['’]\w+)?")
+_SHY = frozenset("yes no true false none other a b c d e f g h i j high low medium good bad new open up down on off".split())
+_GENERIC = STOP_STEMS | frozenset(
+    stems("route routed send sent belong belongs assign assigned direct forward team department queue option options "
+          "ticket message text input word words phrase phrases talk talks speak speaks contain contains include includes "
+          "handle handled treat rather prefer always never category value nearby next")
+)  # fmt: skip
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """(bullet id or empty, content) of each block of `text`: playbook bullets with their indented lines, else lines."""
+    spots = list(BULLET.finditer(text))
+    if text[: spots[0].start() if spots else len(text)].strip():
+        yield "", text[: spots[0].start() if spots else len(text)]
+    ends = [after.start() for after in spots[1:]] + [len(text)]
+    for spot, end in zip(spots, ends, strict=False):
+        lines = text[spot.end() : end].split("\n")
+        kept = 1
+        while kept < len(lines) and (not lines[kept].strip() or lines[kept].startswith((" ", "\t"))):
+            kept += 1
+        yield spot[1], "\n".join(lines[:kept]).strip()
+        tail = "\n".join(lines[kept:])
+        if tail.strip():
+            yield "", tail
+
+
+class Names:
+    """Finds the options of one field in sentences."""
+
+    def __init__(self, options: Sequence[Option]) -> None:
+        self.options = tuple(options)
+        self._by_words: dict[tuple[str, ...], int] = {}
+        for index, option in enumerate(options):
+            for alias in option.aliases:
+                self._by_words.setdefault(tuple(alias.split()), index)
+        self._longest = min(12, max((len(key) for key in self._by_words), default=0))
+        self._firsts = {key[0] for key in self._by_words if key}
+
+    def mentions(self, sentence: str) -> list[_Mention]:
+        """Every option named in `sentence`, in order, with the role its neighbourhood gives it."""
+        words = [(m.start(), m.end(), part) for m in _WORD.finditer(sentence) for part in (normal(m[0]),) if part]
+        flat = [(s, e, piece) for s, e, part in words for piece in part.split()]
+        found: list[_Mention] = []
+        at = 0
+        while at < len(flat):
+            size = self._match(flat, at)
+            if size:
+                index = self._by_words[tuple(piece for _, _, piece in flat[at : at + size])]
+                mention = self._role(sentence, flat[at][0], flat[at + size - 1][1], index, found)
+                if mention is not None:
+                    found.append(mention)
+            at += size or 1
+        return found
+
+    def _match(self, flat: Sequence[tuple[int, int, str]], at: int) -> int:
+        if flat[at][2] not in self._firsts:
+            return 0
+        for size in range(min(self._longest, len(flat) - at), 0, -1):
+            if tuple(piece for _, _, piece in flat[at : at + size]) in self._by_words:
+                return size
+        return 0
+
+    @staticmethod
+    def _role(sentence: str, start: int, end: int, index: int, found: list[_Mention]) -> _Mention | None:
+        before, after = sentence[max(0, start - 80) : start], sentence[end : end + 60]
+        if found and _CHAIN.match(sentence[found[-1].end : start]):
+            return _Mention(start, end, index, found[-1].role)
+        if _AGAINST.search(before) or _IS_WRONG.match(after):
+            return _Mention(start, end, index, -1)
+        if _SPEAKS_FOR.search(before) or _OWNS.match(after):
+            return _Mention(start, end, index, 2)
+        word = sentence[start:end]
+        if word.lower() in _SHY or (len(word) == 1 and not word.isupper()):
+            return None
+        return _Mention(start, end, index, 1)
+
+
+@lru_cache(maxsize=32768)
+def claims(sentence: str, options: tuple[Option, ...], source: str = "") -> tuple[Statement, ...]:
+    """What `sentence` says about `options`; nothing when it names none of them."""
+    mentions = _names(options).mentions(sentence)
+    if any(m.role == 2 for m in mentions):
+        mentions = [m for m in mentions if m.role != 1]
+    if not mentions:
+        return ()
+    rivals = {m.option for m in mentions if m.role > 0}
+    made: list[Statement] = []
+    for piece, inside in _pieces(sentence, mentions) if len(rivals) > 1 else ((sentence, mentions),):
+        cues, phrases, blocked = _cues(piece, [sentence[m.start : m.end] for m in mentions])
+        if cues or phrases:
+            for mention in {m.option: m for m in inside}.values():
+                sign = 1 if mention.role > 0 else -1
+                made.append(Statement(source, mention.option, sign, cues, phrases, blocked, sentence))
+    return tuple(made)
+
+
+@lru_cache(maxsize=256)
+def _names(options: tuple[Option, ...]) -> Names:
+    return Names(options)
+
+
+def _pieces(sentence: str, mentions: list[_Mention]) -> Iterator[tuple[str, list[_Mention]]]:
+    """One piece per option named as an answer, cut where the next one's cues begin."""
+    first = mentions[0]
+    leading = not _cues(sentence[: first.start], [])[0]
+    groups: list[list[_Mention]] = []
+    for mention in mentions:
+        if groups and (mention.role < 0 or _CHAIN.match(sentence[groups[-1][-1].end : mention.start])):
+            groups[-1].append(mention)
+        else:
+            groups.append([mention])
+    start = 0
+    for position, group in enumerate(groups):
+        last = position == len(groups) - 1
+        stop = len(sentence) if last else groups[position + 1][0].start if leading else group[-1].end
+        yield sentence[start:stop], group
+        start = stop
+
+
+def _cues(piece: str, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    blocked: list[str] = []
+    for match in _BLOCK.finditer(piece):
+        if not any(name in match[0] for name in names):
+            blocked += [s for s in stems(match[1]) if s not in _GENERIC]
+            piece = piece.replace(match[0], " ")
+    for name in names:
+        piece = piece.replace(name, " ")
+    phrases: list[str] = []
+    for quote in _QUOTE.finditer(piece):
+        folded = stems(next(group for group in quote.groups() if group))
+        if folded:
+            phrases.append(" ".join(folded))
+    bare = stems(_QUOTE.sub(" ", piece))
+    cues = dict.fromkeys(s for s in bare if s not in _GENERIC and s != "#" and len(s) > 1)
+    return tuple(cues), tuple(dict.fromkeys(phrases)), tuple(dict.fromkeys(blocked))
+
+
+def statements(text: str, options: tuple[Option, ...]) -> list[Statement]:
+    """Every statement about `options` in `text`, in order."""
+    return [
+        claim for source, body in blocks(text) for sentence in sentences(body)
+        for claim in claims(sentence, options, source)
+    ]  # fmt: skip

@@ -1,0 +1,110 @@
+"""Words, stems and phrases: the text primitives of the offline model.
+
+Nothing here knows a task. The only word list is a list of general English function words.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_STOP = """
+a about above after again against all also am an and any are aren't as asked at be because been before being below
+between both but by can cannot could did do does doing done down during each either else etc every few for from
+further get gets given go goes going had has have having he her here hers him his how however i if in into is isn't
+it its itself just let like likely made make many may me might more most much must my near neither no nor not now of
+off on once one only onto or other our out over own per please quite rather same say says shall she should since so
+some someone something still such text than that the their them then there these they thing this those though
+through thus to too toward under until up upon us use used uses using very via was we were what when where whether
+which while who whom whose why will with within without would yes yet you your
+answer answers case cases choose class classify correct entity example expected field give input instead label
+labelled mean means mention mentioned mentions output pick question questions reply request response return right
+route sentence tag task wrong
+""".split()
+STOP_WORDS: frozenset[str] = frozenset(_STOP)
+"""General function words and the vocabulary of asking itself; never used as cues."""
+
+_TOKEN = re.compile(r"\d[\d.,]*\d|\d|[^\W\d_]+(?:['’][^\W\d_]+)?|[$€£¥%#]")
+_CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
+_VOWEL = re.compile(r"[aeiouy]")
+
+
+def tokens(text: str) -> list[str]:
+    """Surface tokens of `text`: words, numbers, and the signs `$ € £ ¥ % #`."""
+    return _TOKEN.findall(text)
+
+
+@lru_cache(maxsize=65536)
+def stem(word: str) -> str:
+    """A light stem: lower case, numbers become `#`, common English endings are cut."""
+    if word[0].isdigit():
+        return "#"
+    w = word.lower().replace("’", "'")
+    if w.endswith("'s"):
+        w = w[:-2]
+    if len(w) <= 3 or not w.isascii():
+        return w
+    for ending, put in _ENDINGS:
+        if w.endswith(ending) and len(w) - len(ending) >= 3 and _VOWEL.search(w[: -len(ending)]):
+            w = w[: -len(ending)] + put
+            break
+    if len(w) > 4 and w[-1] == w[-2] and w[-1] not in "sle":
+        w = w[:-1]
+    return w[:-1] if len(w) > 4 and w.endswith("e") else w
+
+
+_ENDINGS = (
+    ("ations", "at"), ("ation", "at"), ("ments", "ment"), ("ingly", ""), ("ities", "ity"), ("iness", "y"),
+    ("sses", "ss"), ("ings", ""), ("ions", "ion"), ("ies", "y"), ("ied", "y"), ("ing", ""), ("ers", "er"),
+    ("edly", ""), ("ed", ""), ("ly", ""), ("ss", "ss"), ("us", "us"), ("is", "is"), ("es", "e"), ("s", ""),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=8192)
+def stems(text: str) -> tuple[str, ...]:
+    """Stems of every token of `text`, in order."""
+    return tuple(stem(word) for word in tokens(text))
+
+
+def is_content(word: str) -> bool:
+    """Whether a surface word says something of its own: no stop word, no number, no sign."""
+    low = word.lower()
+    return len(low) > 1 and low[0].isalpha() and low not in STOP_WORDS
+
+
+@lru_cache(maxsize=65536)
+def _stem_is_content(token: str) -> bool:
+    return len(token) > 1 and token not in STOP_STEMS
+
+
+STOP_STEMS: frozenset[str] = frozenset(stem(word) for word in STOP_WORDS)
+
+
+def content_stems(text: str) -> list[str]:
+    """Stems of the content words of `text`, in order, with repeats."""
+    return [token for token in stems(text) if _stem_is_content(token)]
+
+
+@lru_cache(maxsize=16384)
+def split_name(name: str) -> tuple[str, ...]:
+    """Stems of the words inside a label: camelCase, snake_case, hyphens and spaces are seams."""
+    return tuple(stem(part) for part in _CAMEL.findall(name))
+
+
+def normal(text: str) -> str:
+    """`text` folded for comparison: lower case, runs of anything but letters and digits become one space."""
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?;])[\"'”’)]*\s+(?=\S)|\s*\n+\s*|\s+[•·]\s+")
+
+
+def sentences(text: str) -> list[str]:
+    """`text` cut at sentence ends, semicolons and line breaks; blank pieces are dropped."""
+    return [piece.strip() for piece in _SENTENCE_END.split(text) if piece.strip()]
+
+
+def clip(text: str, words: int) -> str:
+    """The first `words` words of `text` on one line, with an ellipsis when something was cut."""
+    parts = text.split()
+    return " ".join(parts[:words]) + (" …" if len(parts) > words else "")

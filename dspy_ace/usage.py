@@ -1,0 +1,131 @@
+"""Who spent what: LM calls and tokens, per role, in any number of threads.
+
+DSPy's own tracker sees no call made in a worker thread (it is copied with the context). The tracker here
+is shared by copies and locked, and passes every entry on to a tracker that stood around the compile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import dspy
+from dspy.utils.callback import BaseCallback
+from dspy.utils.usage_tracker import UsageTracker
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was spent. `a + b` adds up.
+
+    Args:
+        calls: LM calls answered or failed, those from DSPy's cache included.
+        cached_calls: of these, answered from DSPy's cache: no tokens, no cost.
+        failed_calls: of these, ended by an error.
+        prompt_tokens, cached_tokens, completion_tokens: as the provider reports them; `cached_tokens` is
+            the part of `prompt_tokens` that the provider's prompt cache served.
+    """
+
+    calls: int = 0
+    cached_calls: int = 0
+    failed_calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+class _Tracker(UsageTracker):  # type: ignore[misc]  # dspy is untyped
+    """A usage tracker that threads share: copies are itself, additions are locked, an outer one sees them too."""
+
+    def __init__(self, outer: UsageTracker | None) -> None:
+        super().__init__()
+        self._outer = outer
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tracker:
+        return self
+
+    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        with self._lock:
+            super().add_usage(lm, usage_entry)
+            if self._outer is not None:
+                self._outer.add_usage(lm, usage_entry)
+
+
+class _CallCounter(BaseCallback):  # type: ignore[misc]  # dspy is untyped
+    """Counts LM calls as they end."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        self.failed = 0
+        self._lock = threading.Lock()
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        with self._lock:
+            self.ended += 1
+            self.failed += exception is not None
+
+
+class Spent:
+    """The usage of one `Meter.spending` scope, complete when the scope has ended."""
+
+    def __init__(self, outer: UsageTracker | None) -> None:
+        self.tracker = _Tracker(outer)
+        self.counter = _CallCounter()
+
+    def usage(self) -> Usage:
+        """What was spent so far."""
+        entries = [entry for several in self.tracker.usage_data.values() for entry in several]
+        answered = self.counter.ended - self.counter.failed
+        return Usage(
+            calls=self.counter.ended,
+            cached_calls=max(0, answered - len(entries)),
+            failed_calls=self.counter.failed,
+            prompt_tokens=sum(_count(entry, "prompt_tokens") for entry in entries),
+            cached_tokens=sum(_count(entry.get("prompt_tokens_details"), "cached_tokens") for entry in entries),
+            completion_tokens=sum(_count(entry, "completion_tokens") for entry in entries),
+        )
+
+
+class Meter:
+    """Adds up usage per role (`task`, `reflector`, `curator`, …). Thread-safe."""
+
+    def __init__(self) -> None:
+        self._outer = dspy.settings.usage_tracker
+        self._totals: dict[str, Usage] = {}
+        self._scopes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def spending(self, role: str) -> Iterator[Spent]:
+        """A scope whose LM calls, in this thread and those it starts, count for `role`."""
+        spent = Spent(self._outer)
+        callbacks = [*(dspy.settings.get("callbacks") or []), spent.counter]
+        try:
+            with dspy.context(usage_tracker=spent.tracker, callbacks=callbacks):
+                yield spent
+        finally:
+            with self._lock:
+                self._totals[role] = self._totals.get(role, Usage()) + spent.usage()
+                self._scopes[role] = self._scopes.get(role, 0) + 1
+
+    def scopes(self, role: str) -> int:
+        """How many scopes of `role` have ended: for `task`, the number of rollouts."""
+        with self._lock:
+            return self._scopes.get(role, 0)
+
+    def totals(self) -> dict[str, Usage]:
+        """What each role has spent so far, roles in alphabetical order."""
+        with self._lock:
+            return dict(sorted(self._totals.items()))
+
+
+def _count(entry: Any, key: str) -> int:
+    value = entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
+    return value if isinstance(value, int) else 0
