@@ -1,7 +1,7 @@
 """ACE (Agentic Context Engineering, arXiv 2510.04618) as a DSPy optimizer.
 
-    from dspy_ace import ACE
-    program = ACE(metric).compile(program, trainset, valset=valset)
+from dspy_ace import ACE
+program = ACE(metric).compile(program, trainset, valset=valset)
 """
 
 from .adapt import Step

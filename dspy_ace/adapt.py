@@ -1,4 +1,4 @@
-"""One adaptation step: trajectories in, the next playbook out. Offline and online learning share it (ACE §3.2, §3.3)."""
+"""One adaptation step: trajectories in, the next playbook out (ACE §3.2, §3.3). Offline and online share it."""
 
 from __future__ import annotations
 
@@ -93,14 +93,16 @@ def _reflect(
     Only the last reflection is returned: what it keeps of the earlier ones is its business.
     """
     reflection: Reflection | None = None
-    attempt, scores, verified = first, [first.feedback.score], None
+    failed: list[Rejected] = []
+    verified: bool | None = None
+    attempt, scores = first, [first.feedback.score]
     for _ in range(max(1, rounds)):
         try:
             reflection = reflect(playbook, attempt)
         except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
-            failed = Rejected(None, f"reflection on example {first.source} failed: {type(error).__name__}: {error}")
+            reason = f"reflection on example {first.source} failed: {type(error).__name__}: {error}"
+            failed.append(Rejected(None, reason))
             break
-        failed = None
         if first.success or retry is None or rounds == 0 or not reflection.insights:
             break
         attempt = replace(retry(first, reflection), attempt=reflection)
@@ -112,12 +114,10 @@ def _reflect(
             break
     if reflection is not None:
         reflection = replace(reflection, trajectory=first, verified=verified, scores=tuple(scores))
-    return reflection, [failed] if failed else []
+    return reflection, failed
 
 
-def _curate(
-    playbook: Playbook, group: Sequence[Reflection], curate: Curate
-) -> tuple[Delta, Sequence[Rejected]]:
+def _curate(playbook: Playbook, group: Sequence[Reflection], curate: Curate) -> tuple[Delta, Sequence[Rejected]]:
     """Curate one group; a failed call loses this group's lessons only, and says so."""
     try:
         return curate(playbook, group)

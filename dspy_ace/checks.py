@@ -26,7 +26,9 @@ def check_program(student: Any) -> None:
         )
     frozen = any(getattr(module, "_compiled", False) for _, module in student.named_sub_modules())
     why = " Its sub-modules are frozen (_compiled=True), which hides their predictors." if frozen else ""
-    raise SettingsError(f"The student ({type(student).__name__}) has no predictor to put a playbook into.{why}")
+    raise SettingsError(
+        f"The student ({type(student).__name__}) has no predictor to put a playbook into.{why}"
+    )
 
 
 def check_examples(examples: Any, name: str, *, may_be_empty: bool = False) -> list[dspy.Example]:
@@ -47,7 +49,9 @@ def check_examples(examples: Any, name: str, *, may_be_empty: bool = False) -> l
                 "dspy.Example(question='…', answer='…').with_inputs('question')."
             ) from error
         if not inputs.keys():
-            raise SettingsError(f"{name}[{position}] has no input field; name at least one in .with_inputs('…').")
+            raise SettingsError(
+                f"{name}[{position}] has no input field; name at least one in .with_inputs('…')."
+            )
     return listed
 
 
@@ -58,10 +62,14 @@ def check_lms(student: dspy.Module, **roles: Any) -> None:
             raise SettingsError(f"{name} must be a dspy.LM, as in dspy.LM('openai/gpt-4o'); got {_kind(lm)}.")
     default = dspy.settings.lm
     if default is not None and not isinstance(default, dspy.BaseLM):
-        raise SettingsError(f"dspy.configure(lm=…) takes a dspy.LM, as in dspy.LM('openai/gpt-4o'); got {_kind(default)}.")
+        raise SettingsError(
+            f"dspy.configure(lm=…) takes a dspy.LM, as in dspy.LM('openai/gpt-4o'); got {_kind(default)}."
+        )
     bare = [name for name, predictor in student.named_predictors() if predictor.lm is None]
     if bare and default is None:
-        raise SettingsError(f"No LM for predictor {bare[0]!r}: call dspy.configure(lm=dspy.LM('…')), or student.set_lm(…).")
+        raise SettingsError(
+            f"No LM for predictor {bare[0]!r}: call dspy.configure(lm=dspy.LM('…')), or student.set_lm(…)."
+        )
 
 
 def check_playbook(playbook: Any) -> Playbook:
@@ -73,11 +81,20 @@ def check_playbook(playbook: Any) -> Playbook:
     return playbook
 
 
-def check_number(name: str, value: Any, least: float, *, whole: bool = True, most: float | None = None) -> None:
+def check_number(
+    name: str, value: Any, least: float, *, whole: bool = True, most: float | None = None
+) -> None:
     """Raise SettingsError unless `value` is a (whole) number in range."""
     kinds: tuple[type, ...] = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or value < least or (most is not None and value > most):
-        wanted = f"a {'whole ' if whole else ''}number, {least} or more" + (f", at most {most}" if most is not None else "")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kinds)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        wanted = f"a {'whole ' if whole else ''}number, {least} or more" + (
+            f", at most {most}" if most is not None else ""
+        )
         raise SettingsError(f"{name} must be {wanted}; got {value!r}.")
 
 
@@ -94,4 +111,6 @@ def check_role(name: str, role: Any) -> None:
 
 
 def _kind(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.80}"
+    return (
+        f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.80}"
+    )

@@ -127,7 +127,10 @@ def _citing_predictor(kind: type[Any]) -> type[Any]:
 @lru_cache(maxsize=256)
 def _citing_adapter(kind: type[Any]) -> type[Any]:
     made = type(kind.__name__, (_CitingAdapter, kind), {})
-    for name in ("format", "parse"):  # dspy.Adapter wraps these in callbacks anew in every subclass: once is enough
+    for name in (
+        "format",
+        "parse",
+    ):  # dspy.Adapter wraps these in callbacks anew in every subclass: once is enough
         if name in vars(made):
             delattr(made, name)
     return made
@@ -135,7 +138,11 @@ def _citing_adapter(kind: type[Any]) -> type[Any]:
 
 @lru_cache(maxsize=256)
 def _asking(signature: Any) -> Any:
-    return signature if FIELD in signature.fields else signature.append(FIELD, dspy.OutputField(desc=_ASK), list[str])
+    return (
+        signature
+        if FIELD in signature.fields
+        else signature.append(FIELD, dspy.OutputField(desc=_ASK), list[str])
+    )
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,9 @@ from .replies import ask, read_list
 from .roles import Reflection
 from .transcript import render_fields
 
-_ECHOED = re.compile(rf"^\s*(?:##[^\n]*\n+)?\s*\[{text.ID_PATTERN}\]\s*(?:helpful=\d+\s*harmful=\d+\s*::|\([^)\n]*\))?\s*")
+_ECHOED = re.compile(
+    rf"^\s*(?:##[^\n]*\n+)?\s*\[{text.ID_PATTERN}\]\s*(?:helpful=\d+\s*harmful=\d+\s*::|\([^)\n]*\))?\s*"
+)
 _FORMAT_LINE = re.compile(rf"^\s*(?:##+ [^\n]*|\[{text.ID_PATTERN}\].*)$")
 
 
@@ -37,7 +39,8 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
     Lessons that a retry confirmed are worth most. A lesson whose retry failed again is unproven: take it only if
     it is plainly right, and say then what is certain. Never copy a case or its answer. Mind the token budget: when
     little is left, rather update, merge and delete. No operation at all is a good answer when the reviews bring
-    nothing new."""
+    nothing new.
+    """
 
     playbook: str = dspy.InputField(desc="the bullets in order of birth: [id] (section) content")
     evidence: str = dspy.InputField(desc="how often bullets helped and misled so far; unlisted ones were never used")
@@ -126,7 +129,8 @@ def _review(number: int, reflection: Reflection) -> str:
             lines.append(f"{title}: {words}")
     lines.append("Insights:")
     for insight in reflection.insights:
-        lines.append(f"- {insight.content}" + (f" (for predictor {insight.predictor})" if insight.predictor else ""))
+        scope = f" (for predictor {insight.predictor})" if insight.predictor else ""
+        lines.append(f"- {insight.content}{scope}")
     return "\n".join(lines)
 
 
@@ -168,7 +172,11 @@ def _content(item: Mapping[str, Any]) -> str:
         raise ValueError("the content is empty")
     cleaned = _ECHOED.sub("", content, count=1).strip()
     lines = [line for line in cleaned.splitlines() if line.strip()]
-    if not lines or all(_FORMAT_LINE.match(line) for line in lines) or any("harmful=" in ln and "::" in ln for ln in lines):
+    if (
+        not lines
+        or all(_FORMAT_LINE.match(line) for line in lines)
+        or any("harmful=" in ln and "::" in ln for ln in lines)
+    ):
         raise ValueError("the content repeats the playbook's format and holds no lesson of its own")
     return cleaned
 

@@ -105,7 +105,10 @@ class Rejected:
 def operation_to_json(operation: Operation) -> dict[str, Any]:
     """An operation as plain JSON data: `op` and the fields that are not at their default."""
     fields = {name: value for name, value in asdict(operation).items() if value not in (None, (), "", 0)}
-    return {"op": operation.op, **{name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}}
+    return {
+        "op": operation.op,
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()},
+    }
 
 
 def operation_from_json(data: Any) -> Operation:
@@ -114,7 +117,9 @@ def operation_from_json(data: Any) -> Operation:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
         operation: Operation = _KINDS[fields.pop("op")](**fields)
     except (AttributeError, KeyError, TypeError) as error:
-        raise DeltaError(f"Expected an operation like {{'op': 'add', 'section': …, 'content': …}}; got {data!r}.") from error
+        raise DeltaError(
+            f"Expected an operation like {{'op': 'add', 'section': …, 'content': …}}; got {data!r}."
+        ) from error
     return operation
 
 
@@ -192,7 +197,9 @@ def combine(deltas: Sequence[Delta]) -> tuple[Delta, tuple[Rejected, ...]]:
                 edits[places[0]] = _united(edits[places[0]], operation)
             else:
                 first = edits[places[0]]
-                rejected.append(Rejected(operation, f"{', '.join(touched)}: already edited here by a {first.op}"))
+                rejected.append(
+                    Rejected(operation, f"{', '.join(touched)}: already edited here by a {first.op}")
+                )
     return Delta((*tags.values(), *edits, *adds.values())), tuple(rejected)
 
 
@@ -238,7 +245,9 @@ class _Working:
             elif isinstance(operation, Tag):
                 self._tag(operation)
             else:
-                raise DeltaError(f"expected Add, Update, Merge, Delete or Tag; got {type(operation).__name__}")
+                raise DeltaError(
+                    f"expected Add, Update, Merge, Delete or Tag; got {type(operation).__name__}"
+                )
         except PlaybookError as error:
             raise DeltaError(f"{getattr(operation, 'op', 'operation')}: {error}") from error
 
@@ -288,7 +297,8 @@ class _Working:
             helpful=sum(bullet.helpful for bullet in bullets),
             harmful=sum(bullet.harmful for bullet in bullets),
             predictor=oldest.predictor if len(scopes) == 1 else None,
-            sources=tuple(source for bullet in bullets for source in bullet.sources) + tuple(operation.sources),
+            sources=tuple(source for bullet in bullets for source in bullet.sources)
+            + tuple(operation.sources),
         )
         for bullet in bullets[1:]:
             del self._bullets[bullet.id]

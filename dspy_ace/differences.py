@@ -58,6 +58,7 @@ _DROP = frozenset(
     "we me this that these those which who whom whose there here of so very quite really as such eg ie etc then "
     "thus therefore hence however too also please well in_addition itself themselves yourself whether let".split()
 )
+_ARTICLES = frozenset("the a an its their his her your our my on by of each every".split())
 _SOFT = {  # words of grammar: left out is no difference; one in place of another is, across groups
     word: group
     for group, words in {
@@ -259,6 +260,7 @@ class _Piece:
     group: str  # of _TOKEN
     quoted: str = ""  # code, phrase
     first: bool = False  # opens a sentence, or follows a colon
+    adverb: bool = True  # does not follow an article
 
     @property
     def low(self) -> str:
@@ -272,7 +274,7 @@ def _pieces(text: str) -> list[_Piece]:
         code = found[1] is not None or not re.search(r"\w\W+\w", inner)
         spans.append((found.start(), found.end(), "code" if code else "phrase", inner))
     pieces: list[_Piece] = []
-    at, first = 0, True
+    at, first, last = 0, True, ""
     marks = iter(spans)
     span = next(marks, None)
     while at < len(text):
@@ -290,10 +292,11 @@ def _pieces(text: str) -> list[_Piece]:
             continue
         inside = span is not None and span[0] <= found.start() < span[1]
         group = found.lastgroup if found.lastgroup != "unit" else "number"
-        if group == "pause" and text.count("(", 0, at) > text.count(")", 0, at):
+        if group == "pause" and text.count("(", 0, found.start()) > text.count(")", 0, found.start()):
             at = found.end()
             continue
-        pieces.append(_Piece(found[0], group or "other", span[2] if inside and span else "", first))
+        pieces.append(_Piece(found[0], group or "other", span[2] if inside and span else "", first, last not in _ARTICLES))
+        last = found[0].lower()
         first = group == "stop" or found[0] == ":" or (first and group == "number")
         at = found.end()
     return pieces
@@ -361,8 +364,10 @@ def _word(piece: _Piece, reason: bool) -> Token | None:
     key = _SYNONYMS.get(_stem(low), _stem(low))
     if piece.quoted == "phrase":
         return Token(raw if raw != low and not piece.first else key, "literal", raw, reason)
-    if raw[0].isupper() and not piece.first:
+    if raw[0].isupper() and not piece.first and key not in _WEAK and key != "id":
         return Token(_stem(low), "name", raw, reason)
+    if low == "first" and piece.adverb:
+        return Token(key, "weak", raw, reason)
     return Token(key, "weak" if key in _WEAK else "word", raw, reason)
 
 
@@ -376,13 +381,25 @@ def _reasons(pieces: Sequence[_Piece]) -> list[bool]:
         before = pieces[at - 1].raw if at else ""
         if piece.group == "stop":
             inside = False
-        elif piece.group == "pause" and following[:1] and following[0] in ("then", "and", "but", "unless", "except", "if"):
+        elif (
+            piece.group == "pause"
+            and following[:1]
+            and following[0] in ("then", "and", "but", "unless", "except", "if")
+        ):
             inside = False
         elif piece.first and piece.low in ("this", "these", "that", "it", "doing"):
             inside = any(verbs)
-        elif piece.low == "to" and verbs[:1] == [True] and following[0] not in ("ensure", "check", "confirm", "increase"):
+        elif (
+            piece.low == "to"
+            and verbs[:1] == [True]
+            and following[0] not in ("ensure", "check", "confirm", "increase")
+        ):
             inside = True
-        elif before == "," and piece.low.endswith("ing") and _SYNONYMS.get(_stem(piece.low), _stem(piece.low)) in _REASON_KEYS:
+        elif (
+            before == ","
+            and piece.low.endswith("ing")
+            and _SYNONYMS.get(_stem(piece.low), _stem(piece.low)) in _REASON_KEYS
+        ):
             inside = True
         elif piece.low == "because" or (before == "," and piece.low in ("since", "as")):
             inside = True
@@ -413,9 +430,13 @@ def _active(sentence: list[Token]) -> list[Token]:
     for at, token in enumerate(sentence[:-1]):
         if token.kind == "soft" and token.key == "must":
             end = at + 2 if sentence[at + 1].kind == "negation" else at + 1
-            if end < len(sentence) and re.search(r"ed$|^(sent|kept|made|given|taken|written|paid|shown)$", sentence[end].shown):
+            if end < len(sentence) and re.search(
+                r"ed$|^(sent|kept|made|given|taken|written|paid|shown)$", sentence[end].shown
+            ):
                 start = max((i + 1 for i in range(at) if sentence[i].kind == "pause"), default=0)
-                return sentence[:start] + sentence[at + 1 : end + 1] + sentence[start:at] + sentence[end + 1 :]
+                return (
+                    sentence[:start] + sentence[at + 1 : end + 1] + sentence[start:at] + sentence[end + 1 :]
+                )
     return sentence
 
 
@@ -428,8 +449,16 @@ def _verdict(a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str | Non
     common = {token.key for token in matched}
     everything = {token.key for token in a}, {token.key for token in b}
     for kind in ("number", "literal", "name"):
-        only_a = [token for token in a if token.kind == kind and token.key not in everything[1] and token.shown.lower() != "one"]
-        only_b = [token for token in b if token.kind == kind and token.key not in everything[0] and token.shown.lower() != "one"]
+        only_a = [
+            token
+            for token in a
+            if token.kind == kind and token.key not in everything[1] and token.shown.lower() != "one"
+        ]
+        only_b = [
+            token
+            for token in b
+            if token.kind == kind and token.key not in everything[0] and token.shown.lower() != "one"
+        ]
         if only_a or only_b:
             return _say(f"{kind}s differ", only_a, only_b, swapped)
     left_a = [token for region in regions for token in region[0] if token.kind in _STRONG]
@@ -445,7 +474,9 @@ def _verdict(a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str | Non
     return None
 
 
-def _region(a: Sequence[Token], b: Sequence[Token], common: set[str], is_long: bool, swapped: bool) -> str | None:
+def _region(
+    a: Sequence[Token], b: Sequence[Token], common: set[str], is_long: bool, swapped: bool
+) -> str | None:
     """What the unmatched tokens at one place, `a` on the one side and `b` on the other, change; None: nothing."""
     strong_a = [token for token in a if token.kind not in ("soft", "weak")]
     strong_b = [token for token in b if token.kind not in ("soft", "weak")]
@@ -455,7 +486,12 @@ def _region(a: Sequence[Token], b: Sequence[Token], common: set[str], is_long: b
         keys = {token.key for token in strong_b}
         opposite = [t for t in strong_a if _OPPOSITES.get(t.key) in keys]
         if opposite:
-            return _say("opposites", opposite, [t for t in strong_b if _OPPOSITES.get(t.key) in {o.key for o in opposite}], swapped)
+            return _say(
+                "opposites",
+                opposite,
+                [t for t in strong_b if _OPPOSITES.get(t.key) in {o.key for o in opposite}],
+                swapped,
+            )
         if aside and max(len(strong_a), len(strong_b)) > 2:
             return None
         return _say("words differ", strong_a, strong_b, swapped)
@@ -464,7 +500,9 @@ def _region(a: Sequence[Token], b: Sequence[Token], common: set[str], is_long: b
         if aside or [token.shown.lower() for token in strong] == ["one"]:
             return None
         if hard:
-            return _say(f"{hard[0].kind} differs", hard if strong_a else [], hard if strong_b else [], swapped)
+            return _say(
+                f"{hard[0].kind} differs", hard if strong_a else [], hard if strong_b else [], swapped
+            )
         if is_long and len(strong) > 1 and all(token.key in common for token in strong):
             return None
         return _say("only one says", strong_a, strong_b, swapped)
@@ -482,7 +520,9 @@ def _say(what: str, a: Sequence[Token], b: Sequence[Token], swapped: bool) -> st
     return f"{what}: " + " / ".join(reversed(sides) if swapped else sides)
 
 
-def _align(a: Sequence[Token], b: Sequence[Token]) -> tuple[list[tuple[list[Token], list[Token]]], list[Token]]:
+def _align(
+    a: Sequence[Token], b: Sequence[Token]
+) -> tuple[list[tuple[list[Token], list[Token]]], list[Token]]:
     """The heaviest common subsequence: (the unmatched tokens between matches, by side; the matched ones)."""
     n, m = len(a), len(b)
     best = [[0] * (m + 1) for _ in range(n + 1)]

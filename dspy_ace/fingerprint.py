@@ -18,14 +18,21 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 def fingerprint(**parts: Any) -> dict[str, str]:
     """A hash a part, the same in every process for equal parts."""
-    return {name: hashlib.sha256(_plain(part).encode("utf-8", "replace")).hexdigest()[:16] for name, part in parts.items()}
+    return {
+        name: hashlib.sha256(_plain(part).encode("utf-8", "replace")).hexdigest()[:16] for name, part in parts.items()
+    }
 
 
 def describe_program(program: dspy.Module) -> dict[str, Any]:
     """The class of a program and, by predictor, its class, instructions, fields and demos."""
     own = own_instructions(program)
     predictors = {
-        name: [type(predictor).__name__, own[name], str(predictor.signature.fields), [dict(demo) for demo in predictor.demos]]
+        name: [
+            type(predictor).__name__,
+            own[name],
+            str(predictor.signature.fields),
+            [dict(demo) for demo in predictor.demos],
+        ]
         for name, predictor in program.named_predictors()
     }
     return {"class": type(program).__qualname__, "predictors": predictors}

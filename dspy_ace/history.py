@@ -43,7 +43,7 @@ class Record:
     scores: tuple[float, ...] = ()
     failures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     reflections: tuple[Mapping[str, Any], ...] = ()
-    delta: Delta = Delta()
+    delta: Delta = field(default_factory=Delta)
     rejected: tuple[Mapping[str, Any], ...] = ()
     validation: Validation | None = None
 

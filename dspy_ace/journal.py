@@ -63,7 +63,9 @@ class Journal:
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                raise JournalError(f"{self._path} cannot be written: {error}. What was learned before is safe.") from error
+                raise JournalError(
+                    f"{self._path} cannot be written: {error}. What was learned before is safe."
+                ) from error
         self.records = (*self.records, record)
 
     def replay(self, state: State) -> State:
@@ -72,7 +74,9 @@ class Journal:
             try:
                 state = state.after(record)
             except DeltaError as error:
-                raise JournalError(f"{self._path}, step {record.step}: does not follow from the steps before: {error}") from error
+                raise JournalError(
+                    f"{self._path}, step {record.step}: does not follow from the steps before: {error}"
+                ) from error
         return state
 
     def to_bytes(self) -> bytes:
@@ -96,7 +100,7 @@ def _new_run(folder: Path, fingerprint: Mapping[str, str]) -> None:
     data = {"format": FORMAT, "version": VERSION, "fingerprint": dict(fingerprint)}
     partial = folder / "run.json.partial"
     partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "run.json")
+    partial.replace(folder / "run.json")
 
 
 def _same_run(folder: Path, fingerprint: Mapping[str, str]) -> None:
@@ -107,7 +111,9 @@ def _same_run(folder: Path, fingerprint: Mapping[str, str]) -> None:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise JournalError(f"{folder / 'run.json'} is not a run of dspy_ace. Give another log_dir.")
     if not isinstance(data.get("version"), int) or data["version"] > VERSION:
-        raise JournalError(f"The run in {folder} is of version {data.get('version')!r}; this dspy_ace reads up to {VERSION}.")
+        raise JournalError(
+            f"The run in {folder} is of version {data.get('version')!r}; this dspy_ace reads up to {VERSION}."
+        )
     before = data.get("fingerprint", {})
     for part in sorted({*before, *fingerprint}):
         if before.get(part) != fingerprint.get(part):

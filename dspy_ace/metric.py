@@ -35,7 +35,11 @@ class Scorer:
         self._arity = 0 if metric is None else _arity(metric)
 
     def __call__(
-        self, example: dspy.Example, prediction: Any, trace: list[Any] | None = None, predictor: str | None = None
+        self,
+        example: dspy.Example,
+        prediction: Any,
+        trace: list[Any] | None = None,
+        predictor: str | None = None,
     ) -> Feedback:
         """Score a prediction.
 
@@ -94,7 +98,9 @@ def _arity(metric: Metric) -> int:
         signature = inspect.signature(called)
     except (TypeError, ValueError):  # some builtins tell nothing: the usual two arguments
         return 2
-    positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = [
+        p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     if len(positional) >= 5 and _binds(signature, 5):
         return 5
     for count in (2, 3, 5):

@@ -12,23 +12,14 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from . import checks
-from .adapt import ReflectOn, Step, adapt
-from .curator import Curator
-from .delta import operation_to_json
-from .errors import MetricError, RunError, SettingsError
-from .fingerprint import describe_callable, describe_data, describe_program, fingerprint
-from .history import Record, State, Validation
+from .adapt import ReflectOn
+from .history import Record, State
 from .journal import Journal
 from .metric import Metric, Scorer
 from .playbook import Playbook
-from .program import PLAYBOOK_HEADER, own_instructions, rollouts, with_playbook, with_reflection
-from .refine import GrowAndRefine
-from .reflector import Reflector
-from .results import Results
-from .roles import Curate, Refine, Reflect, Reflection
+from .roles import Curate, Refine, Reflect
+from .run import Run, record_of, refiner
 from .schedule import Batch, schedule
-from .trajectory import Trajectory
-from .usage import Meter
 
 logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
 
@@ -121,7 +112,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         student: dspy.Module,
         trainset: Sequence[dspy.Example],
         *,
-        teacher: Any = None,
+        teacher: Any = None,  # noqa: ARG002 - BetterTogether and scripts hand it to every optimizer
         valset: Sequence[dspy.Example] | None = None,
     ) -> dspy.Module:
         """Make `student` better on `trainset`.
@@ -142,7 +133,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             JournalError: `log_dir` cannot be used, or holds another run.
         """
         trainset, valset = self._check(student, trainset, valset)
-        run = _Run(self, student, trainset, valset)
+        run = Run(self, student, trainset, valset)
         order = schedule(len(trainset), self.epochs, self.batch_size, self.seed)
         journal = Journal.open(self.log_dir, run.fingerprint())
         state = journal.replay(State.of(run.seed))
@@ -155,16 +146,14 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
                 break
             trajectories = run.rollouts(state.playbook, batch)
             step = run.adapt(state.playbook, trajectories)
-            record = _record(batch, trajectories, step)
+            record = record_of(batch, trajectories, step)
             if run.due(batch, state, record):
                 record = replace(record, validation=run.validate(step.playbook))
             state = _keep(journal, state, record)
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
         return run.finished(state, stopped)
 
-    def _check(
-        self, student: Any, trainset: Any, valset: Any
-    ) -> tuple[list[dspy.Example], list[dspy.Example]]:
+    def _check(self, student: Any, trainset: Any, valset: Any) -> tuple[list[dspy.Example], list[dspy.Example]]:
         """Find every user mistake before the first LM call."""
         checks.check_program(student)
         trainset = checks.check_examples(trainset, "trainset")
@@ -185,156 +174,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         for name in ("reflect", "curate", "refine", "embedder"):
             checks.check_role(name, getattr(self, name))
         Scorer(self.metric)
-        _refiner(self)
+        refiner(self)
         return trainset, valset
-
-
-class _Run:
-    """One compile: the settings resolved against a student, and the calls counted."""
-
-    def __init__(
-        self, ace: ACE, student: dspy.Module, trainset: list[dspy.Example], valset: list[dspy.Example]
-    ) -> None:
-        self.ace, self.student = ace, student
-        self.labels = ace.metric is not None if ace.labels is None else ace.labels
-        # without labels, nothing that holds one is handed on: not to a role, not to the metric
-        self.trainset = trainset if self.labels else [example.inputs() for example in trainset]
-        self.valset = valset if self.labels else [example.inputs() for example in valset]
-        carried = getattr(student, "playbook", None)
-        self.seed = ace.playbook or (carried if isinstance(carried, Playbook) else Playbook())
-        self.scorer, self.refine = Scorer(ace.metric), _refiner(ace)
-        lm = ace.reflection_lm or next((p.lm for _, p in student.named_predictors() if p.lm), None) or dspy.settings.lm
-        self.reflector = ace.reflect or Reflector(
-            lm, max_prompt_tokens=ace.max_prompt_tokens, perfect_score=ace.perfect_score
-        )
-        self.curator = ace.curate or Curator(
-            ace.curator_lm or lm, max_tokens=ace.max_playbook_tokens, max_prompt_tokens=2 * ace.max_prompt_tokens
-        )
-        self.num_threads = ace.num_threads or dspy.settings.num_threads or 8
-        self.meter = Meter()
-        if any(PLAYBOOK_HEADER in own for own in own_instructions(student).values()):
-            logger.warning(
-                "ACE: the student's instructions already hold a playbook that came without its values (a program "
-                "loaded from JSON?). It is kept as plain instructions; set student.playbook = Playbook.load(…) to go on with it."
-            )
-
-    def rollouts(self, playbook: Playbook, batch: Batch) -> list[Trajectory]:
-        """Run the batch with `playbook` in view; the program cites the bullets it uses."""
-        program = with_playbook(self.student, playbook, cite=True)
-        examples = [self.trainset[position] for position in batch.examples]
-        return self._roll(program, examples, [str(position) for position in batch.examples])
-
-    def adapt(self, playbook: Playbook, trajectories: list[Trajectory]) -> Step:
-        """Learn from the batch; role calls are booked where they belong."""
-
-        def retry(first: Trajectory, reflection: Reflection) -> Trajectory:
-            program = with_reflection(self.student, playbook, [insight.content for insight in reflection.insights])
-            return self._roll(program, [first.example], [first.source])[0]
-
-        return adapt(
-            playbook,
-            trajectories,
-            _metered(self.reflector, self.meter, "reflector"),
-            _metered(self.curator, self.meter, "curator"),
-            self.refine,
-            retry=retry,
-            rounds=self.ace.max_reflection_rounds,
-            reflect_on=self.ace.reflect_on,
-            group_size=self.ace.curation_group,
-            num_threads=self.num_threads,
-        )
-
-    def validate(self, playbook: Playbook) -> Validation | None:
-        """Score `playbook` on the valset, as the program will run later: without asking for citations."""
-        if not self.valset:
-            return None
-        trajectories = self._roll(with_playbook(self.student, playbook), self.valset, None)
-        return Validation(tuple(trajectory.feedback.score for trajectory in trajectories))
-
-    def due(self, batch: Batch, state: State, record: Record) -> bool:
-        """Whether the playbook after this step is to be validated: on time, and only if it reads differently."""
-        every = self.ace.validate_every
-        on_time = batch.ends_epoch if every is None else batch.step % every == 0 or (batch.ends_epoch and batch.epoch == self.ace.epochs)
-        return bool(self.valset) and on_time and (record.learned or state.unvalidated)
-
-    def finished(self, state: State, stopped: str) -> dspy.Module:
-        """The student with the best playbook, and the account of the run."""
-        program = with_playbook(self.student, state.best)
-        first = state.records[0].validation
-        program.detailed_results = Results(
-            seed_score=None if first is None else first.mean,
-            best_score=state.best_score,
-            best_step=state.best_step,
-            stopped=stopped,
-            usage=self.meter.totals(),
-            rollouts=self.meter.scopes("task"),
-            records=state.records,
-            playbook=state.best,
-        )
-        return program
-
-    def fingerprint(self) -> dict[str, str]:
-        """What this run depends on, by part."""
-        ace = self.ace
-        scalars = (str, int, float, bool, type(None))
-        settings = {n: v for n, v in vars(ace).items() if isinstance(v, scalars) and n not in ("num_threads", "log_dir")}
-        roles = [describe_callable(role) for role in (ace.reflect, ace.curate, ace.refine, ace.embedder)]
-        prompts = [role.predict.signature.instructions for role in (self.reflector, self.curator) if hasattr(role, "predict")]
-        return fingerprint(
-            program=describe_program(self.student),
-            trainset=describe_data(self.trainset),
-            valset=describe_data(self.valset),
-            metric=describe_callable(ace.metric),
-            settings=[settings, self.labels],
-            roles=[roles, prompts],
-            playbook=self.seed.to_json(),
-        )
-
-    def _roll(
-        self, program: dspy.Module, examples: list[dspy.Example], sources: list[str] | None
-    ) -> list[Trajectory]:
-        names = sources or [str(position) for position in range(len(examples))]
-        first = [] if self.meter.scopes("task") else self._rolled(program, examples[:1], names[:1])
-        if first and first[0].error is not None:
-            _refuse(first[0])
-        return first + self._rolled(program, examples[len(first) :], names[len(first) :])
-
-    def _rolled(self, program: dspy.Module, examples: list[dspy.Example], names: list[str]) -> list[Trajectory]:
-        return rollouts(
-            program,
-            examples,
-            self.scorer,
-            sources=names,
-            num_threads=self.num_threads,
-            meter=self.meter,
-            failure_score=self.ace.failure_score,
-            perfect_score=self.ace.perfect_score,
-        )
-
-
-def _refuse(first: Trajectory) -> None:
-    """The first rollout runs alone: a metric or a provider that cannot work is found before a batch is paid for."""
-    failure = first.error
-    if failure is not None and failure.kind == "metric":
-        raise MetricError(f"The metric failed on the first example ({first.source}): {failure.message}")
-    if failure is not None and failure.kind == "provider":
-        raise RunError(f"The LM failed on the first example ({first.source}): {failure.message}")
-
-
-def _refiner(ace: ACE) -> Refine:
-    """The user's `refine`, or the default with the user's settings. Raises SettingsError for a bad one."""
-    if ace.refine is not None:
-        return ace.refine
-    chosen = {} if ace.dedup_threshold is None else {"threshold": ace.dedup_threshold}
-    return GrowAndRefine(max_tokens=ace.max_playbook_tokens, embedder=ace.embedder, mode=ace.refine_mode, **chosen)
-
-
-def _metered(role: Any, meter: Meter, name: str) -> Any:
-    def call(*arguments: Any) -> Any:
-        with meter.spending(name):
-            return role(*arguments)
-
-    return call
 
 
 def _keep(journal: Journal, state: State, record: Record) -> State:
@@ -352,30 +193,10 @@ def _keep(journal: Journal, state: State, record: Record) -> State:
     return after
 
 
-def _record(batch: Batch, trajectories: list[Trajectory], step: Step) -> Record:
-    return Record(
-        step=batch.step,
-        epoch=batch.epoch,
-        batch=batch.examples,
-        scores=tuple(t.feedback.score for t in trajectories),
-        failures={t.source: {"kind": t.error.kind, "message": t.error.message} for t in trajectories if t.error},
-        reflections=tuple(
-            {"example": r.trajectory.source, "insights": len(r.insights), "verified": r.verified}
-            for r in step.reflections
-            if r.trajectory is not None
-        ),
-        delta=step.delta,
-        rejected=tuple(
-            {"operation": None if r.operation is None else operation_to_json(r.operation), "reason": r.reason}
-            for r in step.rejected
-        ),
-    )
-
-
 def _nothing_left(state: State, batch: Batch, perfect_score: float) -> bool:
     """Whether the epoch that ended before `batch` held no failure and brought no lesson."""
     last = state.records[-1]
-    if last.epoch == 0 or last.epoch == batch.epoch:
+    if last.epoch in (0, batch.epoch):
         return False
     epoch = [record for record in state.records if record.epoch == last.epoch]
     return not any(r.learned or r.rejected or min(r.scores) < perfect_score for r in epoch)

@@ -63,7 +63,9 @@ class Bullet:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not _ID.match(self.id):
-            raise PlaybookError(f"A bullet's id is letters, a hyphen and a number, like 'str-00042'; got {self.id!r}.")
+            raise PlaybookError(
+                f"A bullet's id is letters, a hyphen and a number, like 'str-00042'; got {self.id!r}."
+            )
         object.__setattr__(self, "section", text.clean_section(valid_text(self.section, "section")))
         object.__setattr__(self, "content", clean_content(self.content))
         for name in ("helpful", "harmful"):
@@ -73,7 +75,9 @@ class Bullet:
         if self.predictor is not None and not isinstance(self.predictor, str):
             raise PlaybookError(f"Bullet {self.id}: predictor is a name or None; got {self.predictor!r}.")
         if isinstance(self.sources, str) or not all(isinstance(source, str) for source in self.sources):
-            raise PlaybookError(f"Bullet {self.id}: sources are names of examples (str); got {self.sources!r}.")
+            raise PlaybookError(
+                f"Bullet {self.id}: sources are names of examples (str); got {self.sources!r}."
+            )
         object.__setattr__(self, "sources", tuple(dict.fromkeys(self.sources)))
 
     @property
@@ -229,14 +233,18 @@ class Playbook:
             PlaybookError: not a playbook, or one of a newer version.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlaybookError(f"Expected the JSON of a playbook (\"format\": \"{FORMAT}\"); got {_brief(data)}.")
+            raise PlaybookError(
+                f'Expected the JSON of a playbook ("format": "{FORMAT}"); got {_brief(data)}.'
+            )
         version = data.get("version")
         if not isinstance(version, int) or version > VERSION:
             raise PlaybookError(
                 f"This playbook is of version {version!r}; this dspy_ace reads up to {VERSION}. Upgrade dspy_ace."
             )
         try:
-            bullets = tuple(Bullet(**{**item, "sources": tuple(item.get("sources", ()))}) for item in data["bullets"])
+            bullets = tuple(
+                Bullet(**{**item, "sources": tuple(item.get("sources", ()))}) for item in data["bullets"]
+            )
             return cls(bullets, tuple(data.get("sections", ())), int(data.get("high_water", 0)))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlaybookError(f"The file says it is a playbook, but is damaged: {error}") from error
@@ -276,7 +284,9 @@ def valid_text(value: object, what: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise PlaybookError(f"{what} is not valid Unicode (a lone surrogate at {error.start}); repair it.") from error
+        raise PlaybookError(
+            f"{what} is not valid Unicode (a lone surrogate at {error.start}); repair it."
+        ) from error
     return value
 
 

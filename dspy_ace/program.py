@@ -50,7 +50,9 @@ def with_playbook(student: Program, playbook: Playbook, cite: bool = False) -> P
 
 def with_reflection(student: Program, playbook: Playbook, insights: Iterable[str]) -> Program:
     """A training copy for a retry: the playbook, and below it the insights of a reflection (ACE §3.2)."""
-    return _instructed(student, playbook, True, "\n".join([NOTE_HEADER, *(f"- {insight}" for insight in insights)]))
+    return _instructed(
+        student, playbook, True, "\n".join([NOTE_HEADER, *(f"- {insight}" for insight in insights)])
+    )
 
 
 def _instructed(student: Program, playbook: Playbook, cite: bool, note: str) -> Program:
@@ -196,7 +198,9 @@ class _Rollouts:
             success=failure is None and feedback.score >= self.perfect_score,
         )
 
-    def _score(self, example: dspy.Example, prediction: Any, trace: _Trace) -> tuple[Feedback, Failure | None]:
+    def _score(
+        self, example: dspy.Example, prediction: Any, trace: _Trace
+    ) -> tuple[Feedback, Failure | None]:
         last = self._name(trace[-1][0]) if trace else None
         with self.meter.spending("metric"), dspy.context(trace=[]):
             try:
@@ -218,7 +222,9 @@ class _Trace(list[Any]):
     def append(self, entry: Any) -> None:
         predictor, inputs, prediction = entry
         kept = {
-            name: value.model_copy(update={"messages": list(value.messages)}) if isinstance(value, dspy.History) else value
+            name: value.model_copy(update={"messages": list(value.messages)})
+            if isinstance(value, dspy.History)
+            else value
             for name, value in inputs.items()
         }
         super().append((predictor, kept, prediction))

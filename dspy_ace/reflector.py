@@ -39,7 +39,8 @@ class ReflectOnTrajectory(dspy.Signature):  # type: ignore[misc]  # dspy is unty
 
     Judge each bullet that was cited: helpful if it led towards the right outcome, harmful if following it led
     away from it, neutral otherwise. A failure is no reason to call a bullet harmful that was not at fault.
-    If this is a retry, the earlier reflection did not suffice: replace it by one that says all that is to be kept."""
+    If this is a retry, the earlier reflection did not suffice: replace it by one that says all that is to be kept.
+    """
 
     task: str = dspy.InputField(desc="the program's own instructions, by predictor")
     task_inputs: str = dspy.InputField(desc="the inputs of this case")

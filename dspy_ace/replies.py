@@ -67,7 +67,9 @@ def _fields(
     if problem:
         signature = signature.append(
             "problem_with_last_reply",
-            dspy.InputField(desc="your last reply could not be used for this reason; answer again, in the form asked for"),
+            dspy.InputField(
+                desc="your last reply could not be used for this reason; answer again, in the form asked for"
+            ),
             str,
         )
         inputs = {**inputs, "problem_with_last_reply": defuse(problem)}

@@ -43,12 +43,15 @@ class Results:
     def __str__(self) -> str:
         lines = [f"stopped: {self.stopped}"]
         if self.seed_score is not None and self.best_score is not None:
-            lines.append(f"validation: {self.seed_score:.3f} before, {self.best_score:.3f} after (step {self.best_step})")
+            lines.append(
+                f"validation: {self.seed_score:.3f} before, {self.best_score:.3f} after (step {self.best_step})"
+            )
         if self.batch_scores:
             lines.append("batches, each before it was learned from: " + " ".join(f"{s:.2f}" for s in self.batch_scores))
         lines.append(f"playbook: {len(self.playbook)} bullets, about {self.playbook.tokens()} tokens")
         lines.append(f"rollouts: {self.rollouts}")
-        lines.append(f"{'role':<10} {'calls':>6} {'cached':>6} {'failed':>6} {'prompt':>9} {'of it cached':>12} {'completion':>10}")
+        names = ("calls", "cached", "failed", "prompt", "of it cached", "completion")
+        lines.append("{:<10} {:>6} {:>6} {:>6} {:>9} {:>12} {:>10}".format("role", *names))
         for role, u in self.usage.items():
             lines.append(
                 f"{role:<10} {u.calls:>6} {u.cached_calls:>6} {u.failed_calls:>6} {u.prompt_tokens:>9} "

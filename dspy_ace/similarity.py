@@ -8,8 +8,9 @@ well. Vectors are computed once a text. scikit-learn is imported on first use on
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,19 +133,32 @@ def close(vectors: Vectors, texts: Sequence[str], new: Sequence[int], threshold:
     found = []
     for start in range(0, len(new), BLOCK):
         block = list(new[start : start + BLOCK])
-        product = everything[block] @ everything.T
-        if not isinstance(product, np.ndarray):
-            product = product.tocoo()
-            keep = product.data >= threshold - 1e-6
-            hits = zip(product.row[keep], product.col[keep], product.data[keep], strict=True)
-        else:
-            at, to = np.nonzero(product >= threshold - 1e-6)
-            hits = zip(at, to, product[at, to], strict=True)
-        for at_block, other, cosine in hits:
-            one = block[int(at_block)]
+        for row, column in zip(*_hits(everything[block] @ everything.T, threshold - 1e-4), strict=True):
+            one, other = block[int(row)], int(column)
             if one != other and not (is_new[other] and other < one):
-                found.append(Pair(min(one, int(other)), max(one, int(other)), float(cosine)))
+                cosine = _cosine(everything[one], everything[other])
+                if cosine >= threshold:
+                    found.append(Pair(min(one, other), max(one, other), cosine))
     return sorted(found)
+
+
+def _hits(product: Any, least: float) -> tuple[Any, Any]:
+    """Rows and columns of the entries of a product, dense or sparse, that are at least `least`."""
+    if isinstance(product, np.ndarray):
+        rows, columns = np.nonzero(product >= least)
+        return rows, columns
+    entries = product.tocoo()
+    if least <= 0:
+        return _hits(entries.toarray(), least)
+    kept = entries.data >= least
+    return entries.row[kept], entries.col[kept]
+
+
+def _cosine(a: Any, b: Any) -> float:
+    """The cosine of two unit rows, summed exactly: the same whatever else was compared in one go."""
+    if not isinstance(a, np.ndarray):
+        return round(math.fsum(a.multiply(b).data.tolist()), 6)
+    return round(math.fsum((a.astype(np.float64) * b).tolist()), 6)
 
 
 def duplicates(vectors: Vectors, texts: Sequence[str], new: Sequence[int], threshold: float) -> list[Pair]:
@@ -168,7 +182,9 @@ def duplicates(vectors: Vectors, texts: Sequence[str], new: Sequence[int], thres
     for pair in repeats(texts, new):
         candidates.setdefault((pair.first, pair.second), pair)
     return [
-        pair for (first, second), pair in sorted(candidates.items()) if difference(texts[first], texts[second]) is None
+        pair
+        for (first, second), pair in sorted(candidates.items())
+        if difference(texts[first], texts[second]) is None
     ]
 
 

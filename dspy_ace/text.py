@@ -60,7 +60,9 @@ def defuse(text: str) -> str:
 def render_bullet(bullet: BulletLike) -> str:
     """One bullet as a prompt shows it: `[id] (SECTION) content`, further lines indented below."""
     first, *rest = defuse(bullet.content).expandtabs(4).splitlines() or [""]
-    return "\n".join([f"[{bullet.id}] ({defuse(bullet.section)}) {first}", *(f"  {line}".rstrip() for line in rest)])
+    return "\n".join(
+        [f"[{bullet.id}] ({defuse(bullet.section)}) {first}", *(f"  {line}".rstrip() for line in rest)]
+    )
 
 
 def render_bullets(bullets: Iterable[BulletLike]) -> str:
@@ -80,7 +82,9 @@ def section_key(section: str) -> str:
 
 def section_slug(section: str) -> str:
     """The letters of a section that open its ids: `"COMMON MISTAKES TO AVOID"` → `"cmt"`."""
-    words = [word for word in re.findall(r"[a-z]+", section.casefold()) if word not in {"and", "the", "of", "to"}]
+    words = [
+        word for word in re.findall(r"[a-z]+", section.casefold()) if word not in {"and", "the", "of", "to"}
+    ]
     if section_key(section) == "others" or not words:
         return "misc"
     return "".join(word[0] for word in words)[:4] if len(words) > 2 else "".join(words)[:4]

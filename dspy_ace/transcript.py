@@ -33,7 +33,11 @@ def render_calls(trajectory: Trajectory) -> str:
             lines.append(f"  {name}: {shown}")
         lines += [f"  → {name}: {_value(value)}" for name, value in call.outputs.items()]
         blocks.append("\n".join(lines))
-    final = {name: value for name, value in _items(trajectory.prediction) if not _said(trajectory.trace, name, value)}
+    final = {
+        name: value
+        for name, value in _items(trajectory.prediction)
+        if not _said(trajectory.trace, name, value)
+    }
     if final:
         blocks.append("Returned:\n" + render_fields(final))
     return "\n".join(blocks) or "(no call was completed)"
@@ -41,7 +45,9 @@ def render_calls(trajectory: Trajectory) -> str:
 
 def render_outcome(trajectory: Trajectory, perfect_score: float) -> str:
     """How the attempt ended: success, a score short of it, or which part failed."""
-    attempt = " This attempt was a retry, made with the earlier reflection in view." if trajectory.attempt else ""
+    attempt = (
+        " This attempt was a retry, made with the earlier reflection in view." if trajectory.attempt else ""
+    )
     if trajectory.error is not None:
         return f"FAILED before there was an answer to score ({trajectory.error.kind}): {trajectory.error.message}{attempt}"
     word = "SUCCEEDED" if trajectory.success else "FAILED"

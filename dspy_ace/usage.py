@@ -88,7 +88,9 @@ class Spent:
             cached_calls=max(0, answered - len(entries)),
             failed_calls=self.counter.failed,
             prompt_tokens=sum(_count(entry, "prompt_tokens") for entry in entries),
-            cached_tokens=sum(_count(entry.get("prompt_tokens_details"), "cached_tokens") for entry in entries),
+            cached_tokens=sum(
+                _count(entry.get("prompt_tokens_details"), "cached_tokens") for entry in entries
+            ),
             completion_tokens=sum(_count(entry, "completion_tokens") for entry in entries),
         )
 

@@ -117,7 +117,9 @@ def plan(held: list[Point], points: list[Point], evidence: str) -> list[dict[str
         operations.append({"type": "MERGE", "ids": [one.id, other.id], "content": _joined(one, other)})
         touched |= {one.id, other.id}
         break
-    for point in points:
+    common = _common([*held, *points])
+    for raw in points:
+        point = _sharpened(raw, common)
         near = max((p for p in held if p.answer == point.answer and p.answer), key=lambda p: overlap(p, point), default=None)
         if any(normal(p.text) == normal(point.text) for p in held) or (near and overlap(near, point) >= 0.8):
             continue
@@ -127,6 +129,28 @@ def plan(held: list[Point], points: list[Point], evidence: str) -> list[dict[str
         else:
             operations.append({"type": "ADD", "section": section_of(point), "content": point.text, "reviews": point.reviews})
     return operations
+
+
+def _common(points: list[Point]) -> set[str]:
+    """Stems that go with many different answers and so tell none of them apart."""
+    answers: dict[str, set[str]] = {}
+    for point in points:
+        for word in set(content_stems(" ".join(point.cues))) if point.answer else ():
+            answers.setdefault(word, set()).add(point.answer)
+    limit = max(2, len({p.answer for p in points if p.answer}) // 3)
+    return {word for word, named in answers.items() if len(named) >= limit}
+
+
+def _sharpened(point: Point, common: set[str]) -> Point:
+    """`point` without the quoted cues that consist of common words, as long as two are left."""
+    text, kept = point.text, list(point.cues)
+    for cue in point.cues:
+        words = set(content_stems(cue))
+        if len(kept) > 2 and words and words <= common and f'"{cue}"' in text and "#" not in cue:
+            shorter = text.replace(f'"{cue}", ', "", 1)
+            text = shorter if shorter != text else text.replace(f', "{cue}"', "", 1)
+            kept.remove(cue)
+    return Point(text, point.answer, point.wrong, tuple(kept), point.reviews, point.id)
 
 
 def _doubles(held: list[Point]) -> Iterable[tuple[Point, Point]]:

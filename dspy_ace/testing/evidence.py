@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .options import Option
-from .passage import Passage, kind_named, kind_of_pattern
+from .passage import PHRASE, Passage, kind_named, kind_of_pattern
 from .statements import Statement, statements
 from .words import STOP_STEMS
 
-_PHRASE, _PART, _OWN, _AGAINST, _NEXT, _MISFIT = 1.6, 0.5, 0.55, 0.35, 0.5, 0.25
+_QUOTED_WORD, _PART, _PHRASE, _BESIDE = 1.0, 0.75, 0.4, 0.4
+_OWN, _AGAINST, _NEXT, _MISFIT = 0.55, 0.35, 0.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,13 @@ class Evidence:
                 for cue in mine:
                     votes[cue][said.target] += 1
         count = max(1, sum(1 for s in self.said if s.sign > 0))
+        even = 1.0 / max(2, len({s.target for s in self.said if s.sign > 0}))
         for number, said in enumerate(self.said):
             for cue, weight in raw[number].items():
                 mine = votes.get(cue, {})
                 total = sum(mine.values())
                 share = (mine.get(said.target, 0) + 0.2) / (total + 0.2) if said.sign > 0 else 1.0
+                share = max(0.05, (share - even) / (1.0 - even))
                 weight *= math.log(2.0 + count / (1.0 + total)) * share
                 self._cues[cue].append((number, weight))
                 self._totals[number] += weight
@@ -121,21 +124,17 @@ class Evidence:
 
 
 def _weights(said: Statement) -> dict[str, float]:
-    """Raw weight of each cue of a statement: quoted phrases above bare words; parts of a phrase count for half."""
-    found: dict[str, float] = {}
-    bare = _PART if said.phrases else 1.0
-    for cue in said.cues:
-        found[cue] = bare
+    """Raw weight of each cue of a statement: words of quoted phrases above bare words, whole phrases on top."""
+    found: dict[str, float] = dict.fromkeys(said.cues, _BESIDE if said.phrases else 1.0)
     for phrase in said.phrases:
         parts = phrase.split()
-        if len(parts) <= 3:
-            found[phrase] = _PHRASE * (1.0 + 0.35 * (len(parts) - 1))
-        else:
-            for start in range(len(parts) - 2):
-                found[" ".join(parts[start : start + 3])] = _PHRASE
-        for part in parts if len(parts) > 1 else ():
+        for part in parts:
             if part not in STOP_STEMS and part != "#":
-                found[part] = max(found.get(part, 0.0), _PART)
+                found[part] = _QUOTED_WORD if len(parts) == 1 else _PART
+        if 1 < len(parts) <= PHRASE:
+            found[phrase] = _PHRASE
+        for start in range(len(parts) - PHRASE + 1 if len(parts) > PHRASE else 0):
+            found[" ".join(parts[start : start + PHRASE])] = _PHRASE
     return found
 
 

@@ -163,17 +163,28 @@ def _lesson(case: Case, text: str, right: str, wrong: str, label: str) -> list[L
             wrong = ""
     if not right and (not wrong or case.good):
         return []
-    if wrong == "" and right and _covered(case, right):
+    if wrong == "" and right and _covered(case, text, right):
         return []
     avoid = set(split_name(wrong)) - set(split_name(right))
-    cues = choose_cues(text, case.bullets, avoid, 5)
+    cues = choose_cues(text, _rivals(case, right), avoid, 5)
     return [Lesson(tuple(cues), clip(right, 14), clip(wrong, 10), label)] if cues else []
 
 
-def _covered(case: Case, right: str) -> bool:
-    """Whether a bullet in view already speaks for this answer."""
+def _covered(case: Case, text: str, right: str) -> bool:
+    """Whether a bullet in view already speaks for this answer by at least half of its cue words (or by three)."""
+    name, here = normal(right), set(content_stems(text))
+    for _, body in blocks(case.bullets):
+        if name and name in normal(body):
+            cues = set(content_stems(body)) - set(split_name(right))
+            if len(cues & here) >= min(3, max(1, len(cues) // 2)):
+                return True
+    return False
+
+
+def _rivals(case: Case, right: str) -> str:
+    """The bullets in view that do not name the right answer."""
     name = normal(right)
-    return any(name in normal(body) for _, body in blocks(case.bullets))
+    return "\n".join(body for source, body in blocks(case.bullets) if source and name and name not in normal(body))
 
 
 def say(lesson: Lesson, wording: int = 0) -> str:

@@ -34,6 +34,18 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
+def parts(text: str) -> list[list[str]]:
+    """Surface tokens of `text`, cut into stretches that no punctuation interrupts."""
+    found: list[list[str]] = []
+    end = -1
+    for match in _TOKEN.finditer(text):
+        if end < 0 or text[end : match.start()].strip(" \t-–/'’"):
+            found.append([])
+        found[-1].append(match[0])
+        end = match.end()
+    return found
+
+
 @lru_cache(maxsize=65536)
 def stem(word: str) -> str:
     """A light stem: lower case, numbers become `#`, common English endings are cut."""

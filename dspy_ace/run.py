@@ -1,0 +1,211 @@
+"""One compile: an optimizer's settings resolved against a student, and every call counted."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import dspy
+
+from .adapt import Step, adapt
+from .curator import Curator
+from .delta import operation_to_json
+from .errors import MetricError, RunError
+from .fingerprint import describe_callable, describe_data, describe_program, fingerprint
+from .history import Record, State, Validation
+from .metric import Scorer
+from .playbook import Playbook
+from .program import PLAYBOOK_HEADER, own_instructions, rollouts, with_playbook, with_reflection
+from .refine import GrowAndRefine
+from .reflector import Reflector
+from .results import Results
+from .roles import Refine, Reflection
+from .schedule import Batch
+from .trajectory import Trajectory
+from .usage import Meter
+
+logger = logging.getLogger("dspy.ace")
+
+
+class Run:
+    """One compile: the settings resolved against a student, and the calls counted.
+
+    Args:
+        ace: the optimizer; its plain attributes are the settings, read and never written.
+        student, trainset, valset: as given to `compile`, checked.
+    """
+
+    def __init__(
+        self, ace: Any, student: dspy.Module, trainset: list[dspy.Example], valset: list[dspy.Example]
+    ) -> None:
+        self.ace, self.student = ace, student
+        self.labels = ace.metric is not None if ace.labels is None else ace.labels
+        # without labels, nothing that holds one is handed on: not to a role, not to the metric
+        self.trainset = trainset if self.labels else [example.inputs() for example in trainset]
+        self.valset = valset if self.labels else [example.inputs() for example in valset]
+        carried = getattr(student, "playbook", None)
+        carried = carried if isinstance(carried, Playbook) else Playbook()
+        self.seed = carried if ace.playbook is None else ace.playbook
+        self.scorer, self.refine = Scorer(ace.metric), refiner(ace)
+        lm = ace.reflection_lm or next((p.lm for _, p in student.named_predictors() if p.lm), None) or dspy.settings.lm
+        self.reflector = ace.reflect or Reflector(
+            lm, max_prompt_tokens=ace.max_prompt_tokens, perfect_score=ace.perfect_score
+        )
+        self.curator = ace.curate or Curator(
+            ace.curator_lm or lm,
+            max_tokens=ace.max_playbook_tokens,
+            max_prompt_tokens=2 * ace.max_prompt_tokens,
+        )
+        self.num_threads = ace.num_threads or dspy.settings.num_threads or 8
+        self.meter = Meter()
+        if any(PLAYBOOK_HEADER in own for own in own_instructions(student).values()):
+            logger.warning(
+                "ACE: the student's instructions already hold a playbook that came without its values (a program "
+                "loaded from JSON?). It is kept as plain instructions; to go on with it, set student.playbook first."
+            )
+
+    def rollouts(self, playbook: Playbook, batch: Batch) -> list[Trajectory]:
+        """Run the batch with `playbook` in view; the program cites the bullets it uses."""
+        program = with_playbook(self.student, playbook, cite=True)
+        examples = [self.trainset[position] for position in batch.examples]
+        return self._roll(program, examples, [str(position) for position in batch.examples])
+
+    def adapt(self, playbook: Playbook, trajectories: list[Trajectory]) -> Step:
+        """Learn from the batch; role calls are booked where they belong."""
+
+        def retry(first: Trajectory, reflection: Reflection) -> Trajectory:
+            program = with_reflection(self.student, playbook, [insight.content for insight in reflection.insights])
+            return self._roll(program, [first.example], [first.source])[0]
+
+        return adapt(
+            playbook,
+            trajectories,
+            _metered(self.reflector, self.meter, "reflector"),
+            _metered(self.curator, self.meter, "curator"),
+            self.refine,
+            retry=retry,
+            rounds=self.ace.max_reflection_rounds,
+            reflect_on=self.ace.reflect_on,
+            group_size=self.ace.curation_group,
+            num_threads=self.num_threads,
+        )
+
+    def validate(self, playbook: Playbook) -> Validation | None:
+        """Score `playbook` on the valset, as the program will run later: without asking for citations."""
+        if not self.valset:
+            return None
+        trajectories = self._roll(with_playbook(self.student, playbook), self.valset, None)
+        return Validation(tuple(trajectory.feedback.score for trajectory in trajectories))
+
+    def due(self, batch: Batch, state: State, record: Record) -> bool:
+        """Whether the playbook after this step is to be validated: on time, and only if it reads differently."""
+        every = self.ace.validate_every
+        on_time = (
+            batch.ends_epoch
+            if every is None
+            else batch.step % every == 0 or (batch.ends_epoch and batch.epoch == self.ace.epochs)
+        )
+        return bool(self.valset) and on_time and (record.learned or state.unvalidated)
+
+    def finished(self, state: State, stopped: str) -> dspy.Module:
+        """The student with the best playbook, and the account of the run."""
+        program = with_playbook(self.student, state.best)
+        first = state.records[0].validation
+        program.detailed_results = Results(
+            seed_score=None if first is None else first.mean,
+            best_score=state.best_score,
+            best_step=state.best_step,
+            stopped=stopped,
+            usage=self.meter.totals(),
+            rollouts=self.meter.scopes("task"),
+            records=state.records,
+            playbook=state.best,
+        )
+        return program
+
+    def fingerprint(self) -> dict[str, str]:
+        """What this run depends on, by part."""
+        ace = self.ace
+        scalars = (str, int, float, bool, type(None))
+        settings = {
+            n: v for n, v in vars(ace).items() if isinstance(v, scalars) and n not in ("num_threads", "log_dir")
+        }
+        roles = [describe_callable(role) for role in (ace.reflect, ace.curate, ace.refine, ace.embedder)]
+        prompts = [
+            role.predict.signature.instructions for role in (self.reflector, self.curator) if hasattr(role, "predict")
+        ]
+        return fingerprint(
+            program=describe_program(self.student),
+            trainset=describe_data(self.trainset),
+            valset=describe_data(self.valset),
+            metric=describe_callable(ace.metric),
+            settings=[settings, self.labels],
+            roles=[roles, prompts],
+            playbook=self.seed.to_json(),
+        )
+
+    def _roll(self, program: dspy.Module, examples: list[dspy.Example], sources: list[str] | None) -> list[Trajectory]:
+        names = sources or [str(position) for position in range(len(examples))]
+        first = [] if self.meter.scopes("task") else self._rolled(program, examples[:1], names[:1])
+        if first and first[0].error is not None:
+            _refuse(first[0])
+        return first + self._rolled(program, examples[len(first) :], names[len(first) :])
+
+    def _rolled(self, program: dspy.Module, examples: list[dspy.Example], names: list[str]) -> list[Trajectory]:
+        return rollouts(
+            program,
+            examples,
+            self.scorer,
+            sources=names,
+            num_threads=self.num_threads,
+            meter=self.meter,
+            failure_score=self.ace.failure_score,
+            perfect_score=self.ace.perfect_score,
+        )
+
+
+def _refuse(first: Trajectory) -> None:
+    """The first rollout runs alone: a metric or a provider that cannot work is found before a batch is paid for."""
+    failure = first.error
+    if failure is not None and failure.kind == "metric":
+        raise MetricError(f"The metric failed on the first example ({first.source}): {failure.message}")
+    if failure is not None and failure.kind == "provider":
+        raise RunError(f"The LM failed on the first example ({first.source}): {failure.message}")
+
+
+def refiner(ace: Any) -> Refine:
+    """The user's `refine`, or the default with the user's settings. Raises SettingsError for a bad one."""
+    if ace.refine is not None:
+        chosen: Refine = ace.refine
+        return chosen
+    threshold = {} if ace.dedup_threshold is None else {"threshold": ace.dedup_threshold}
+    return GrowAndRefine(max_tokens=ace.max_playbook_tokens, embedder=ace.embedder, mode=ace.refine_mode, **threshold)
+
+
+def _metered(role: Any, meter: Meter, name: str) -> Any:
+    def call(*arguments: Any) -> Any:
+        with meter.spending(name):
+            return role(*arguments)
+
+    return call
+
+
+def record_of(batch: Batch, trajectories: list[Trajectory], step: Step) -> Record:
+    """What the journal keeps of a step."""
+    return Record(
+        step=batch.step,
+        epoch=batch.epoch,
+        batch=batch.examples,
+        scores=tuple(t.feedback.score for t in trajectories),
+        failures={t.source: {"kind": t.error.kind, "message": t.error.message} for t in trajectories if t.error},
+        reflections=tuple(
+            {"example": r.trajectory.source, "insights": len(r.insights), "verified": r.verified}
+            for r in step.reflections
+            if r.trajectory is not None
+        ),
+        delta=step.delta,
+        rejected=tuple(
+            {"operation": None if r.operation is None else operation_to_json(r.operation), "reason": r.reason}
+            for r in step.rejected
+        ),
+    )
