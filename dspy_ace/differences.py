@@ -29,7 +29,7 @@ _IRREGULAR = dict(
         "read:read ran:run began:begin begun:begin came:come went:go gone:go said:say told:tell brought:bring "
         "lost:lose saw:see seen:see knew:know known:know drawn:draw spent:spend meant:mean held:hold fell:fall "
         "fallen:fall rose:rise risen:rise colour:color behaviour:behavior favour:favor centre:center "
-        "people:person children:child indices:index indexes:index criteria:criterion analyses:analysis"
+        "people:person children:child ids:id apis:api indices:index indexes:index criteria:criterion analyses:analysis"
     ).split()
 )
 
@@ -126,9 +126,16 @@ _WEAK = frozenset(  # padding: alone it is no difference; in long texts one may 
         "explicitly directly simply just successfully accurately accurate thoroughly systematically efficiently "
         "efficient effectively effective gracefully significantly significant respective corresponding particular "
         "various actual actually certain given specified provided necessary important importantly crucial essential "
-        "critical special task operation requirement workflow approach method strategy check use implement perform do "
+        "critical special api task operation workflow approach method strategy check use implement perform do "
         "remember note consider ensure make sure way thing case clear clearly robust reliable reliably overall "
         "comprehensive"
+    ).split()
+)
+_SLACK = frozenset(  # words that carry little in a long text, and much in a short one
+    _SYNONYMS.get(_stem(word), _stem(word))
+    for word in (
+        "rely build prefer process resort assume default examine consider conclude proceed focus involve calculation "
+        "assessment analysis optimization processing handling management scenario purpose guide example requirement"
     ).split()
 )
 _OPPOSITES = {
@@ -388,7 +395,7 @@ def _reasons(pieces: Sequence[_Piece]) -> list[bool]:
         ):
             inside = False
         elif piece.first and piece.low in ("this", "these", "that", "it", "doing"):
-            inside = any(verbs)
+            inside = any(verbs) or any(word in ("important", "crucial", "essential", "especially") for word in following)
         elif (
             piece.low == "to"
             and verbs[:1] == [True]
@@ -442,76 +449,98 @@ def _active(sentence: list[Token]) -> list[Token]:
 
 _WEIGHTS = {"soft": 1, "weak": 2}
 _STRONG = ("word", "name", "literal", "number")
+_HARD_KINDS = ("negation", "restriction")
 
 
 def _verdict(a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str | None:
     regions, matched = _align(a, b)
     common = {token.key for token in matched}
-    everything = {token.key for token in a}, {token.key for token in b}
-    for kind in ("number", "literal", "name"):
-        only_a = [
-            token
-            for token in a
-            if token.kind == kind and token.key not in everything[1] and token.shown.lower() != "one"
-        ]
-        only_b = [
-            token
-            for token in b
-            if token.kind == kind and token.key not in everything[0] and token.shown.lower() != "one"
-        ]
-        if only_a or only_b:
-            return _say(f"{kind}s differ", only_a, only_b, swapped)
-    left_a = [token for region in regions for token in region[0] if token.kind in _STRONG]
-    left_b = [token for region in regions for token in region[1] if token.kind in _STRONG]
-    moved = {t.key for t in left_a if not t.reason} & {t.key for t in left_b if not t.reason}
-    if moved:
-        return "order differs: " + ", ".join(dict.fromkeys(t.shown for t in left_a if t.key in moved))
     is_long = sum(token.kind in _STRONG for token in matched) >= LONG
-    for region in regions:
-        reason = _region(*region, common, is_long, swapped)
+    sides = [[token for token in side if _counts(token, is_long)] for side in (a, b)]
+    new = [[t for t in sides[0] if t.key not in {o.key for o in b}], [t for t in sides[1] if t.key not in {o.key for o in a}]]
+    for kind in ("number", "literal", "name"):
+        hard = [[token for token in side if token.kind == kind and token.shown.lower() != "one"] for side in new]
+        if hard[0] or hard[1]:
+            return _say(f"{kind}s differ", *hard, swapped)
+    changed = [[[t for t in side if _counts(t, is_long)] for side in region] for region in regions]
+    telling = [region for region in changed if any(not token.reason for side in region for token in side)]
+    plain_new = [[t for t in side if not t.reason] for side in new]
+    loose = is_long and len(telling) >= 3 and sum(map(len, plain_new)) <= 4
+    moved = _moved(changed)
+    blocks = [[token.key for token in side] for region in changed for side in region if len(side) > 2]
+    intact = {key for block in blocks if blocks.count(block) == 2 for key in block}
+    if moved and not (loose and all(token.key in intact or (token.kind == "word" and token.key in common) for token in moved)):
+        return "order differs: " + ", ".join(dict.fromkeys(token.shown for token in moved))
+    unknown = {token.key for side in new for token in side}
+    for region, strong in zip(regions, changed, strict=True):
+        reason = _strong(strong[0], strong[1], common, unknown, is_long, loose, swapped)
+        reason = reason or _faint(region[0], region[1], strong, is_long, swapped)
         if reason is not None:
             return reason
     return None
 
 
-def _region(
-    a: Sequence[Token], b: Sequence[Token], common: set[str], is_long: bool, swapped: bool
+def _counts(token: Token, is_long: bool) -> bool:
+    """Whether a token can carry a difference by being there or not."""
+    return token.kind not in ("soft", "weak") and not (is_long and token.kind == "word" and token.key in _SLACK)
+
+
+def _moved(changed: Sequence[Sequence[Sequence[Token]]]) -> list[Token]:
+    """Unmatched tokens that both sides have: they stand in another place."""
+    left = [[token for region in changed for token in region[side] if not token.reason] for side in (0, 1)]
+    shared = {token.key for token in left[1]}
+    return [token for token in left[0] if token.key in shared]
+
+
+def _strong(
+    a: Sequence[Token], b: Sequence[Token], common: set[str], unknown: set[str], is_long: bool, loose: bool, swapped: bool
 ) -> str | None:
-    """What the unmatched tokens at one place, `a` on the one side and `b` on the other, change; None: nothing."""
-    strong_a = [token for token in a if token.kind not in ("soft", "weak")]
-    strong_b = [token for token in b if token.kind not in ("soft", "weak")]
-    strong = strong_a + strong_b
+    """What the unmatched content at one place, `a` on the one side and `b` on the other, changes; None: nothing.
+
+    `unknown`: the keys that one text lacks altogether; `loose`: both texts are long and differ here and
+    there in wording, so that one side may say a little more.
+    """
+    strong = [*a, *b]
     aside = all(token.reason for token in strong)
-    if strong_a and strong_b:
-        keys = {token.key for token in strong_b}
-        opposite = [t for t in strong_a if _OPPOSITES.get(t.key) in keys]
+    known = [token for token in strong if token.key not in unknown]
+    if a and b:
+        keys = {token.key for token in b}
+        opposite = [token for token in a if _OPPOSITES.get(token.key) in keys]
         if opposite:
-            return _say(
-                "opposites",
-                opposite,
-                [t for t in strong_b if _OPPOSITES.get(t.key) in {o.key for o in opposite}],
-                swapped,
-            )
-        if aside and max(len(strong_a), len(strong_b)) > 2:
+            poles = {_OPPOSITES[token.key] for token in opposite}
+            return _say("opposites", opposite, [token for token in b if token.key in poles], swapped)
+        both_new = all(any(token.key in unknown for token in side) for side in (a, b))
+        if aside and (not both_new or max(len(a), len(b)) > 2):
             return None
-        return _say("words differ", strong_a, strong_b, swapped)
-    if strong:
-        hard = [token for token in strong if token.kind in ("negation", "restriction")]
-        if aside or [token.shown.lower() for token in strong] == ["one"]:
+        if loose and not both_new and max(len(a), len(b)) > 3 and not _hard(strong):
             return None
-        if hard:
-            return _say(
-                f"{hard[0].kind} differs", hard if strong_a else [], hard if strong_b else [], swapped
-            )
-        if is_long and len(strong) > 1 and all(token.key in common for token in strong):
-            return None
-        return _say("only one says", strong_a, strong_b, swapped)
-    weak = [[token for token in side if token.kind == "weak"] for side in (a, b)]
+        return _say("words differ", a, b, swapped)
+    if not strong or aside or [token.shown.lower() for token in strong] == ["one"]:
+        return None
+    hard = _hard(strong)
+    if hard:
+        return _say(f"{hard[0].kind} differs", hard if a else [], hard if b else [], swapped)
+    if loose or (is_long and len(strong) > 1 and len(known) == len(strong) and common.issuperset(t.key for t in strong)):
+        return None
+    return _say("only one says", a, b, swapped)
+
+
+def _hard(tokens: Sequence[Token]) -> list[Token]:
+    return [token for token in tokens if token.kind in _HARD_KINDS]
+
+
+def _faint(
+    a: Sequence[Token], b: Sequence[Token], strong: Sequence[Sequence[Token]], is_long: bool, swapped: bool
+) -> str | None:
+    """The same for the words of grammar and padding at a place where no content differs."""
+    if strong[0] or strong[1]:
+        return None
+    weak = [[token for token in side if token.kind not in ("soft", *_HARD_KINDS)] for side in (a, b)]
     soft = [{token.key for token in side if token.kind == "soft"} for side in (a, b)]
     if weak[0] and weak[1] and not is_long:
         return _say("words differ", weak[0], weak[1], swapped)
     if soft[0] and soft[1] and not soft[0] & soft[1]:
-        return _say("words differ", list(a), list(b), swapped)
+        return _say("words differ", a, b, swapped)
     return None
 
 

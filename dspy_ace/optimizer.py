@@ -46,7 +46,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         dedup_threshold: cosine from which two bullets may be the same; None: the default of `GrowAndRefine`.
         embedder: `list[str] -> (n, d) array` or a dspy.Embedder for bullet vectors; None: lexical vectors.
         refine_mode: "proactive": refine at each step; "lazy": only past the token budget (ACE §3.3).
-        validate_every: steps between two looks at the valset; None: at the end of each epoch.
+        validate_every: steps between two looks at the valset; None: as many examples as the valset holds. The last
+            playbook is always validated.
         num_threads: at most so many rollouts or role calls at once; None: DSPy's setting.
         seed: of the order of examples.
         failure_score: the score of a rollout that failed.
@@ -147,9 +148,11 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             trajectories = run.rollouts(state.playbook, batch)
             step = run.adapt(state.playbook, trajectories)
             record = record_of(batch, trajectories, step)
-            if run.due(batch, state, record):
+            if run.due(state, record):
                 record = replace(record, validation=run.validate(step.playbook))
             state = _keep(journal, state, record)
+        if run.valset and state.unvalidated:
+            state = _keep(journal, state, Record(state.step, validation=run.validate(state.playbook)))
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
         return run.finished(state, stopped)
 
@@ -195,8 +198,7 @@ def _keep(journal: Journal, state: State, record: Record) -> State:
 
 def _nothing_left(state: State, batch: Batch, perfect_score: float) -> bool:
     """Whether the epoch that ended before `batch` held no failure and brought no lesson."""
-    last = state.records[-1]
-    if last.epoch in (0, batch.epoch):
+    epoch = [record for record in state.records if record.epoch == batch.epoch - 1 and record.batch]
+    if not epoch or state.step != epoch[-1].step:
         return False
-    epoch = [record for record in state.records if record.epoch == last.epoch]
     return not any(r.learned or r.rejected or min(r.scores) < perfect_score for r in epoch)

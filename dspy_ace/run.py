@@ -97,15 +97,22 @@ class Run:
         trajectories = self._roll(with_playbook(self.student, playbook), self.valset, None)
         return Validation(tuple(trajectory.feedback.score for trajectory in trajectories))
 
-    def due(self, batch: Batch, state: State, record: Record) -> bool:
-        """Whether the playbook after this step is to be validated: on time, and only if it reads differently."""
-        every = self.ace.validate_every
-        on_time = (
-            batch.ends_epoch
-            if every is None
-            else batch.step % every == 0 or (batch.ends_epoch and batch.epoch == self.ace.epochs)
-        )
-        return bool(self.valset) and on_time and (record.learned or state.unvalidated)
+    def due(self, state: State, record: Record) -> bool:
+        """Whether the playbook after `record` is to be validated now: it reads differently, and it is time.
+
+        By default it is time when as many examples were rolled out for learning as the valset holds, so that
+        choosing never costs more than learning.
+        """
+        if not self.valset or not (record.learned or state.unvalidated):
+            return False
+        since = [record]
+        for earlier in reversed(state.records):
+            if earlier.validation is not None:
+                break
+            since.append(earlier)
+        if self.ace.validate_every is not None:
+            return len(since) >= int(self.ace.validate_every)
+        return sum(len(each.batch) for each in since) >= len(self.valset)
 
     def finished(self, state: State, stopped: str) -> dspy.Module:
         """The student with the best playbook, and the account of the run."""

@@ -18,20 +18,20 @@ Desk = Literal["Harbor", "Maple", "Lantern", "Orchard", "Quarry", "Payroll", "Fa
 DESKS: tuple[str, ...] = get_args(Desk)
 
 HOUSE_RULES = (
-    "Trips go to Harbor: a flight, hotel, train ticket, rental car, visa.",
-    "A badge, key card, door code, gate pass or parking permit goes to Harbor.",
-    "Computers go to Maple: a laptop, monitor, keyboard, headset, docking station.",
-    "Journalists and the press go to Maple: an interview, article, photo, magazine, podcast.",
-    "Invoices go to Lantern: an invoice, VAT number, purchase order, billing address, credit note.",
-    "Training goes to Lantern: a course, workshop, certificate, first aid, seminar, enrolment.",
-    "Parcels that are late or missing go to Orchard: a delivery, courier, tracking, parcel, shipment.",
-    "Passwords and logins go to Orchard: an account, password, login, VPN, authenticator.",
-    "Goods that arrived damaged go to Quarry: broken, torn, cracked, bent, scratched.",
-    "A refund goes to Harbor when its amount is 500 or less.",
-    "A refund goes to Quarry when its amount is above 500, such as a four-digit one.",
-    "Wages go to Payroll: a payslip, overtime, salary, bonus, tax code.",
-    "The building goes to Facilities: heating, lights, a tap, toilet, window, lift, carpet.",
-    "Anything in the cold store goes to Quarry, also heating, lights or a door.",
+    "Trips go to Harbor: a flight, hotel, train ticket, rental car or visa.",
+    "The entrance goes to Harbor: a visitor, badge, key card, door code, gate pass or parking permit.",
+    "Computers go to Maple: a laptop, monitor, keyboard, headset or docking station.",
+    "Journalists and the press go to Maple: an interview, article, photo, podcast or magazine.",
+    "Bills go to Lantern: an accountant, invoice, VAT number, purchase order, billing address or credit note.",
+    "Training goes to Lantern: a course, workshop, first aid class, seminar, exam or certificate.",
+    "What is on its way goes to Orchard: a courier, tracking, a parcel, delivery, shipment, order or package.",
+    "Signing in goes to Orchard: a locked or refused password, account, login, VPN or authenticator.",
+    "Goods that arrived damaged go to Quarry: broken, cracked, scratched.",
+    "A refund of 500 or less goes to Harbor.",
+    "A refund above 500 goes to Quarry.",
+    "Wages go to Payroll: a payslip, overtime, a salary, bonus or tax code.",
+    "Repairs in the office or a meeting room go to Facilities: heating, light, tap, window, lift, door.",
+    "Anything in the cold store goes to Quarry, also a repair.",
 )
 """The rules behind the labels, as somebody who knows the house would write them down."""
 
@@ -52,102 +52,103 @@ class Split(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """What messages of one kind are made of. `{thing}` and `{amount}` are filled in."""
+    """What messages of one kind are made of. `{thing}` and `{amount}` are filled in; `share`: how often, relatively."""
 
     desk: str
     things: tuple[str, ...]
     bodies: tuple[str, ...]
     amounts: tuple[int, int] = (0, 0)
+    share: int = 2
 
 
 _REFUNDS = (
     "I want a refund for the {thing}, I paid ${amount} for it.",
-    "When will I get my refund of ${amount} for the {thing}?",
+    "When will I get the refund of ${amount} for the {thing}?",
     "The {thing} does not fit, please refund the ${amount}.",
     "I sent the {thing} back and wait for a refund of ${amount}.",
 )
-_GOODS = ("tent", "rucksack", "sleeping bag", "stove", "kayak", "climbing rope", "rain jacket", "pair of boots")
-_ROOM = ("heating", "lights", "tap", "window", "lift", "toilet", "carpet", "ceiling")
+_GOODS = ("tent", "rucksack", "sleeping bag", "stove", "kayak", "climbing rope", "rain jacket", "headlamp")
+_ROOM = ("heating", "light", "tap", "window", "lift", "fire door")
 
 TOPICS = (
     Topic("Harbor", ("flight", "hotel", "train ticket", "rental car", "visa"), (
-        "I need a {thing} for the sales trip to Oslo.",
+        "I need a {thing} for the trip to Oslo.",
         "Can somebody book a {thing} for my trip to the fair?",
         "My trip was moved, so the {thing} has to be changed.",
-        "Please cancel the {thing} for the trip to the supplier.",
+        "Please cancel the {thing} for the trip to our supplier.",
     )),
     Topic("Harbor", ("badge", "key card", "door code", "gate pass", "parking permit"), (
-        "My {thing} does not let me in at the entrance any more.",
+        "My {thing} does not let me in at the entrance.",
         "I lost my {thing} and cannot get past the entrance.",
-        "Our visitor needs a {thing} for the entrance.",
-        "The {thing} of my colleague has expired.",
+        "Our visitor needs a {thing} for the main entrance.",
+        "The {thing} of our visitor has expired.",
     )),
     Topic("Maple", ("laptop", "monitor", "keyboard", "headset", "docking station"), (
         "My {thing} is not recognised by the computer.",
-        "The {thing} stays black when I start the computer.",
-        "I would like to swap my {thing} for a newer model.",
+        "The {thing} stays dead when I start the computer.",
+        "I need a new {thing} for my computer.",
         "Is there a spare {thing} for the computer of our trainee?",
     )),
     Topic("Maple", ("interview", "article", "photo", "podcast", "magazine"), (
         "A journalist asks about the {thing} with our founder.",
-        "A reporter wants to use our logo in the {thing}.",
-        "The local press sent a draft of the {thing} about the shop.",
-        "Who may speak to a journalist for the {thing}?",
+        "A journalist wants to use our logo in the {thing}.",
+        "The press sent a draft of the {thing} about the shop.",
+        "Who may speak to the press for the {thing}?",
     )),
     Topic("Lantern", ("invoice", "VAT number", "purchase order", "billing address", "credit note"), (
-        "The {thing} on the bill from March is wrong.",
-        "Our accountant is missing the {thing} for the bill.",
+        "The {thing} for the bill from March is wrong.",
+        "Our accountant misses the {thing} for the bill.",
         "Please correct the {thing} before we pay the bill.",
-        "Why is there no {thing} on the document we got from accounts?",
+        "Why did our accountant get no {thing}?",
     )),
-    Topic("Lantern", ("course", "workshop", "certificate", "seminar", "first aid class"), (
-        "Where do I sign up for the {thing} in rope safety training?",
-        "I could not attend the {thing}, is there another training date?",
-        "Is the {thing} part of the training plan for new guides?",
-        "My {thing} from the last training is about to run out.",
+    Topic("Lantern", ("course", "workshop", "first aid class", "seminar", "exam"), (
+        "How do I sign up for the {thing} in safety training?",
+        "I missed the {thing}, is there another training date?",
+        "Is the {thing} part of the training for new guides?",
+        "My training certificate says nothing of the {thing}.",
     )),
     Topic("Orchard", ("parcel", "delivery", "shipment", "order", "package"), (
-        "My {thing} should have been here last week and the courier knows nothing.",
-        "The tracking page says nothing about my {thing}.",
+        "My {thing} is late and the courier does not answer.",
+        "The tracking page shows nothing about my {thing}.",
         "The courier left my {thing} with a stranger.",
-        "Your {thing} has still not arrived and tracking stands still.",
+        "My {thing} is late, and the tracking number does not work.",
     )),
     Topic("Orchard", ("password", "account", "login", "VPN", "authenticator"), (
         "My {thing} is locked after three attempts.",
         "I cannot sign in, the {thing} is refused.",
-        "Please reset the {thing}, I am locked out.",
-        "Since the update the {thing} asks me to sign in every hour.",
+        "Please reset the {thing}, it is locked.",
+        "Since the update I cannot sign in with my {thing}.",
     )),
     Topic("Quarry", _GOODS, (
-        "The {thing} came out of the box torn.",
+        "The {thing} came out of the box damaged.",
         "The {thing} was broken when I opened the box.",
-        "There is a scratched and bent part on the new {thing}.",
-        "The {thing} arrived damaged, one side is cracked.",
+        "My new {thing} is damaged, a part is cracked.",
+        "The {thing} arrived broken and scratched.",
     )),
-    Topic("Harbor", _GOODS, _REFUNDS, (15, 500)),
-    Topic("Quarry", _GOODS, _REFUNDS, (501, 2400)),
+    Topic("Harbor", _GOODS, _REFUNDS, (15, 500), 1),
+    Topic("Quarry", _GOODS, _REFUNDS, (501, 2400), 1),
     Topic("Payroll", ("payslip", "overtime", "salary", "bonus", "tax code"), (
-        "The {thing} for last month looks too low.",
+        "The {thing} in my wages for last month is wrong.",
         "I have a question about the {thing} in my wages.",
         "The payroll run left out my {thing}.",
-        "When is the {thing} paid out with the wages?",
+        "When is the {thing} due in the payroll run?",
     )),
     Topic("Facilities", _ROOM, (
         "The {thing} in the office on the second floor needs a repair.",
         "Something is wrong with the {thing} in the meeting room.",
         "Can the facilities people look at the {thing} in the office?",
-        "The {thing} in the meeting room has been leaking or rattling for days.",
+        "The {thing} in the meeting room rattles.",
     )),
     Topic("Quarry", _ROOM, (
         "The {thing} in the cold store needs a repair.",
         "Something is wrong with the {thing} in the cold store.",
-        "Can somebody look at the {thing} next to the cold store gate?",
-        "The {thing} of the cold store has failed again.",
+        "Can somebody look at the {thing} of the cold store?",
+        "The {thing} in the cold store rattles.",
     )),
 )  # fmt: skip
 
-_OPENINGS = ("", "", "", "Hi, ", "Hello, ")
-_CLOSINGS = ("", "", "", " Thanks!", " Please let me know.", " Best, Noor.")
+_OPENINGS = ("", "", "Hi, ")
+_CLOSINGS = ("", "", " Can you help?", " What should I do?", " Who can help me with this?")
 
 
 def make_split(seed: int = 0, train: int = 100, val: int = 40, test: int = 80) -> Split:
@@ -165,13 +166,16 @@ def make_split(seed: int = 0, train: int = 100, val: int = 40, test: int = 80) -
     rng = random.Random(seed)
     wanted = train + val + test
     decks = [_sentences(rng, topic) for topic in TOPICS]
-    if wanted > len(TOPICS) * min(map(len, decks)):
-        raise ValueError(f"at most {len(TOPICS) * min(map(len, decks))} messages can be made, not {wanted}")
+    turns = [number for number, topic in enumerate(TOPICS) for _ in range(topic.share)]
+    most = len(turns) * min(len(deck) // topic.share for deck, topic in zip(decks, TOPICS, strict=True))
+    if wanted > most:
+        raise ValueError(f"at most {most} messages can be made, not {wanted}")
+    rng.shuffle(turns)
     examples = []
-    for number in range(wanted):
-        topic, deck = TOPICS[number % len(TOPICS)], decks[number % len(TOPICS)]
-        message = _polite(rng, deck.pop())
-        examples.append(dspy.Example(message=message, desk=topic.desk).with_inputs("message"))
+    for turn in range(wanted):
+        number = turns[turn % len(turns)]
+        message = _polite(rng, decks[number].pop())
+        examples.append(dspy.Example(message=message, desk=TOPICS[number].desk).with_inputs("message"))
     rng.shuffle(examples)
     return Split(examples[:train], examples[train : train + val], examples[train + val :])
 

@@ -19,9 +19,14 @@ _ANSWER = re.compile(
     r"(?:answer|→|->|=>|is)\s+(?:\w+ = )?[\"'`]?([^\"'`,;.\n]{1,90}?)[\"'`]?(?=\s*(?:,|;|\.|$|\bwhen\b|\bwhere\b|\bif\b|\bfor\b))",
     re.IGNORECASE,
 )
-_NOT = re.compile(r"(?:,\s*not\s+|\bis not\s+|\bdo not answer\s+)(?:\w+ = )?([^\"'`,;.\n]{1,90})", re.IGNORECASE)
+_NOT = re.compile(r"(?:,\s*not\s+|\bis not\s+|\bdo not answer\s+|\bnot call for\s+)(?:\w+ = )?([^\"'`,;.\n]{1,90})", re.IGNORECASE)
 _CUE = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”")
+_MISLEADS = re.compile(r"\bdoes not call for\b")
 _PLACEHOLDER = re.compile(r"^\W*(?:none|empty|no insights?|n/a)\b", re.IGNORECASE)
+
+
+_CLOSE, _FULL = 0.25, 14
+"""Share of cue words from which two lessons for one answer become one, and the cues after which a bullet is full."""
 
 
 @dataclass
@@ -118,12 +123,23 @@ def plan(held: list[Point], points: list[Point], evidence: str) -> list[dict[str
         touched |= {one.id, other.id}
         break
     common = _common([*held, *points])
+    for point in points:
+        if _MISLEADS.search(point.text):
+            for bullet in held:
+                if bullet.answer == point.wrong and bullet.id not in touched:
+                    drop = {c for c in bullet.cues if normal(c) in {normal(p) for p in point.cues}}
+                    shorter = _without(bullet, drop)
+                    if shorter.text != bullet.text:
+                        operations.append({"type": "UPDATE", "id": bullet.id, "content": shorter.text})
+                        touched.add(bullet.id)
     for raw in points:
+        if _MISLEADS.search(raw.text):
+            continue
         point = _sharpened(raw, common)
         near = max((p for p in held if p.answer == point.answer and p.answer), key=lambda p: overlap(p, point), default=None)
         if any(normal(p.text) == normal(point.text) for p in held) or (near and overlap(near, point) >= 0.8):
             continue
-        if near and near.id not in touched and overlap(near, point) >= 0.5 and len(near.cues) + len(point.cues) <= 12:
+        if near and near.id not in touched and overlap(near, point) >= _CLOSE and len(near.cues) < _FULL:
             operations.append({"type": "UPDATE", "id": near.id, "content": _joined(near, point)})
             touched.add(near.id)
         else:
@@ -142,11 +158,16 @@ def _common(points: list[Point]) -> set[str]:
 
 
 def _sharpened(point: Point, common: set[str]) -> Point:
-    """`point` without the quoted cues that consist of common words, as long as two are left."""
+    """`point` without the quoted cues that consist of common words."""
+    words = {cue: set(content_stems(cue)) for cue in point.cues}
+    return _without(point, {cue for cue, stems in words.items() if stems and stems <= common and "#" not in cue})
+
+
+def _without(point: Point, drop: set[str]) -> Point:
+    """`point` without the quoted cues in `drop`, as long as two are left."""
     text, kept = point.text, list(point.cues)
     for cue in point.cues:
-        words = set(content_stems(cue))
-        if len(kept) > 2 and words and words <= common and f'"{cue}"' in text and "#" not in cue:
+        if len(kept) > 2 and cue in drop and f'"{cue}"' in text:
             shorter = text.replace(f'"{cue}", ', "", 1)
             text = shorter if shorter != text else text.replace(f', "{cue}"', "", 1)
             kept.remove(cue)

@@ -14,7 +14,7 @@ from .statements import Statement, statements
 from .words import STOP_STEMS
 
 _QUOTED_WORD, _PART, _PHRASE, _BESIDE = 1.0, 0.75, 0.4, 0.4
-_OWN, _AGAINST, _NEXT, _MISFIT = 0.55, 0.35, 0.5, 0.25
+_OWN, _AGAINST, _BESIDES, _NEXT, _MISFIT = 0.55, 0.6, 0.1, 0.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,14 @@ class Evidence:
                 hits[number] *= 0.1
         strengths = {n: self._strength(n, hit, text.kind) for n, hit in hits.items()}
         scores = self._own_words(text)
-        per_option: dict[int, list[float]] = defaultdict(list)
-        for number, strength in strengths.items():
-            said = self.said[number]
-            if said.sign > 0:
-                per_option[said.target].append(strength)
-            else:
-                scores[said.target] -= _AGAINST * strength
-        for target, found in per_option.items():
-            found.sort(reverse=True)
-            scores[target] += sum(s * _NEXT**i for i, s in enumerate(found[:8]))
+        for sign, factor in ((1, 1.0), (-1, -_AGAINST)):
+            per_option: dict[int, list[float]] = defaultdict(list)
+            for number, strength in strengths.items():
+                if self.said[number].sign == sign:
+                    per_option[self.said[number].target].append(strength)
+            for target, found in per_option.items():
+                found.sort(reverse=True)
+                scores[target] += factor * sum(s * _NEXT**i for i, s in enumerate(found[:8]))
         best = max(range(len(scores)), key=lambda i: (scores[i], -i)) if scores else 0
         rest = max((s for i, s in enumerate(scores) if i != best), default=0.0)
         margin = (scores[best] - max(rest, 0.0)) / scores[best] if scores and scores[best] > 0 else 0.0
@@ -107,7 +105,7 @@ class Evidence:
 
     def _strength(self, number: int, hit: float, kind: str) -> float:
         coverage = min(1.0, hit / self._totals[number]) if self._totals[number] else 0.0
-        strength = hit * (0.4 + 0.6 * coverage)
+        strength = hit * (0.4 + 0.6 * coverage) * (_BESIDES if self.said[number].aside else 1.0)
         stated = self._kinds[number]
         return strength * _MISFIT if kind and stated and kind != stated else strength
 

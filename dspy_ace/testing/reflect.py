@@ -66,8 +66,10 @@ def fields_in(text: str) -> dict[str, str]:
     tags = re.findall(r"<(\w+)>\s*(.*?)\s*</\1>", text, re.DOTALL)
     if tags:
         return dict(tags)
-    lines = {m[1].strip(): m[2].strip().strip("'\"") for m in _LINE.finditer(text)}
-    return lines or {"": text.strip("'\"")}
+    lines = list(_LINE.finditer(text))
+    ends = [m.start() for m in lines[1:]] + [len(text)]
+    found = {m[1].strip(): text[m.start(2) : end].strip().strip("'\"") for m, end in zip(lines, ends, strict=False)}
+    return found or {"": text.strip("'\"")}
 
 
 def read_case(ask: Ask) -> Case:
@@ -96,11 +98,15 @@ def _finder(ask: Ask) -> Any:
     return get
 
 
+_PREFIX = re.compile(r"^[ \t]*[-*]?[ \t]*[`\"']?\w{1,40}[`\"']?[ \t]*[:=][ \t]+", re.MULTILINE)
+
+
 def _values_only(text: str) -> str:
     """Task inputs as text to be judged: the values without their field names."""
-    found = fields_in(text)
-    joined = "\n".join(found.values())
-    return joined if found and len(joined) >= 0.5 * len(text) else text
+    body = load_json(text) if text.lstrip().startswith("{") else None
+    if isinstance(body, dict):
+        return "\n".join(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in body.values())
+    return _PREFIX.sub("", re.sub(r"\[\[? ?## \w+ ## ?\]?\]|</?\w+>", "", text)).strip()
 
 
 def _given(trajectory: str, expected: Mapping[str, str]) -> dict[str, str]:
@@ -187,6 +193,17 @@ def _rivals(case: Case, right: str) -> str:
     return "\n".join(body for source, body in blocks(case.bullets) if source and name and name not in normal(body))
 
 
+def misleading(case: Case, lesson: Lesson) -> list[str]:
+    """Quoted cues of bullets in view that speak for the wrong answer although this input has them too."""
+    text, wrong = f" {' '.join(stems(listed(case.text).rest))} ", normal(lesson.wrong)
+    found: list[str] = []
+    for source, body in blocks(case.bullets):
+        speaks_for = re.split(r",?\s+\bnot\b", body)[0]
+        if source and wrong and f" {wrong} " in f" {normal(speaks_for)} ":
+            found += [cue for cue in re.findall(r"\"([^\"\n]+)\"", body) if f" {' '.join(stems(cue))} " in text]
+    return list(dict.fromkeys(cue for cue in found if "#" not in cue))[:3]
+
+
 def say(lesson: Lesson, wording: int = 0) -> str:
     """A lesson as one sentence. `wording`: which of several wordings with the same meaning."""
     first, rest = lesson.cues[0], lesson.cues[1:]
@@ -203,6 +220,10 @@ def say(lesson: Lesson, wording: int = 0) -> str:
         f"Inputs with {scope} → {field}{lesson.answer}{against}.",
         f"Answer {field}{lesson.answer}{against} when the input has {scope}.",
     )[wording % 4]
+
+
+def _quoted(cue: str) -> str:
+    return f'"{cue}"'
 
 
 def tags_of(case: Case, lessons: list[Lesson]) -> dict[str, str]:
@@ -235,6 +256,10 @@ def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
     if flip:
         lessons = [Lesson(le.cues, le.wrong or "none", le.answer, le.field) for le in lessons]
     insights = [say(lesson, wording) for lesson in lessons]
+    if len(lessons) == 1 and lessons[0].answer and lessons[0].wrong and not flip:
+        shared = misleading(case, lessons[0])
+        if shared:
+            insights.append(f"{' or '.join(_quoted(c) for c in shared)} does not call for {lessons[0].wrong}.")
     if not insights and case.good is False and case.feedback.strip():
         insights = [f"Avoid this: {clip(case.feedback, 30)}"]
     first = lessons[0] if lessons else None

@@ -20,7 +20,8 @@ BULLET = re.compile(r"^[ \t]*(?:[-*•]\s+)?\[([A-Za-z][\w&+.]*-\d+)\][ \t]*(?:\
 
 @dataclass(frozen=True)
 class Statement:
-    """One sentence's claim. `target`: index of an option; `sign`: +1 for it, -1 against it."""
+    """One sentence's claim. `target`: index of an option; `sign`: +1 for it, -1 against it; `aside`: it is against an
+    option only beside speaking for another one (`X, not Y`)."""
 
     source: str
     target: int
@@ -29,6 +30,7 @@ class Statement:
     phrases: tuple[str, ...]
     blocked: tuple[str, ...]
     text: str
+    aside: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ def claims(sentence: str, options: tuple[Option, ...], source: str = "") -> tupl
         if cues or phrases:
             for mention in {m.option: m for m in inside}.values():
                 sign = 1 if mention.role > 0 else -1
-                made.append(Statement(source, mention.option, sign, cues, phrases, blocked, sentence))
+                aside = sign < 0 and bool(rivals)
+                made.append(Statement(source, mention.option, sign, cues, phrases, blocked, sentence, aside))
     return tuple(made)
 
 

@@ -1,0 +1,134 @@
+"""What the example scripts share: the model, scores with their uncertainty, and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import dspy
+import numpy as np
+import numpy.typing as npt
+from dspy.utils.callback import BaseCallback
+
+from dspy_ace.testing import OfflineLM
+
+Scores = npt.NDArray[np.float64]
+
+OFFLINE_NOTE = (
+    "The offline model is a reader, not a mind: it picks answers by the words of the prompt. It shows that the\n"
+    "mechanics work and what they cost in calls. It does not measure how good a method is with a real model."
+)
+
+
+class CallCounter(BaseCallback):  # type: ignore[misc]  # dspy is untyped
+    """Counts LM calls in all threads, whichever optimizer makes them."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._lock = threading.Lock()
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002
+        """One call more, answered or failed."""
+        with self._lock:
+            self.calls += 1
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--model` and `--threads`, the same in every script."""
+    parser.add_argument(
+        "--model", default="offline", help="'offline' (no key, no network) or a DSPy model name (default: offline)"
+    )
+    parser.add_argument("--threads", type=positive, default=8, help="calls at once (default: 8)")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
+def connect(model: str) -> CallCounter:
+    """Make `model` DSPy's LM and say what it is; returns the counter of its calls."""
+    counter = CallCounter()
+    try:
+        lm = OfflineLM() if model == "offline" else dspy.LM(model)
+    except Exception as error:  # noqa: BLE001 - whatever a wrong name leads to becomes one line
+        fail(f"cannot use the model {model!r}: {_first_line(error)}")
+    dspy.configure(lm=lm, callbacks=[counter])
+    print(f"Model: {lm.model}")
+    if model == "offline":
+        print(OFFLINE_NOTE)
+    print(flush=True)
+    return counter
+
+
+def probe(program: dspy.Module, example: dspy.Example) -> None:
+    """One call first: a wrong model name or key ends the script with one line."""
+    try:
+        program(**example.inputs())
+    except Exception as error:  # noqa: BLE001 - whatever the provider raises becomes one line
+        fail(f"the model does not answer: {_first_line(error)}")
+
+
+def score(program: dspy.Module, examples: Sequence[dspy.Example], metric: Callable[..., Any], threads: int) -> Scores:
+    """Scores of `program`, shape (len(examples),), in order; an example that fails scores 0."""
+    evaluate = dspy.Evaluate(
+        devset=list(examples), metric=metric, num_threads=threads, display_progress=True, max_errors=len(examples) + 1
+    )
+    results = evaluate(program).results
+    return np.array([float(getattr(scored, "score", scored)) for _, _, scored in results])
+
+
+def wilson(scores: Scores, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % Wilson interval of a share, from scores of 0 and 1."""
+    n, share = len(scores), float(scores.mean())
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_interval(before: Scores, after: Scores, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
+    """The 95 % bootstrap interval of mean(after − before), resampling examples, both scores of one together."""
+    difference = after - before
+    picks = np.random.default_rng(seed).integers(len(difference), size=(draws, len(difference)))
+    low, high = np.quantile(difference[picks].mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def show_gain(before: Scores, after: Scores, seed: int) -> None:
+    """Print both means and the paired interval of their difference."""
+    low, high = paired_interval(before, after, seed)
+    print(f"before:     {before.mean():.3f}")
+    print(f"after:      {after.mean():.3f}")
+    print(f"difference: {(after - before).mean():+.3f} (95 % paired bootstrap interval {low:+.3f} … {high:+.3f})")
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not shown to differ"
+    print(f"verdict:    {verdict} ({len(before)} examples)")
+
+
+def run(main: Callable[[list[str] | None], None]) -> NoReturn:
+    """Run a script's `main`; leaving early by Ctrl-C or a closed pipe is no traceback."""
+    try:
+        main(None)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        fail("stopped", code=130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End the script with one line on stderr."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

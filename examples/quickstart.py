@@ -1,0 +1,145 @@
+"""ACE on a small task from start to end: score before, optimize, score after, look at the playbook, save.
+
+    python examples/quickstart.py                                   # offline, no key, some seconds
+    python examples/quickstart.py --model openai/gpt-4o-mini        # the same with a real model
+    python examples/quickstart.py --optimizer gepa                  # the same script with GEPA (or mipro)
+
+The optimizer is the only line that changes: student, metric and sets are the same objects for all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dspy
+from common import (
+    Scores,
+    add_model_arguments,
+    connect,
+    fail,
+    positive,
+    probe,
+    run,
+    score,
+    show_gain,
+    wilson,
+)
+from routing_task import DESKS, RouteMessage, make_split, metric
+
+from dspy_ace import ACE, AceError
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Teach a program the house rules of a message desk, with ACE, GEPA or MIPROv2."
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--optimizer", choices=("ace", "gepa", "mipro"), default="ace", help="default: ace")
+    parser.add_argument("--seed", type=int, default=0, help="of the messages drawn and of the optimizer (default: 0)")
+    parser.add_argument("--epochs", type=positive, default=2, help="ACE: passes over the training set (default: 2)")
+    parser.add_argument("--batch-size", type=positive, default=8, help="ACE: examples per step (default: 8)")
+    parser.add_argument("--out", type=Path, help="folder for program.json and playbook.json (default: a temporary one)")
+    return parser.parse_args(argv)
+
+
+def make_optimizer(args: argparse.Namespace) -> Any:
+    """The optimizer asked for, all with the same metric."""
+    if args.optimizer == "gepa":
+        return dspy.GEPA(
+            metric, auto="light", reflection_lm=dspy.settings.lm, num_threads=args.threads, seed=args.seed
+        )
+    if args.optimizer == "mipro":
+        return dspy.MIPROv2(metric, auto="light", num_threads=args.threads, seed=args.seed)
+    return ACE(
+        metric, epochs=args.epochs, batch_size=args.batch_size, num_threads=args.threads, seed=args.seed
+    )
+
+
+def check(args: argparse.Namespace) -> Path:
+    """Find what would only fail at the end; returns the folder to save to."""
+    if args.optimizer == "mipro" and importlib.util.find_spec("optuna") is None:
+        fail("MIPROv2 needs optuna, which DSPy does not bring: pip install optuna")
+    if args.out is None:
+        return Path(tempfile.mkdtemp(prefix="dspy_ace_"))
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"cannot make the folder {args.out}: {error.strerror}")
+    return args.out
+
+
+def show(title: str, scores: Scores) -> None:
+    """A share of right answers with its uncertainty."""
+    low, high = wilson(scores)
+    print(f"{title} on the test set: {scores.mean():.3f} (95 % Wilson interval {low:.3f} … {high:.3f})\n", flush=True)
+
+
+def report(program: Any, calls: int) -> None:
+    """What was learned and what it cost."""
+    playbook = getattr(program, "playbook", None)
+    if playbook is not None:
+        print(f"\nThe playbook ({len(playbook)} bullets):\n{playbook.to_text(counters=True)}\n")
+        print(f"The run:\n{program.detailed_results}")
+    else:
+        for name, predictor in program.named_predictors():
+            print(f"\nInstructions of {name}, with {len(predictor.demos)} demonstrations:")
+            print(predictor.signature.instructions)
+    print(f"LM calls while optimizing: {calls}")
+
+
+def save(program: Any, folder: Path) -> None:
+    """Write what is worth keeping, and say where."""
+    program.save(str(folder / "program.json"))
+    print(f"\nSaved: {folder / 'program.json'}")
+    if hasattr(program, "playbook"):
+        program.playbook.save(folder / "playbook.json")
+        print(f"Saved: {folder / 'playbook.json'}")
+
+
+def next_steps(args: argparse.Namespace) -> None:
+    """What a reader may do now."""
+    print("\nWhat to do next:")
+    if args.model == "offline":
+        print("  with a real model:    python examples/quickstart.py --model openai/gpt-4o-mini")
+    if args.optimizer == "ace":
+        print("  the same with GEPA:   python examples/quickstart.py --optimizer gepa")
+    print("  a plain prompt:       python examples/system_prompt.py --help")
+    print("  on finance questions: python examples/finance.py --help")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the example."""
+    args = parse(argv)
+    folder = check(args)
+    split = make_split(args.seed)
+    print(f"Task: messages to {len(DESKS)} desks, by house rules that no model can know.")
+    print(f"Sets: {len(split.train)} training, {len(split.val)} validation, {len(split.test)} test messages.")
+    counter = connect(args.model)
+    student = dspy.ChainOfThought(RouteMessage)
+    probe(student, split.train[0])
+
+    before = score(student, split.test, metric, args.threads)
+    show("Before", before)
+    print(f"Optimizing with {args.optimizer} …", flush=True)
+    start = counter.calls
+    try:
+        program = make_optimizer(args).compile(student, trainset=split.train, valset=split.val)
+    except AceError as error:
+        fail(str(error))
+    calls = counter.calls - start
+    report(program, calls)
+    print()
+    after = score(program, split.test, metric, args.threads)
+    show("After", after)
+    show_gain(before, after, args.seed)
+    save(program, folder)
+    next_steps(args)
+
+
+if __name__ == "__main__":
+    run(main)
