@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 LONG = 15  # content words in common from which on a text counts as long: single filler words carry less there
@@ -92,12 +92,12 @@ _PHRASES = {
     for phrase, target in (
         line.split(":")
         for line in (
-            "instead of:instead|rather than:instead|prior to:before|at least:at_least|at most:at_most|"
-            "no more than:at_most|no less than:at_least|no fewer than:at_least|up to:at_most|more than:above|"
+            "instead of:instead|rather than:instead|prior to:before|at least:atleast|at most:atmost|"
+            "no more than:atmost|no less than:atleast|no fewer than:atleast|up to:atmost|more than:above|"
             "greater than:above|higher than:above|larger than:above|less than:below|fewer than:below|lower than:below|"
             "smaller than:below|in order to:to|make sure:check|making sure:check|makes sure:check|as well as:and|"
             "together with:with|along with:with|as well:|such as:|for example:|for instance:|in case:if|"
-            "other than:except|apart from:except|except for:except|refrain from:not|per cent:%|most recent:latest|"
+            "other than:except|apart from:except|except for:except|except when:unless|except if:unless|not ever:not|never ever:not|refrain from:not|per cent:%|most recent:latest|"
             "at once:immediately|right away:immediately|if available:|when available:|where available:|"
             "in addition:|due to:because|because of:because|has to:must|have to:must|needs to:must|need to:must|"
             "the one:|one of:|each of:each|all of:all|any of:any|cannot:not|can not:not"
@@ -114,7 +114,7 @@ _SYNONYMS = {
         "wrong incorrect", "exact precise", "enough sufficient", "identical same", "whole entire",
         "because since", "keep retain preserve maintain", "allow permit", "build construct", "reduce minimize lessen",
         "improve enhance", "unnecessary redundant needless superfluous", "need require",
-        "immediately instantly", "exceed surpass", "almost nearly", "often frequently", "many numerous", "latest newest", "try attempt",
+        "immediately instantly", "above exceed surpass", "almost nearly", "often frequently", "many numerous", "latest newest", "try attempt",
         "mail email", "individually separately",
     )
     for word in words.split()
@@ -258,7 +258,7 @@ def _clean(text: str) -> str:
     text = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", text)  # bold
     text = re.sub(r"\b(e\.g|i\.e|etc|vs)\.", lambda found: found[1].replace(".", ""), text)
     text = re.sub(r"\b(?:[A-Z]\.){2,}", lambda found: found[0].replace(".", ""), text)
-    return re.sub(r"\b([Rr]e|[Cc]o)-(?=[a-z])", r"\1", text)
+    return re.sub(r"\b([Rr]e|[Cc]o|[Ee])-(?=[a-z])", r"\1", text)
 
 
 @dataclass(frozen=True)
@@ -453,15 +453,16 @@ _HARD_KINDS = ("negation", "restriction")
 
 
 def _verdict(a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str | None:
-    regions, matched = _align(a, b)
-    common = {token.key for token in matched}
-    is_long = sum(token.kind in _STRONG for token in matched) >= LONG
-    sides = [[token for token in side if _counts(token, is_long)] for side in (a, b)]
-    new = [[t for t in sides[0] if t.key not in {o.key for o in b}], [t for t in sides[1] if t.key not in {o.key for o in a}]]
+    a, b = _unquoted(a, b), _unquoted(b, a)
+    new = [_missing(a, b), _missing(b, a)]
     for kind in ("number", "literal", "name"):
         hard = [[token for token in side if token.kind == kind and token.shown.lower() != "one"] for side in new]
         if hard[0] or hard[1]:
             return _say(f"{kind}s differ", *hard, swapped)
+    regions, matched = _align(a, b)
+    common = {token.key for token in matched}
+    is_long = sum(token.kind in _STRONG for token in matched) >= LONG
+    new = [[token for token in side if _counts(token, is_long)] for side in new]
     changed = [[[t for t in side if _counts(t, is_long)] for side in region] for region in regions]
     telling = [region for region in changed if any(not token.reason for side in region for token in side)]
     plain_new = [[t for t in side if not t.reason] for side in new]
@@ -478,6 +479,25 @@ def _verdict(a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str | Non
         if reason is not None:
             return reason
     return None
+
+
+def _missing(a: Sequence[Token], b: Sequence[Token]) -> list[Token]:
+    """The tokens of `a` that `b` has nowhere."""
+    keys = {token.key for token in b}
+    return [token for token in a if token.key not in keys]
+
+
+def _unquoted(a: Sequence[Token], b: Sequence[Token]) -> list[Token]:
+    """`a` with literals that `b` writes as plain words as those words: `genre` quoted is the word genre."""
+    plain = {token.key for token in b if token.kind in ("word", "weak", "name")}
+    keys = {token.key for token in b}
+    result = []
+    for token in a:
+        key = _SYNONYMS.get(_stem(token.key), _stem(token.key))
+        if token.kind == "literal" and token.key not in keys and token.key.isalpha() and key in plain:
+            token = replace(token, key=key)
+        result.append(token)
+    return result
 
 
 def _counts(token: Token, is_long: bool) -> bool:

@@ -18,12 +18,28 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 OTHERS = "OTHERS"
-ID_PATTERN = r"\w[\w-]*-\d+"
+ID_PATTERN = r"\w[\w-]*-\d{1,18}"
 
-_HEADED = re.compile(rf"^\[({ID_PATTERN})\](.*)$", re.DOTALL)
-_COUNTED = re.compile(r"^\s*helpful=(\d+)\s*harmful=(\d+)\s*::(.*)$", re.DOTALL)
+_HEADED = re.compile(rf"^\[\s*({ID_PATTERN})\s*\](.*)$", re.DOTALL)
+_COUNTED = re.compile(r"^\s*helpful=(\d{1,18})\s*harmful=(\d{1,18})\s*::(.*)$", re.DOTALL)
 _CONTINUED = "    | "
 _MARKERS = re.compile(r"\[\[(?=\s*##)|(?<=##)\s*\]\]|<<(?=CUSTOM-TYPE)")
+_SLUGS = {  # ACE, official code: the letters of the sections in its two initial playbooks
+    "strategies_and_insights": "str",
+    "formulas_and_calculations": "calc",
+    "code_snippets_and_templates": "code",
+    "common_mistakes_to_avoid": "err",
+    "problem_solving_heuristics": "prob",
+    "context_clues_and_indicators": "ctx",
+    "strategies_and_hard_rules": "shr",
+    "apis_to_use_for_specific_information": "api",
+    "useful_code_snippets_and_templates": "code",
+    "common_mistakes_and_correct_strategies": "cms",
+    "problem_solving_heuristics_and_workflows": "psw",
+    "verification_checklist": "vc",
+    "troubleshooting_and_pitfalls": "ts",
+    "others": "misc",
+}
 _PIECES = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d{1,3}|_|[^\w\s]+|[^\W\d_]|\s+")
 
 
@@ -77,17 +93,21 @@ def clean_section(section: str) -> str:
 
 def section_key(section: str) -> str:
     """What makes two spellings the same section: case, spaces, `&`/and and a last colon do not."""
-    return re.sub(r"[\s_\-]+", "_", section.strip().rstrip(":").casefold().replace("&", "and")).strip("_")
+    return re.sub(r"[\s_\-]+", "_", section.strip().rstrip(":").casefold().replace("&", " and ")).strip("_")
 
 
 def section_slug(section: str) -> str:
-    """The letters of a section that open its ids: `"COMMON MISTAKES TO AVOID"` → `"cmt"`."""
-    words = [
-        word for word in re.findall(r"[a-z]+", section.casefold()) if word not in {"and", "the", "of", "to"}
-    ]
-    if section_key(section) == "others" or not words:
-        return "misc"
-    return "".join(word[0] for word in words)[:4] if len(words) > 2 else "".join(words)[:4]
+    """The letters of a section that open its ids: `"COMMON MISTAKES TO AVOID"` → `"err"`, `"Unit prices"` → `"unit"`.
+
+    They depend on the section alone, whatever its spelling.
+    """
+    key = section_key(section)
+    if key in _SLUGS:
+        return _SLUGS[key]
+    words = [word for word in re.findall(r"[a-z]+", key) if word not in {"and", "the", "of", "to"}]
+    if len(words) > 2:
+        return "".join(word[0] for word in words)[:4]
+    return "".join(words)[:4] or "misc"
 
 
 def fold(text: str) -> str:
@@ -95,12 +115,15 @@ def fold(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".")
 
 
-@lru_cache(maxsize=65536)
 def count_tokens(text: str) -> int:
     """An estimate of the tokens of `text`, within about a quarter of cl100k on English, code and tags.
 
     Pure and fast, no tokenizer to download. Other scripts are counted one token a character.
     """
+    return _remembered(text) if len(text) <= 4000 else _count(text)  # bullets come again, whole prompts do not
+
+
+def _count(text: str) -> int:
     total = 0
     for piece in _PIECES.findall(text):
         if piece[0].isspace():
@@ -112,21 +135,28 @@ def count_tokens(text: str) -> int:
     return total
 
 
+_remembered = lru_cache(maxsize=16384)(_count)
+
+
 def cut_middle(text: str, max_tokens: int) -> str:
     """`text` within `max_tokens` (as `count_tokens` estimates), cut in the middle, visibly.
 
-    The head and the tail are kept: what was asked, and how it ended.
+    The head and the tail are kept: what was asked, and how it ended. Where there is no room to say how much
+    was cut, `…` stands for it all; with no room at all the text is empty.
     """
-    if count_tokens(text) <= max_tokens:
+    size = count_tokens(text)
+    if size <= max_tokens:
         return text
-    keep = max(0, int(len(text) * max_tokens / count_tokens(text)))
+    keep = max(0, int(len(text) * max_tokens / size))
     while True:
         head, tail = text[: (keep + 1) // 2], text[len(text) - keep // 2 :]
-        gone = len(text) - len(head) - len(tail)
-        cut = f"{head}\n[… {gone} characters cut …]\n{tail}"
-        if keep == 0 or count_tokens(cut) <= max_tokens:
+        cut = f"{head}\n[… {len(text) - keep} characters cut …]\n{tail}"
+        size = count_tokens(cut)
+        if size <= max_tokens:
             return cut
-        keep = keep * 9 // 10
+        if keep == 0:
+            return "…" if max_tokens > 0 else ""
+        keep = min(keep * 9 // 10, int(keep * max(max_tokens, 0) / size))
 
 
 def write_lines(sections: Sequence[str], bullets: Sequence[BulletLike], *, counters: bool = True) -> str:
@@ -135,12 +165,10 @@ def write_lines(sections: Sequence[str], bullets: Sequence[BulletLike], *, count
     `counters=True` writes `[id] helpful=N harmful=N :: content`, `False` writes `[id] content`.
     Further lines of a content follow as `    | line`, which no reader of the format takes for a header.
     """
-    blocks = []
-    for section in sections:
-        lines = [f"## {section}"]
-        lines += [_write_line(bullet, counters) for bullet in bullets if bullet.section == section]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    blocks = {section: [f"## {section}"] for section in sections}
+    for bullet in bullets:
+        blocks.setdefault(bullet.section, [f"## {bullet.section}"]).append(_write_line(bullet, counters))
+    return "\n\n".join("\n".join(lines) for lines in blocks.values())
 
 
 def _write_line(bullet: BulletLike, counters: bool) -> str:
@@ -157,35 +185,30 @@ def read_lines(text: str) -> tuple[list[str], list[Line]]:
     header nor bullet continues the bullet above it; below a header it is a comment. A missing counter
     is read as 0.
     """
-    sections: list[str] = []
-    lines: list[Line] = []
+    sections: dict[str, None] = {}
+    found: list[tuple[str, str, list[str]]] = []  # id, section, lines
     section, in_bullet = "", False
-    for raw in text.strip().split("\n"):
+    for raw in text.removeprefix("\ufeff").replace("\r\n", "\n").strip().split("\n"):
         line = raw.strip()
         headed = _HEADED.match(line)
         if in_bullet and f"{raw} ".startswith(_CONTINUED):
-            lines[-1] = lines[-1]._replace(content=f"{lines[-1].content}\n{raw[len(_CONTINUED) :]}")
+            found[-1][2].append(raw[len(_CONTINUED) :])
         elif line.startswith("##"):
             section, in_bullet = clean_section(line), False
-            if section not in sections:
-                sections.append(section)
+            sections[section] = None
         elif headed is not None:
-            if not section:
-                section = OTHERS
-                sections.append(section)
-            lines.append(_read_line(section, headed))
-            in_bullet = True
+            section, in_bullet = section or OTHERS, True
+            sections[section] = None
+            found.append((headed[1], section, [headed[2]]))
         elif line and in_bullet:
-            lines[-1] = lines[-1]._replace(content=f"{lines[-1].content}\n{line}")
-    return sections, lines
+            found[-1][2].append(line)
+    return list(sections), [_read_line(*parts) for parts in found]
 
 
-def _read_line(section: str, headed: re.Match[str]) -> Line:
-    name, rest = headed.groups()
-    counted = _COUNTED.match(rest)
-    if counted is None:
-        return Line(name, section, rest, 0, 0)
-    return Line(name, section, counted[3], int(counted[1]), int(counted[2]))
+def _read_line(name: str, section: str, lines: list[str]) -> Line:
+    counted = _COUNTED.match(lines[0])
+    helpful, harmful, first = counted.groups() if counted else (0, 0, lines[0])
+    return Line(name, section, "\n".join([first, *lines[1:]]), int(helpful), int(harmful))
 
 
 def fit(parts: dict[str, str], max_tokens: int) -> dict[str, str]:

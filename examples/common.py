@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import dspy
@@ -17,6 +21,8 @@ from dspy.utils.callback import BaseCallback
 from dspy_ace.testing import OfflineLM
 
 Scores = npt.NDArray[np.float64]
+Scalar = (str, int, float)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 
 OFFLINE_NOTE = (
     "The offline model is a reader, not a mind: it picks answers by the words of the prompt. It shows that the\n"
@@ -79,10 +85,31 @@ def probe(program: dspy.Module, example: dspy.Example) -> None:
 def score(program: dspy.Module, examples: Sequence[dspy.Example], metric: Callable[..., Any], threads: int) -> Scores:
     """Scores of `program`, shape (len(examples),), in order; an example that fails scores 0."""
     evaluate = dspy.Evaluate(
-        devset=list(examples), metric=metric, num_threads=threads, display_progress=True, max_errors=len(examples) + 1
+        devset=list(examples),
+        metric=metric,
+        num_threads=threads,
+        display_progress=sys.stdout.isatty(),
+        max_errors=len(examples) + 1,
     )
     results = evaluate(program).results
     return np.array([float(getattr(scored, "score", scored)) for _, _, scored in results])
+
+
+def show_mean(label: str, scores: Scores) -> None:
+    """Print `label` and the mean score; with its interval when it is a share of right answers."""
+    interval = ""
+    if set(np.unique(scores)) <= {0.0, 1.0}:
+        low, high = wilson(scores)
+        interval = f" (95 % Wilson interval {low:.3f} … {high:.3f})"
+    print(f"{label:<11} {scores.mean():.3f}{interval}", flush=True)
+
+
+def show_gain(before: Scores, after: Scores, seed: int) -> None:
+    """Print the difference of the means, its paired interval, and what that says."""
+    low, high = paired_interval(before, after, seed)
+    print(f"difference: {(after - before).mean():+.3f} (95 % paired bootstrap interval {low:+.3f} … {high:+.3f})")
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not shown to differ"
+    print(f"verdict:    {verdict} ({len(before)} test examples)")
 
 
 def wilson(scores: Scores, z: float = 1.96) -> tuple[float, float]:
@@ -101,14 +128,47 @@ def paired_interval(before: Scores, after: Scores, seed: int = 0, draws: int = 1
     return float(low), float(high)
 
 
-def show_gain(before: Scores, after: Scores, seed: int) -> None:
-    """Print both means and the paired interval of their difference."""
-    low, high = paired_interval(before, after, seed)
-    print(f"before:     {before.mean():.3f}")
-    print(f"after:      {after.mean():.3f}")
-    print(f"difference: {(after - before).mean():+.3f} (95 % paired bootstrap interval {low:+.3f} … {high:+.3f})")
-    verdict = "better" if low > 0 else "worse" if high < 0 else "not shown to differ"
-    print(f"verdict:    {verdict} ({len(before)} examples)")
+def as_number(text: object) -> float | None:
+    """A plain number (sign, digits, decimal point, exponent; commas are dropped), or None for anything else."""
+    digits = str(text).strip().replace(",", "")
+    if len(digits) > 64 or not _NUMBER.fullmatch(digits):
+        return None
+    value = float(digits)
+    return value if math.isfinite(value) else None
+
+
+def fold(text: object) -> str:
+    """Text without differences in case and spaces."""
+    return " ".join(str(text).casefold().split())
+
+
+def brief(text: object, limit: int = 80) -> str:
+    """Text cut for a message."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def read_lines(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
+    """Objects of a JSON lines file, each with `fields` as text; ends the script with one line if one is not."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            fail(f"{path}, line {number}: not JSON ({brief(error)})")
+        missing = [name for name in fields if not isinstance(row, dict) or not isinstance(row.get(name), Scalar)]
+        if missing:
+            fail(f"{path}, line {number}: expected an object with text in {', '.join(fields)}; got {brief(line)}")
+        rows.append({name: str(row[name]) for name in fields})
+    if not rows:
+        fail(f"{path}: no examples in it")
+    return rows
 
 
 def run(main: Callable[[list[str] | None], None]) -> NoReturn:

@@ -17,7 +17,6 @@ from typing import Any
 
 import dspy
 from common import (
-    Scores,
     add_model_arguments,
     connect,
     fail,
@@ -26,7 +25,7 @@ from common import (
     run,
     score,
     show_gain,
-    wilson,
+    show_mean,
 )
 from routing_task import DESKS, RouteMessage, make_split, metric
 
@@ -73,17 +72,11 @@ def check(args: argparse.Namespace) -> Path:
     return args.out
 
 
-def show(title: str, scores: Scores) -> None:
-    """A share of right answers with its uncertainty."""
-    low, high = wilson(scores)
-    print(f"{title} on the test set: {scores.mean():.3f} (95 % Wilson interval {low:.3f} … {high:.3f})\n", flush=True)
-
-
 def report(program: Any, calls: int) -> None:
     """What was learned and what it cost."""
     playbook = getattr(program, "playbook", None)
     if playbook is not None:
-        print(f"\nThe playbook ({len(playbook)} bullets):\n{playbook.to_text(counters=True)}\n")
+        print(f"\nThe playbook ({len(playbook)} bullets):\n{playbook.to_text()}\n")
         print(f"The run:\n{program.detailed_results}")
     else:
         for name, predictor in program.named_predictors():
@@ -124,18 +117,20 @@ def main(argv: list[str] | None = None) -> None:
     probe(student, split.train[0])
 
     before = score(student, split.test, metric, args.threads)
-    show("Before", before)
-    print(f"Optimizing with {args.optimizer} …", flush=True)
+    show_mean("before:", before)
+    print(f"\nOptimizing with {args.optimizer} …", flush=True)
     start = counter.calls
     try:
         program = make_optimizer(args).compile(student, trainset=split.train, valset=split.val)
     except AceError as error:
         fail(str(error))
     calls = counter.calls - start
-    report(program, calls)
-    print()
     after = score(program, split.test, metric, args.threads)
-    show("After", after)
+    report(program, calls)
+
+    print("\nThe right desk on the test messages")
+    show_mean("before:", before)
+    show_mean("after:", after)
     show_gain(before, after, args.seed)
     save(program, folder)
     next_steps(args)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .passage import kind_of_pattern
 from .reader import Ask
 from .statements import BULLET, blocks
 from .words import content_stems, normal
@@ -16,10 +17,10 @@ _REVIEW = re.compile(r"^[ \t#*]*Review[ \t]+(\d+)\b.*$", re.MULTILINE | re.IGNOR
 _INSIGHT = re.compile(r"^[ \t]*[-*•][ \t]+(.+)$", re.MULTILINE)
 _COUNTS = re.compile(r"\[?([A-Za-z][\w&+.]*-\d+)\]?\W+(?:.*?)helpful\W+(\d+)\W+harmful\W+(\d+)", re.IGNORECASE)
 _ANSWER = re.compile(
-    r"(?:answer|→|->|=>|is)\s+(?:\w+ = )?[\"'`]?([^\"'`,;.\n]{1,90}?)[\"'`]?(?=\s*(?:,|;|\.|$|\bwhen\b|\bwhere\b|\bif\b|\bfor\b))",
+    r"(?:answer|→|->|=>|is)\s+(?:\w+ = )?[\"'`]?([^\"'`,;.\n]{1,180}?)[\"'`]?(?=\s*(?:,|;|\.|$|\bwhen\b|\bwhere\b|\bif\b|\bfor\b))",
     re.IGNORECASE,
 )
-_NOT = re.compile(r"(?:,\s*not\s+|\bis not\s+|\bdo not answer\s+|\bnot call for\s+)(?:\w+ = )?([^\"'`,;.\n]{1,90})", re.IGNORECASE)
+_NOT = re.compile(r"(?:,\s*not\s+|\bis not\s+|\bdo not answer\s+|\bnot call for\s+)(?:\w+ = )?([^\"'`,;.\n]{1,180})", re.IGNORECASE)
 _CUE = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”")
 _MISLEADS = re.compile(r"\bdoes not call for\b")
 _PLACEHOLDER = re.compile(r"^\W*(?:none|empty|no insights?|n/a)\b", re.IGNORECASE)
@@ -101,7 +102,8 @@ def curate(ask: Ask, junk: bool = False) -> dict[str, Any]:
     reviews = next((v for k, v in ask.values.items() if "review" in k or "reflection" in k), "")
     evidence = next((v for k, v in ask.values.items() if "evidence" in k or "counter" in k), "")
     held = [read_point(body, source) for source, body in blocks(book) if source]
-    operations = echo(book) if junk else plan(held, reviewed(reviews), evidence)
+    tight = _tight(next((v for k, v in ask.values.items() if "budget" in k or "limit" in k), ""), book)
+    operations = echo(book) if junk else plan(held, reviewed(reviews), evidence, tight)
     told = f"{len(operations)} of the lessons are not in the playbook yet." if operations else "Nothing is missing."
     values: dict[str, Any] = {}
     for asked in ask.outputs:
@@ -110,41 +112,61 @@ def curate(ask: Ask, junk: bool = False) -> dict[str, Any]:
     return values
 
 
-def plan(held: list[Point], points: list[Point], evidence: str) -> list[dict[str, Any]]:
-    """Operations: add what is new, extend what is close, merge what is double, delete what does harm."""
-    operations: list[dict[str, Any]] = []
-    touched: set[str] = set()
-    for source, helpful, harmful in _COUNTS.findall(evidence):
-        if any(p.id == source for p in held) and int(harmful) >= 3 and int(harmful) >= 2 * int(helpful) + 2:
-            operations.append({"type": "DELETE", "id": source})
-            touched.add(source)
-    for one, other in _doubles([p for p in held if p.id not in touched]):
+def _tight(budget: str, book: str) -> float:
+    """How full the playbook is (0 … 1 and more), when the budget names a number of tokens; else 0."""
+    numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*", budget)]
+    limit = max(numbers, default=0)
+    return len(re.findall(r"\w+|[^\w\s]", book)) / limit if limit >= 200 else 0.0
+
+
+def plan(held: list[Point], points: list[Point], evidence: str, tight: float = 0.0) -> list[dict[str, Any]]:
+    """Operations: delete what does harm, merge what is double, sharpen what misleads, extend or add what is new."""
+    harmful = {i for i, good, bad in _COUNTS.findall(evidence) if int(bad) >= 3 and int(bad) >= 2 * int(good) + 2}
+    gone = [p for p in held if p.id in harmful]
+    operations: list[dict[str, Any]] = [{"type": "DELETE", "id": p.id} for p in gone]
+    held = [p for p in held if p.id not in harmful]
+    for one, other in list(_doubles(held))[:1]:
         operations.append({"type": "MERGE", "ids": [one.id, other.id], "content": _joined(one, other)})
-        touched |= {one.id, other.id}
-        break
+        held = [p for p in held if p.id not in (one.id, other.id)]
+    now = {p.id: p for p in held}
+    fresh: list[Point] = []
     common = _common([*held, *points])
     for point in points:
         if _MISLEADS.search(point.text):
-            for bullet in held:
-                if bullet.answer == point.wrong and bullet.id not in touched:
-                    drop = {c for c in bullet.cues if normal(c) in {normal(p) for p in point.cues}}
-                    shorter = _without(bullet, drop)
-                    if shorter.text != bullet.text:
-                        operations.append({"type": "UPDATE", "id": bullet.id, "content": shorter.text})
-                        touched.add(bullet.id)
-    for raw in points:
-        if _MISLEADS.search(raw.text):
-            continue
-        point = _sharpened(raw, common)
-        near = max((p for p in held if p.answer == point.answer and p.answer), key=lambda p: overlap(p, point), default=None)
-        if any(normal(p.text) == normal(point.text) for p in held) or (near and overlap(near, point) >= 0.8):
-            continue
-        if near and near.id not in touched and overlap(near, point) >= _CLOSE and len(near.cues) < _FULL:
-            operations.append({"type": "UPDATE", "id": near.id, "content": _joined(near, point)})
-            touched.add(near.id)
-        else:
-            operations.append({"type": "ADD", "section": section_of(point), "content": point.text, "reviews": point.reviews})
+            now |= {i: _without(p, set(point.cues)) for i, p in now.items() if p.answer == point.wrong}
+    for point in points:
+        if not _MISLEADS.search(point.text):
+            _place(_sharpened(point, common), now, fresh, tight)
+    operations += [{"type": "UPDATE", "id": p.id, "content": now[p.id].text} for p in held if now[p.id].text != p.text]
+    operations += [
+        {"type": "ADD", "section": section_of(p), "content": p.text, "reviews": sorted(p.reviews)} for p in fresh
+    ]
     return operations
+
+
+def _place(point: Point, now: dict[str, Point], fresh: list[Point], tight: float) -> None:
+    """Put a lesson where it belongs: nowhere when it is known, into a bullet or lesson that is close, or beside them."""
+    alike = [p for p in (*now.values(), *fresh) if p.answer == point.answer and _sort(p) == _sort(point)]
+    if not point.answer:
+        alike = [p for p in alike if p.wrong == point.wrong]
+    near = max(alike, key=lambda p: overlap(p, point), default=None)
+    shared = overlap(near, point) if near else 0.0
+    close, full = (_CLOSE, _FULL) if tight < 0.6 else (_CLOSE / 3, _FULL * 2)
+    if near is None or shared < close or (len(near.cues) >= full and shared < 0.8) or not (point.answer or shared >= 0.8):
+        if tight < 1.0:
+            fresh.append(point)
+        return
+    joined = near if shared >= 0.8 else read_point(_joined(near, point), near.id)
+    joined.reviews = sorted({*near.reviews, *point.reviews})
+    if near.id:
+        now[near.id] = joined
+    else:
+        fresh[fresh.index(near)] = joined
+
+
+def _sort(point: Point) -> str:
+    """What kind of number a lesson's leading pattern speaks of; empty for none."""
+    return next((kind_of_pattern(cue) for cue in point.cues if "#" in cue), "")
 
 
 def _common(points: list[Point]) -> set[str]:

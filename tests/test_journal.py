@@ -1,0 +1,128 @@
+"""The run folder and the state that is the fold of its records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspy_ace import Add, Delete, Delta, JournalError, Playbook, Tag
+from dspy_ace.history import Record, State, Validation
+from dspy_ace.journal import Journal, line_of
+
+pytestmark = pytest.mark.compat
+PRINT = {"program": "1", "trainset": "2"}
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def record(step: int, *operations: Any, scores: tuple[float, ...] | None = None) -> Record:
+    """A record with these operations and, if given, validation scores."""
+    return Record(step, 1, (0,), (0.5,), delta=Delta(operations), validation=scores and Validation(scores))
+
+
+FULL = Record(
+    step=1,
+    epoch=1,
+    batch=(3, 1),
+    scores=(1.0, 0.0),
+    failures={"1": {"kind": "format", "message": "AdapterParseError: ü \udc80"}},
+    reflections=({"example": "1", "insights": 1, "verified": True},),
+    delta=Delta((Add("S", "Nimm „das“.", None, ("1",)), Tag("s-00001", 1, 0, "3"))),
+    rejected=({"operation": {"op": "delete", "id": "x-00001"}, "reason": "no bullet 'x-00001' in the playbook"},),
+    validation=Validation((1.0, 0.5)),
+)
+
+
+def test_a_record_reads_back_as_it_was_written() -> None:
+    """Every field survives the disk."""
+    assert Record.from_json(json.loads(line_of(FULL))) == FULL
+
+
+def test_the_disk_format_is_the_golden_one() -> None:
+    """The bytes of version 1: whoever changes them makes a new version that still reads these."""
+    assert line_of(FULL) == (GOLDEN / "journal-v1.jsonl").read_bytes()
+
+
+def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
+    """Whatever was cut off the last line, the whole lines before it are read and the next line starts clean."""
+    Journal.open(tmp_path, PRINT)
+    lines = [line_of(record(0)), line_of(FULL)]
+    path = tmp_path / "journal.jsonl"
+    for cut in range(len(lines[1])):
+        path.write_bytes(lines[0] + lines[1][:cut])
+        journal = Journal.open(tmp_path, PRINT)
+        assert len(journal.records) == 1
+        journal.append(FULL)
+        assert path.read_bytes() == b"".join(lines)
+
+
+def test_folders_that_are_not_this_run_are_refused(tmp_path: Path) -> None:
+    """A file, another's files, a newer version, another fingerprint, a damaged line: each says so."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(JournalError, match="cannot be used"):
+        Journal.open(tmp_path / "file", PRINT)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(JournalError, match=r"thesis\.tex"):
+        Journal.open(tmp_path / "other", PRINT)
+    Journal.open(tmp_path / "run", PRINT).append(record(0))
+    with pytest.raises(JournalError, match="another trainset"):
+        Journal.open(tmp_path / "run", {**PRINT, "trainset": "9"})
+    (tmp_path / "run" / "journal.jsonl").write_bytes(b'{"step": 0}\n')
+    with pytest.raises(JournalError, match="line 1 is damaged"):
+        Journal.open(tmp_path / "run", PRINT)
+    newer = json.loads((tmp_path / "run" / "run.json").read_text()) | {"version": 99}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(newer))
+    with pytest.raises(JournalError, match="version 99"):
+        Journal.open(tmp_path / "run", PRINT)
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(JournalError, match="damaged"):
+        Journal.open(tmp_path / "run", PRINT)
+
+
+def test_records_that_do_not_follow_are_refused(tmp_path: Path) -> None:
+    """A journal whose operations do not fit the seed is not replayed."""
+    journal = Journal.open(tmp_path, PRINT)
+    journal.append(record(1, Delete("s-00001")))
+    with pytest.raises(JournalError, match="step 1"):
+        journal.replay(State.of(Playbook()))
+
+
+def test_without_a_folder_the_same_bytes_stay_in_memory(tmp_path: Path) -> None:
+    """In memory and on disk a run is the same."""
+    memory, disk = Journal.open(None, PRINT), Journal.open(tmp_path, PRINT)
+    for journal in (memory, disk):
+        journal.append(record(0))
+        journal.append(FULL)
+    assert memory.to_bytes() == (tmp_path / "journal.jsonl").read_bytes()
+
+
+def best(*records: Record) -> tuple[int, int]:
+    """The best step and its number of bullets after these records."""
+    state = State.of(Playbook())
+    for each in records:
+        state = state.after(each)
+    return state.best_step, len(state.best)
+
+
+def test_the_best_playbook_is_the_highest_and_on_a_tie_the_later() -> None:
+    """The seed stays only where it is strictly better; unvalidated steps are never returned over validated ones."""
+    add = Add("S", "x")
+    assert best(record(0, scores=(0.5,)), record(1, add, scores=(0.5,))) == (1, 1)
+    assert best(record(0, scores=(0.6,)), record(1, add, scores=(0.5,))) == (0, 0)
+    assert best(record(0, scores=(0.1,)), record(1, add, scores=(0.9,)), record(2, add, scores=(0.8,))) == (1, 1)
+    assert best(record(0, scores=(0.1,)), record(1, add, scores=(0.9,)), record(2, add)) == (1, 1)
+    assert best(record(0), record(1, add), record(2, add)) == (2, 2)
+
+
+def test_votes_after_the_validation_stay_with_the_best_playbook() -> None:
+    """Counters are not in the prompt: they do not make the validated playbook another one."""
+    add, tag = Add("S", "x"), Tag("s-00001", helpful=1)
+    state = State.of(Playbook())
+    for each in (record(0, scores=(0.1,)), record(1, add, scores=(0.9,)), record(2, tag)):
+        state = state.after(each)
+    assert (state.best_step, state.best["s-00001"].helpful, state.unvalidated) == (1, 1, False)
+    state = state.after(record(3, add)).after(record(4, tag))
+    assert (state.best["s-00001"].helpful, state.playbook["s-00001"].helpful, state.unvalidated) == (1, 2, True)
