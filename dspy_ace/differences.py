@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -34,6 +35,7 @@ _IRREGULAR = dict(
 )
 
 
+@lru_cache(maxsize=65536)
 def _stem(word: str) -> str:
     """A light stem of a lower-case word: plural, -ed, -ing and a last e go; nothing else does."""
     word = _IRREGULAR.get(word, word)
@@ -100,6 +102,12 @@ _PHRASES = {
             "other than:except|apart from:except|except for:except|except when:unless|except if:unless|not ever:not|never ever:not|refrain from:not|per cent:%|most recent:latest|"
             "at once:immediately|right away:immediately|if available:|when available:|where available:|"
             "in addition:|due to:because|because of:because|has to:must|have to:must|needs to:must|need to:must|"
+            "the importance of:|emphasize the importance of:|stress the importance of:|recognize the importance of:|"
+            "understand the importance of:|stress the need to:|the necessity of:|be mindful of:|be aware of:|"
+            "take care to:|take note of:|pay attention to:|keep in mind:|keep in mind that:|note that:|"
+            "implement a system to:|implement a process to:|establish a process to:|"
+            "based on:according|tailored to:according|according to:according|depending on:according|"
+            "in accordance with:according|in line with:according|within the context of:in|in the context of:in|"
             "the one:|one of:|each of:each|all of:all|any of:any|cannot:not|can not:not"
         ).split("|")
     )
@@ -113,26 +121,33 @@ _SYNONYMS = {
         "contain comprise", "change modify edit alter", "show display", "reply respond", "mistake error",
         "wrong incorrect", "exact precise", "enough sufficient", "identical same", "whole entire",
         "because since", "keep retain preserve maintain", "allow permit", "build construct", "reduce minimize lessen",
-        "improve enhance", "unnecessary redundant needless superfluous", "need require",
+        "improve enhance promote foster", "avoid prevent", "given provided specified", "unnecessary redundant needless superfluous", "need require",
         "immediately instantly", "above exceed surpass", "almost nearly", "often frequently", "many numerous", "latest newest", "try attempt",
         "mail email", "individually separately",
     )
     for word in words.split()
 }  # fmt: skip
+
+
+def _canon(word: str) -> str:
+    stem = _stem(word)
+    return _SYNONYMS.get(stem, stem)
+
+
 _WEAK = frozenset(  # padding: alone it is no difference; in long texts one may stand for another
-    _SYNONYMS.get(_stem(word), _stem(word))
+    _canon(word)
     for word in (
         "always carefully properly proper correctly correct appropriate appropriately relevant specific specifically "
         "explicitly directly simply just successfully accurately accurate thoroughly systematically efficiently "
         "efficient effectively effective gracefully significantly significant respective corresponding particular "
-        "various actual actually certain given specified provided necessary important importantly crucial essential "
+        "various actual actually certain consistently especially particularly given specified provided necessary important importantly crucial essential "
         "critical special api task operation workflow approach method strategy check use implement perform do "
         "remember note consider ensure make sure way thing case clear clearly robust reliable reliably overall "
         "comprehensive"
     ).split()
 )
 _SLACK = frozenset(  # words that carry little in a long text, and much in a short one
-    _SYNONYMS.get(_stem(word), _stem(word))
+    _canon(word)
     for word in (
         "rely build prefer process resort assume default examine consider conclude proceed focus involve calculation "
         "assessment analysis optimization processing handling management scenario purpose guide example requirement"
@@ -169,11 +184,18 @@ _FRONTED = frozenset(
     "before after when whenever if while once until unless because since for in to with during on at by where upon".split()
 )
 _REASON_KEYS = frozenset(
-    _SYNONYMS.get(_stem(word), _stem(word))
+    _canon(word)
     for word in (
         "ensure prevent avoid reduce minimize improve help enhance guarantee optimize account eliminate save make allow "
         "increase provide preserve"
     ).split()
+)
+
+_BACK_TO_WORK = ("then", "and", "but", "unless", "except", "if")
+_STRESSED = frozenset("important crucial essential critical vital especially".split())
+_QUALITIES = frozenset(
+    "accuracy consistency clarity correctness reliability efficiency completeness quality compliance precision relevance "
+    "coherence readability robustness accurate consistent correct reliable".split()
 )
 
 _TOKEN = re.compile(
@@ -368,7 +390,7 @@ def _word(piece: _Piece, reason: bool) -> Token | None:
         return Token(_SOFT[low], "soft", raw, reason)
     if low in _NUMBERS:
         return Token(_NUMBERS[low], "number", raw, reason)
-    key = _SYNONYMS.get(_stem(low), _stem(low))
+    key = _canon(low)
     if piece.quoted == "phrase":
         return Token(raw if raw != low and not piece.first else key, "literal", raw, reason)
     if raw[0].isupper() and not piece.first and key not in _WEAK and key != "id":
@@ -379,41 +401,36 @@ def _word(piece: _Piece, reason: bool) -> Token | None:
 
 
 def _reasons(pieces: Sequence[_Piece]) -> list[bool]:
-    """For every piece whether it stands in a stated reason."""
+    """For every piece whether it stands in a stated reason: what an instruction is good for, not what it says."""
     flags = [False] * len(pieces)
     inside = False
     for at, piece in enumerate(pieces):
-        following = [other.low for other in pieces[at + 1 : at + 5]]
-        verbs = [_SYNONYMS.get(_stem(word), _stem(word)) in _REASON_KEYS for word in following if word]
-        before = pieces[at - 1].raw if at else ""
-        if piece.group == "stop":
+        ahead = [other.low for other in pieces[at + 1 : at + 6]]
+        if piece.group == "stop" or (piece.group == "pause" and ahead[:1] and ahead[0] in _BACK_TO_WORK):
             inside = False
-        elif (
-            piece.group == "pause"
-            and following[:1]
-            and following[0] in ("then", "and", "but", "unless", "except", "if")
-        ):
-            inside = False
-        elif piece.first and piece.low in ("this", "these", "that", "it", "doing"):
-            inside = any(verbs) or any(word in ("important", "crucial", "essential", "especially") for word in following)
-        elif (
-            piece.low == "to"
-            and verbs[:1] == [True]
-            and following[0] not in ("ensure", "check", "confirm", "increase")
-        ):
-            inside = True
-        elif (
-            before == ","
-            and piece.low.endswith("ing")
-            and _SYNONYMS.get(_stem(piece.low), _stem(piece.low)) in _REASON_KEYS
-        ):
-            inside = True
-        elif piece.low == "because" or (before == "," and piece.low in ("since", "as")):
-            inside = True
-        elif piece.low == "so" and following[:1] == ["that"]:
-            inside = True
+        else:
+            inside = inside or _opens_reason(piece, pieces[at - 1].raw if at else "", ahead)
         flags[at] = inside
     return flags
+
+
+def _opens_reason(piece: _Piece, before: str, ahead: Sequence[str]) -> bool:
+    verbs = [_canon(word) in _REASON_KEYS for word in (piece.low, *ahead[:4])]
+    if piece.first and piece.low in ("this", "these", "that", "it", "doing"):
+        return any(verbs) or not _STRESSED.isdisjoint(ahead)
+    if piece.low == "to" and verbs[1]:
+        return ahead[0] not in ("increase", "keep", "allow", "make", "provide") and (
+            _canon(ahead[0]) != "check" or not _QUALITIES.isdisjoint(ahead[1:])
+        )
+    if piece.low in ("for", "ensuring"):
+        return not _QUALITIES.isdisjoint(ahead[:2])
+    if piece.low == "and" and ahead:
+        return _canon(ahead[0]) == "improve"
+    if before == ",":
+        return piece.low in ("since", "as") or (piece.low.endswith("ing") and verbs[0] and _canon(piece.low) != "check")
+    if piece.low in _STRESSED:
+        return ahead[:1] in (["for"], ["to"])
+    return piece.low == "because" or (piece.low == "so" and ahead[:1] == ["that"])
 
 
 def _canonical(found: Sequence[Token]) -> list[Token]:
@@ -470,7 +487,8 @@ def _verdict(a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str | Non
     moved = _moved(changed)
     blocks = [[token.key for token in side] for region in changed for side in region if len(side) > 2]
     intact = {key for block in blocks if blocks.count(block) == 2 for key in block}
-    if moved and not (loose and all(token.key in intact or (token.kind == "word" and token.key in common) for token in moved)):
+    often = common | {key for side in (a, b) for key, times in Counter(t.key for t in side).items() if times > 1}
+    if moved and not (loose and all(t.key in intact or (t.kind == "word" and t.key in often) for t in moved)):
         return "order differs: " + ", ".join(dict.fromkeys(token.shown for token in moved))
     unknown = {token.key for side in new for token in side}
     for region, strong in zip(regions, changed, strict=True):
@@ -493,7 +511,7 @@ def _unquoted(a: Sequence[Token], b: Sequence[Token]) -> list[Token]:
     keys = {token.key for token in b}
     result = []
     for token in a:
-        key = _SYNONYMS.get(_stem(token.key), _stem(token.key))
+        key = _canon(token.key)
         if token.kind == "literal" and token.key not in keys and token.key.isalpha() and key in plain:
             token = replace(token, key=key)
         result.append(token)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +33,9 @@ DEFAULT_SECTIONS = (  # ACE, official code: the sections of an empty playbook
     text.OTHERS,
 )
 
-_ID = re.compile(rf"^{text.ID_PATTERN}$")
+_ID = re.compile(text.ID_PATTERN)
 _NUMBER = re.compile(r"\d+$")
+_MOST = 10**18  # ids and counters have at most 18 digits
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Bullet:
         id: `slug-00042`; the number at its end is its place in the order of birth.
         section: one line; an empty one becomes OTHERS.
         content: any text; line ends are `\\n`, space at line ends and around it is dropped.
-        helpful, harmful: how often it helped and misled, as tagged by the reflector; counts ≥ 0.
+        helpful, harmful: how often it helped and misled, as tagged by the reflector; counts ≥ 0, below 10**18.
         predictor: the predictor (its path in the program) it is for; None: for all of them.
         sources: the training examples it was learned from, as their trajectories name them.
 
@@ -62,32 +64,36 @@ class Bullet:
     sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not _ID.match(self.id):
-            raise PlaybookError(
-                f"A bullet's id is letters, a hyphen and a number, like 'str-00042'; got {self.id!r}."
-            )
+        if not isinstance(self.id, str) or not _ID.fullmatch(self.id):
+            raise PlaybookError(f"A bullet's id is letters, a hyphen and a number, like 'str-00042'; got {self.id!r}.")
         object.__setattr__(self, "section", text.clean_section(valid_text(self.section, "section")))
         object.__setattr__(self, "content", clean_content(self.content))
         for name in ("helpful", "harmful"):
             count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise PlaybookError(f"Bullet {self.id}: {name} is a count, 0 or more; got {count!r}.")
-        if self.predictor is not None and not isinstance(self.predictor, str):
-            raise PlaybookError(f"Bullet {self.id}: predictor is a name or None; got {self.predictor!r}.")
-        if isinstance(self.sources, str) or not all(isinstance(source, str) for source in self.sources):
+            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < _MOST:
+                raise PlaybookError(f"Bullet {self.id}: {name} is a count, 0 or more; got {_brief(count)}.")
+        if self.predictor is not None:
+            valid_text(self.predictor, f"Bullet {self.id}: predictor")
+        if not isinstance(self.sources, (tuple, list)):
             raise PlaybookError(
-                f"Bullet {self.id}: sources are names of examples (str); got {self.sources!r}."
+                f"Bullet {self.id}: sources is a tuple of names of examples; got {_brief(self.sources)}."
             )
-        object.__setattr__(self, "sources", tuple(dict.fromkeys(self.sources)))
+        sources = (valid_text(source, f"Bullet {self.id}: a source") for source in self.sources)
+        object.__setattr__(self, "sources", tuple(dict.fromkeys(sources)))
 
     @property
     def number(self) -> int:
         """The number in the id: the place in the order of birth."""
-        return int(self.id[self.id.rindex("-") + 1 :])
+        return _number(self.id)
 
     def is_for(self, predictor: str | None) -> bool:
         """Whether a prompt of `predictor` shows this bullet (None: the whole playbook is asked for)."""
         return predictor is None or self.predictor is None or self.predictor == predictor
+
+    @cached_property
+    def block(self) -> str:
+        """What a prompt shows of it, as `text.render_bullet` writes it; made once."""
+        return text.render_bullet(self)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Playbook:
         high_water: the highest number ever given out, at least that of the newest bullet.
 
     Raises:
-        PlaybookError: two bullets of one id, or something that is not a bullet.
+        PlaybookError: two bullets of one id, something that is not a bullet, sections that are not names.
     """
 
     bullets: tuple[Bullet, ...] = ()
@@ -109,22 +115,40 @@ class Playbook:
     high_water: int = field(default=0)
 
     def __post_init__(self) -> None:
-        bullets = tuple(self.bullets)
+        bullets = _sequence(self.bullets, "bullets")
         for bullet in bullets:
             if not isinstance(bullet, Bullet):
                 raise PlaybookError(f"A playbook holds Bullets; got {type(bullet).__name__}.")
         bullets = tuple(sorted(bullets, key=lambda bullet: (bullet.number, bullet.id)))
         object.__setattr__(self, "bullets", bullets)
-        known = {}
-        for bullet in bullets:
-            if known.setdefault(bullet.id.casefold(), bullet) is not bullet:
+        known: dict[str, Bullet] = {}
+        for position, bullet in enumerate(bullets):
+            known[bullet.id.casefold()] = bullet
+            if len(known) <= position:
                 raise PlaybookError(f"Two bullets share the id {bullet.id!r}; give each an id of its own.")
-        if isinstance(self.sections, str) or not all(isinstance(name, str) for name in self.sections):
-            raise PlaybookError(f"sections is a sequence of names; got {self.sections!r}.")
-        named = [text.clean_section(valid_text(name, "section")) for name in self.sections]
+        named = [text.clean_section(valid_text(name, "a section")) for name in _sequence(self.sections, "sections")]
         object.__setattr__(self, "sections", tuple(dict.fromkeys([*named, *(b.section for b in bullets)])))
+        if isinstance(self.high_water, bool) or not isinstance(self.high_water, int) or self.high_water >= _MOST:
+            raise PlaybookError(f"high_water is a number of an id; got {_brief(self.high_water)}.")
         newest = bullets[-1].number if bullets else 0
         object.__setattr__(self, "high_water", max(self.high_water, newest))
+
+    @classmethod
+    def from_index(cls, index: Mapping[str, Bullet], sections: tuple[str, ...], high_water: int) -> Playbook:
+        """A playbook of parts that are known to fit, unchecked: `apply` makes one at every step.
+
+        Args:
+            index: as `index()` gives it, changed: folded id → bullet, in order of birth.
+            sections: clean, without repeats, those of all bullets among them.
+            high_water: at least the number of every bullet.
+        """
+        playbook = object.__new__(cls)
+        vars(playbook).update(bullets=tuple(index.values()), sections=sections, high_water=high_water)
+        return playbook
+
+    def index(self) -> dict[str, Bullet]:
+        """A new dict: id without case → bullet, in order of birth."""
+        return dict(self._by_id)
 
     @cached_property
     def _by_id(self) -> dict[str, Bullet]:
@@ -166,12 +190,12 @@ class Playbook:
         One more bullet only appends, a tag changes nothing: a provider's prompt cache stays warm.
         """
         if predictor not in self._renders:
-            self._renders[predictor] = text.render_bullets(self.for_predictor(predictor))
+            self._renders[predictor] = "\n".join(bullet.block for bullet in self.for_predictor(predictor))
         return self._renders[predictor]
 
     def tokens(self) -> int:
         """Estimated tokens of the whole playbook as rendered (`text.count_tokens`, a bullet at a time)."""
-        return sum(text.count_tokens(text.render_bullet(bullet)) for bullet in self.bullets)
+        return sum(text.count_tokens(bullet.block) for bullet in self.bullets)
 
     def to_text(self, counters: bool = True) -> str:
         """The paper's text format: with counters its finance dialect, without its AppWorld dialect.
@@ -189,10 +213,10 @@ class Playbook:
         any content is skipped, its number stays taken.
 
         Raises:
-            PlaybookError: the text is not a str, or not valid Unicode.
+            PlaybookError: the text is not a str, or not valid Unicode, or an id comes twice and no number is left.
         """
         sections, lines = text.read_lines(valid_text(source, "text"))
-        high_water = max((int(_NUMBER.findall(line.id)[0]) for line in lines), default=0)
+        high_water = max((_number(line.id) for line in lines), default=0)
         bullets: dict[str, Bullet] = {}
         for line in lines:
             if not line.content.strip():
@@ -233,28 +257,31 @@ class Playbook:
             PlaybookError: not a playbook, or one of a newer version.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlaybookError(
-                f'Expected the JSON of a playbook ("format": "{FORMAT}"); got {_brief(data)}.'
-            )
+            raise PlaybookError(f'Expected the JSON of a playbook ("format": "{FORMAT}"); got {_brief(data)}.')
         version = data.get("version")
-        if not isinstance(version, int) or version > VERSION:
+        if type(version) is not int or not 1 <= version <= VERSION:
             raise PlaybookError(
-                f"This playbook is of version {version!r}; this dspy_ace reads up to {VERSION}. Upgrade dspy_ace."
+                f"This playbook is of version {_brief(version)}; this dspy_ace reads up to {VERSION}. Upgrade dspy_ace."
             )
         try:
-            bullets = tuple(
-                Bullet(**{**item, "sources": tuple(item.get("sources", ()))}) for item in data["bullets"]
-            )
-            return cls(bullets, tuple(data.get("sections", ())), int(data.get("high_water", 0)))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise PlaybookError(f"The file says it is a playbook, but is damaged: {error}") from error
+            bullets = tuple(Bullet(**item) for item in _sequence(data["bullets"], "bullets"))
+            return cls(bullets, data.get("sections", ()), data.get("high_water", 0))
+        except (KeyError, TypeError, PlaybookError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise PlaybookError(f"The data says it is a playbook, but is damaged: {reason}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the playbook as JSON (UTF-8). The file is replaced whole: never half a playbook."""
         target = Path(path)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, target)
+        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            with partial.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Playbook:
@@ -264,8 +291,8 @@ class Playbook:
             PlaybookError: the file is torn, no playbook, or of a newer version; the message says which.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting beyond reason
             raise PlaybookError(
                 f"{path} is not JSON ({error}): torn, or not a playbook. The paper's text format is read by "
                 "Playbook.from_text(open(path).read())."
@@ -284,9 +311,7 @@ def valid_text(value: object, what: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise PlaybookError(
-            f"{what} is not valid Unicode (a lone surrogate at {error.start}); repair it."
-        ) from error
+        raise PlaybookError(f"{what} is not valid Unicode (a lone surrogate at {error.start}); repair it.") from error
     return value
 
 
@@ -303,6 +328,20 @@ def clean_content(content: object) -> str:
     return cleaned
 
 
+def _number(bullet_id: str) -> int:
+    return int(bullet_id[bullet_id.rindex("-") + 1 :])
+
+
+def _sequence(values: Any, what: str) -> tuple[Any, ...]:
+    """The values of a sequence (or iterator); one text or one mapping is not meant to be one."""
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+        raise PlaybookError(f"{what} is a sequence; got {_brief(values)}.")
+    return tuple(values)
+
+
 def _brief(data: object) -> str:
-    shown = repr(data)
+    try:
+        shown = repr(data)
+    except ValueError:  # an int beyond Python's limit of digits
+        shown = f"a huge {type(data).__name__}"
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -76,9 +76,7 @@ def defuse(text: str) -> str:
 def render_bullet(bullet: BulletLike) -> str:
     """One bullet as a prompt shows it: `[id] (SECTION) content`, further lines indented below."""
     first, *rest = defuse(bullet.content).expandtabs(4).splitlines() or [""]
-    return "\n".join(
-        [f"[{bullet.id}] ({defuse(bullet.section)}) {first}", *(f"  {line}".rstrip() for line in rest)]
-    )
+    return "\n".join([f"[{bullet.id}] ({defuse(bullet.section)}) {first}", *(f"  {line}".rstrip() for line in rest)])
 
 
 def render_bullets(bullets: Iterable[BulletLike]) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from .answer import answer
 from .curate import curate
 from .noise import Dice, Knobs, spoil
+from .propose import propose
 from .reader import Request, read
 from .reflect import reflect
-from .roles import CURATOR, REFLECTOR, role_of
+from .roles import CURATOR, PROPOSER, REFLECTOR, role_of
 from .shape import write
 
 
@@ -31,6 +32,8 @@ def respond(request: Request, knobs: Knobs, salt: str = "") -> Reply:
         values = reflect(ask, wording, dice.happens("wrong_lessons", knobs.wrong_lessons))
     elif role == CURATOR:
         values = curate(ask, dice.happens("junk", knobs.junk))
+    elif role == PROPOSER:
+        values = propose(ask, dice, knobs.rewrite_limit)
     else:
         values = answer(ask, lambda name, best, count: dice.other(f"slip {name}", best, count, knobs.slips)).values
     text = write(ask, values)

@@ -77,14 +77,17 @@ def read_case(ask: Ask) -> Case:
     get = _finder(ask)
     text = get("task_inputs", "input", "example")
     feedback, outcome = get("feedback", "critique"), get("outcome", "score", "result", "verdict")
-    expected = fields_in(get("expected", "target", "gold", "label"))
-    if not expected:
-        match = _EXPECTED.search(feedback)
-        if match:
-            expected = {"": next(g for g in match.groups() if g).strip()}
+    expected = fields_in(get("expected", "target", "gold", "label")) or read_feedback(feedback)[0]
     trajectory = get("trajectory", "attempt", "prediction", "output", "trace")
     given = _given(trajectory, expected)
     return Case(_values_only(text), expected, given, _verdict(outcome, feedback), feedback, get("bullets", "playbook"))
+
+
+def read_feedback(feedback: str) -> tuple[dict[str, str], bool | None]:
+    """The right answer that feedback names (under no field name) and its verdict, as far as it says them."""
+    match = _EXPECTED.search(feedback)
+    expected = {"": next(g for g in match.groups() if g).strip()} if match else {}
+    return expected, _verdict("", feedback)
 
 
 def _finder(ask: Ask) -> Any:

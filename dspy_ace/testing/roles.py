@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .propose import asks_for_text
 from .reader import Ask
 
 TASK, REFLECTOR, CURATOR, PROPOSER = "task", "reflector", "curator", "proposer"
@@ -14,4 +15,4 @@ def role_of(ask: Ask) -> str:
         return CURATOR
     if any("insight" in name for name in names) or "bullet_tags" in names:
         return REFLECTOR
-    return TASK
+    return PROPOSER if asks_for_text(ask) else TASK

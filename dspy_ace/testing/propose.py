@@ -1,0 +1,199 @@
+"""Texts that other optimizers ask for: new instructions, rules, advice, descriptions.
+
+Whatever such a request shows of examples, replies and feedback is read as cases, and the lessons of these cases are
+written below the old instruction. So an optimizer that hands on evidence gets something for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .noise import Dice
+from .reader import Ask, Field, load_json
+from .reflect import Case, fields_in, lessons_of, read_feedback, say
+from .shape import schema_of
+from .words import clip, content_stems, normal
+
+_WRITES = re.compile(
+    r"(?:new|proposed|improved|optimi[sz]ed|shortened|refined|updated|better)_(?:\w+_)?(?:instruction|prompt|prefix)s?|"
+    r"instruction$|instructions$|rules$|^(?:module_)?advice$|^observations$|^summary$|_description$|^discussion$"
+)
+_SOURCES = re.compile(
+    r"instruction|examples|demos|program|module|dataset|observations|attempt|trajectory|feedback|code$|reward"
+)
+_FENCED = re.compile(r"```(?:\w+\n|\n)?(.*?)```", re.DOTALL)
+_PLAIN = re.compile(r"\b(?:new|improved|better|revised) (?:instructions?|prompt)\b", re.IGNORECASE)
+_EXAMPLE = re.compile(r"^#+[ \t]*(?:Example|Item)[ \t]+\d+[ \t]*$|^=*[ \t]*Example[ \t]+\d+[ \t]*:?[ \t=]*$", re.MULTILINE)
+_PART = re.compile(r"^##[ \t]+(\w[\w ]*?)[ \t]*$", re.MULTILINE)
+_KEY = re.compile(r"^###+[ \t]+(\w[\w ]*?)[ \t]*$", re.MULTILINE)
+_MOST = 40
+
+
+def asks_for_text(ask: Ask) -> bool:
+    """Whether this is a request of an optimizer for an instruction, rules, advice or a description."""
+    if ask.style == "plain" or (ask.schema is not None and ask.asks_for == {"answer"}):
+        text = ask.values.get("request", "")
+        return bool(_PLAIN.search(text) and ("```" in text or "instruction" in ask.instructions))
+    return any(_WRITES.search(f.name) for f in ask.outputs) and any(_SOURCES.search(f.name) for f in ask.inputs)
+
+
+def propose(ask: Ask, dice: Dice, limit: int | None = None) -> dict[str, Any]:
+    """Values for the fields asked for. `limit`: most words of a rewritten instruction."""
+    if ask.asks_for == {"answer"} and "request" in ask.values:
+        text = ask.values["request"]
+        fences = _FENCED.findall(text)
+        return {"answer": f"```\n{_instruction(fences[0] if fences else '', list(_cases_in(text)), limit)}\n```"}
+    old = _old_instruction(ask)
+    cases = [case for text in _evidence(ask) for case in _cases_in(text)] or list(_contrast(ask))
+    return {asked.name: _text(ask, asked, old, cases, dice, limit) for asked in ask.outputs}
+
+
+def _text(ask: Ask, asked: Field, old: str, cases: list[Case], dice: Dice, limit: int | None) -> Any:
+    name = asked.name
+    if "advice" in name:
+        lessons = " ".join(_lines(cases)[:6]) or "N/A"
+        if schema_of(asked).get("type") != "object":
+            return lessons
+        return {module: lessons for module in _modules(ask)}
+    if "rule" in name:
+        return "\n".join(_lines(cases)[:_MOST]) or "Read the whole input before answering."
+    if "prefix" in name:
+        return "Answer:"
+    if "shortened" in name:
+        return _shorten(ask.values.get("instruction", old), _length(ask.values.get("length_limit", "")))
+    if "instruction" in name or "prompt" in name:
+        return _instruction(old, cases, limit, dice)
+    words = list(dict.fromkeys(content_stems(" ".join(ask.values.values())[:4000])))[:8]
+    return f"Inputs that speak of {', '.join(words) or 'little'}; each asks for one answer."
+
+
+def _old_instruction(ask: Ask) -> str:
+    attempts = next((v for k, v in ask.values.items() if "attempt" in k), "")
+    if attempts:
+        return _best_attempt(attempts)
+    for part in ("current_instruction", "basic_instruction", "instruction"):
+        for name, value in ask.values.items():
+            if part in name and "previous" not in name:
+                return value
+    return ""
+
+
+def _best_attempt(text: str) -> str:
+    """The instruction with the highest score among attempts listed with their scores."""
+    found = re.findall(r"Instruction #\d+:\s*(.*?)\n(?:.*?)Resulting Score #\d+:\s*(-?[\d.]+)", text, re.DOTALL)
+    body = load_json(text) if text.lstrip().startswith("[") else None
+    if isinstance(body, list):
+        found = re.findall(r"Instruction #\d+:\s*(.*?)\n(?:.*?)Resulting Score #\d+:\s*(-?[\d.]+)", "\n".join(map(str, body)), re.DOTALL)
+    return max(found, key=lambda f: float(f[1].rstrip(".") or 0))[0].strip() if found else clip(text, 60)
+
+
+def _instruction(old: str, cases: list[Case], limit: int | None, dice: Dice | None = None) -> str:
+    """The old instruction with the lessons it lacks below it."""
+    kept = old.strip() or "Read the input and answer what is asked."
+    known = normal(kept)
+    fresh = [f"- {line}" for line in _lines(cases) if normal(line) not in known][:_MOST]
+    if not fresh and dice is not None:
+        closing = ("Read every word.", "Weigh all options.", "Prefer the most specific reading.", "Answer exactly.")
+        line = closing[dice.below("closing", len(closing))]
+        fresh = [line] if line not in kept else []
+    text = "\n".join([kept, *fresh])
+    return _shorten(text, None, limit)
+
+
+def _shorten(text: str, chars: int | None, words: int | None = None) -> str:
+    """`text` cut at line ends (or else words) to at most `chars` characters and `words` words."""
+    if words is not None and len(text.split()) > words:
+        text = " ".join(text.split()[:words])
+    if chars is not None and len(text) > chars:
+        text = text[:chars].rsplit(" ", 1)[0] or text[:chars]
+    return text
+
+
+def _length(text: str) -> int | None:
+    numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*", text)]
+    return max(numbers) if numbers else None
+
+
+def _modules(ask: Ask) -> list[str]:
+    names = load_json(ask.values.get("module_names", "")) or re.findall(r"[\w.\[\]]+", ask.values.get("module_names", ""))
+    return [str(name) for name in names] or ["self"]
+
+
+def _lines(cases: list[Case]) -> list[str]:
+    return list(dict.fromkeys(say(lesson) for case in cases for lesson in lessons_of(case)))
+
+
+def _evidence(ask: Ask) -> Iterator[str]:
+    for name, text in ask.values.items():
+        if re.search(r"examples|demos|feedback|dataset_with", name):
+            yield text
+
+
+def _cases_in(text: str) -> Iterator[Case]:
+    """The examples shown in `text`: a JSON list, or blocks that begin `# Example 1` or `Example 1:`."""
+    body = load_json(text) if text.lstrip().startswith("[") else None
+    if isinstance(body, list):
+        for item in body:
+            if isinstance(item, Mapping):
+                yield _reflective(item)
+        return
+    marks = list(_EXAMPLE.finditer(text))
+    ends = [m.start() for m in marks[1:]] + [len(text)]
+    for mark, end in zip(marks, ends, strict=False):
+        block = text[mark.end() : end]
+        found = _sections(_PART, block)
+        yield _reflective({k: _sections(_KEY, v) or v for k, v in found.items()}) if found else _pair(block)
+    if not marks:
+        for block in re.split(r"\n\s*\n|\n-{3,}\n", text):
+            if len(re.findall(r"^[\w ]+:", block, re.MULTILINE)) >= 2:
+                yield _pair(block)
+
+
+def _sections(pattern: re.Pattern[str], text: str) -> dict[str, str]:
+    marks = list(pattern.finditer(text))
+    ends = [m.start() for m in marks[1:]] + [len(text)]
+    return {m[1]: text[m.end() : end].strip().strip("`").strip() for m, end in zip(marks, ends, strict=False)}
+
+
+def _reflective(item: Mapping[str, Any]) -> Case:
+    """A case from `Inputs`, `Generated Outputs` and `Feedback`."""
+    def part(word: str) -> Any:
+        return next((v for k, v in item.items() if word in str(k).lower()), "")
+
+    inputs, outputs, feedback = part("input"), part("output"), str(part("feedback"))
+    text = "\n".join(str(v) for v in inputs.values()) if isinstance(inputs, Mapping) else str(inputs)
+    given = {str(k): str(v) for k, v in outputs.items()} if isinstance(outputs, Mapping) else fields_in(str(outputs))
+    given = {k: v for k, v in given.items() if not re.search(r"reason|thought|rationale", k)}
+    expected, good = read_feedback(feedback)
+    return Case(text, expected, given, good, feedback, "")
+
+
+def _pair(block: str) -> Case:
+    """A case from `name: value` lines, the last of which is the right answer."""
+    body = re.sub(r"^(?:Input|Output) Fields:\s*$|^[=-]+\s*$", "", block, flags=re.MULTILINE)
+    fields = {k: v for k, v in fields_in(body).items() if not re.search(r"reason|rationale|thought", k, re.IGNORECASE)}
+    names = list(fields)
+    if len(names) < 2:
+        return Case("", {}, {}, None, "", "")
+    return Case("\n".join(fields[n] for n in names[:-1]), {names[-1]: fields[names[-1]]}, {}, True, "", "")
+
+
+def _contrast(ask: Ask) -> Iterator[Case]:
+    """The case of a request that shows one input with a worse and a better (or only a bad) outcome."""
+    inputs = ask.values.get("program_inputs", "")
+    if not inputs:
+        return
+    read = {k: _plain_fields(v) for k, v in ask.values.items()}
+    right = read.get("oracle_metadata") or read.get("better_program_outputs") or {}
+    wrong = read.get("worse_program_outputs") or read.get("program_outputs") or {}
+    shared = {k: v for k, v in right.items() if k in wrong} or {k: v for k, v in right.items() if len(v.split()) <= 12}
+    given = {k: v for k, v in wrong.items() if k in shared or not shared}
+    yield Case("\n".join(_plain_fields(inputs).values()), shared, given, False, "", "")
+
+
+def _plain_fields(text: str) -> dict[str, str]:
+    found = {k: v for k, v in fields_in(text).items() if v not in ("null", "N/A")}
+    return {k: v for k, v in found.items() if not re.search(r"reason|rationale|thought", k, re.IGNORECASE)}
+
