@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +24,18 @@ _ASK = (
     "Ids of the playbook bullets in your instructions that you relied on or that misled you, "
     'e.g. ["str-00012"]; [] if none was relevant.'
 )
-_RECORD: ContextVar[list[str] | None] = ContextVar("dspy_ace_citations", default=None)
-_CITED_XML = re.compile(rf"<{FIELD}>.*?(</{FIELD}>|$)", re.DOTALL)
+_RECORD = "dspy_ace_citations"  # a DSPy setting: it reaches the threads that dspy.Parallel starts
+_NUMBER = re.compile(r"-\d+")
+_CHAT = re.compile(rf"^[\s\[\]#*<>_:-]{{0,12}}{FIELD}\b.*?(?=^\s*\[\[ ## (?!{FIELD}\b)|\Z)", re.DOTALL | re.MULTILINE)
+_JSON = re.compile(rf"[\"']?{FIELD}[\"']?\s*:\s*(?:\[[^\]}}]*\]?|\"[^\"\n]*\"|[^,}}\n]*)\s*,?")
 
 
 @contextmanager
 def recording() -> Iterator[list[str]]:
     """A scope in which citing predictors note the ids they cite, in the order they come, repeats included."""
     record: list[str] = []
-    token = _RECORD.set(record)
-    try:
+    with dspy.context(**{_RECORD: record}):
         yield record
-    finally:
-        _RECORD.reset(token)
 
 
 def ask_for_citations(predictor: dspy.Predict, name: str, playbook: Playbook) -> None:
@@ -91,29 +89,39 @@ class _CitingAdapter(_Adapter):
     _dspy_ace_shown: dict[str, str]
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        return _without(super().__call__(lm, lm_kwargs, _asking(signature), demos, inputs))
+        asking = _asking(signature, signature.__doc__)
+        return self._answers(super().__call__(lm, lm_kwargs, asking, demos, inputs))
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        return _without(await super().acall(lm, lm_kwargs, _asking(signature), demos, inputs))
+        asking = _asking(signature, signature.__doc__)
+        return self._answers(await super().acall(lm, lm_kwargs, asking, demos, inputs))
+
+    def _answers(self, outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for output in outputs:  # an adapter that hands the call to another one has parsed the field itself
+            _note(str(output.get(FIELD) or ""), self._dspy_ace_shown)
+        return [{name: value for name, value in output.items() if name != FIELD} for output in outputs]
 
     def format_demos(self, signature: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().format_demos(_plain(signature), *args, **kwargs)
+        return super().format_demos(_plain(signature, signature.__doc__), *args, **kwargs)
 
     def format_conversation_history(self, signature: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().format_conversation_history(_plain(signature), *args, **kwargs)
+        return super().format_conversation_history(_plain(signature, signature.__doc__), *args, **kwargs)
 
     def parse(self, signature: Any, completion: str) -> Any:
-        record = _RECORD.get()
-        if record is not None:
-            named = re.findall(r"\w[\w-]*\d", completion.casefold())
-            record.extend(self._dspy_ace_shown[name] for name in named if name in self._dspy_ace_shown)
+        _note(completion, self._dspy_ace_shown)
+        plain = _plain(signature, signature.__doc__)
+        answer = completion if isinstance(self, dspy.JSONAdapter) else _uncited(self, plain, completion)
         try:
-            return super().parse(_plain(signature), completion)
+            return super().parse(plain, answer)
         except AdapterParseError:
-            rest = _CITED_XML.sub("", completion)  # a citation badly written must not cost the answer
-            if rest == completion:
+            rest = _JSON.sub("", answer)
+            if not isinstance(self, dspy.JSONAdapter) or rest == answer:
                 raise
-            return super().parse(_plain(signature), rest)
+            return super().parse(plain, rest)
+
+    def _create_extractor_signature(self, original_signature: Any) -> Any:  # TwoStepAdapter: its second step
+        plain = _plain(original_signature, original_signature.__doc__)
+        return super()._create_extractor_signature(plain)  # type: ignore[misc]  # only TwoStepAdapter calls it
 
     def _make_json_adapter_fallback(self) -> Any:
         return citing(super()._make_json_adapter_fallback(), self._dspy_ace_shown)
@@ -127,28 +135,60 @@ def _citing_predictor(kind: type[Any]) -> type[Any]:
 @lru_cache(maxsize=256)
 def _citing_adapter(kind: type[Any]) -> type[Any]:
     made = type(kind.__name__, (_CitingAdapter, kind), {})
-    for name in (
-        "format",
-        "parse",
-    ):  # dspy.Adapter wraps these in callbacks anew in every subclass: once is enough
+    for name in ("format", "parse"):  # dspy.Adapter wraps these in callbacks anew in every subclass: once is enough
         if name in vars(made):
             delattr(made, name)
     return made
 
 
+# A signature's instructions can be set in place: its text (`__doc__`) is part of the key.
 @lru_cache(maxsize=256)
-def _asking(signature: Any) -> Any:
-    return (
-        signature
-        if FIELD in signature.fields
-        else signature.append(FIELD, dspy.OutputField(desc=_ASK), list[str])
-    )
+def _asking(signature: Any, _: str | None) -> Any:
+    if FIELD in signature.fields:
+        return signature
+    # the default lets adapters that parse it themselves do without it
+    field = dspy.OutputField(desc=_ASK, default_factory=list)
+    return _worded(signature.append(FIELD, field, list[str]), signature)
 
 
 @lru_cache(maxsize=256)
-def _plain(signature: Any) -> Any:
-    return signature.delete(FIELD) if FIELD in signature.output_fields else signature
+def _plain(signature: Any, _: str | None) -> Any:
+    return _worded(signature.delete(FIELD), signature) if FIELD in signature.output_fields else signature
 
 
-def _without(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in output.items() if name != FIELD} for output in outputs]
+def _worded(made: Any, signature: Any) -> Any:
+    if made.instructions != signature.instructions:  # DSPy writes a default text where there is none
+        made.instructions = signature.instructions
+    return made
+
+
+def _note(text: str, shown: Mapping[str, str]) -> None:
+    """Record the ids of `shown` that `text` names, in linear time whatever the text."""
+    record = dspy.settings.get(_RECORD)
+    if record is None or "-" not in text:
+        return
+    folded = text.casefold()
+    sizes = {len(name) for name in shown}
+    for found in _NUMBER.finditer(folded):
+        end = found.end()
+        for size in sizes:
+            start = end - size
+            name = folded[max(start, 0) : end]
+            if name in shown and not (start > 0 and _continues(folded[start - 1], name[0])):
+                record.append(shown[name])
+
+
+def _continues(before: str, first: str) -> bool:
+    """Whether a character before an id makes it the end of a longer word (scripts without spaces do not)."""
+    return before == "-" or (before.isalnum() and before.isascii() == first.isascii())
+
+
+def _uncited(adapter: Any, plain: Any, completion: str) -> str:
+    """The reply without its citations, however badly they are written: they must not cost the answer."""
+    if FIELD not in completion.casefold():
+        return completion
+    if isinstance(adapter, dspy.XMLAdapter):
+        others = "|".join(map(re.escape, plain.output_fields)) or "$"
+        section = rf"<{FIELD}\b[^>]*/>|<{FIELD}\b.*?(?:</{FIELD}\s*>|(?=<(?:{others})>)|\Z)"
+        return re.sub(section, "", completion, flags=re.DOTALL)
+    return _CHAT.sub("", completion) if isinstance(adapter, dspy.ChatAdapter) else completion

@@ -141,7 +141,7 @@ _WEAK = frozenset(  # padding: alone it is no difference; in long texts one may 
         "explicitly directly simply just successfully accurately accurate thoroughly systematically efficiently "
         "efficient effectively effective gracefully significantly significant respective corresponding particular "
         "various actual actually certain consistently especially particularly given specified provided necessary important importantly crucial essential "
-        "critical special api task operation workflow approach method strategy check use implement perform do "
+        "critical special based api task operation workflow approach method strategy check use implement perform do "
         "remember note consider ensure make sure way thing case clear clearly robust reliable reliably overall "
         "comprehensive"
     ).split()
@@ -300,8 +300,9 @@ def _pieces(text: str) -> list[_Piece]:
     spans = []
     for found in _QUOTED.finditer(text):
         inner = next(group for group in found.groups() if group is not None)
-        code = found[1] is not None or not re.search(r"\w\W+\w", inner)
-        spans.append((found.start(), found.end(), "code" if code else "phrase", inner))
+        words = len(re.findall(r"\w+", inner))
+        quoted = "code" if found[1] is not None or words < 2 else "phrase" if words < 4 else ""
+        spans.append((found.start(), found.end(), quoted, inner))
     pieces: list[_Piece] = []
     at, first, last = 0, True, ""
     marks = iter(spans)
@@ -540,7 +541,6 @@ def _strong(
     """
     strong = [*a, *b]
     aside = all(token.reason for token in strong)
-    known = [token for token in strong if token.key not in unknown]
     if a and b:
         keys = {token.key for token in b}
         opposite = [token for token in a if _OPPOSITES.get(token.key) in keys]
@@ -558,7 +558,7 @@ def _strong(
     hard = _hard(strong)
     if hard:
         return _say(f"{hard[0].kind} differs", hard if a else [], hard if b else [], swapped)
-    if loose or (is_long and len(strong) > 1 and len(known) == len(strong) and common.issuperset(t.key for t in strong)):
+    if loose or (is_long and all(token.kind != "number" and token.key in common for token in strong)):
         return None
     return _say("only one says", a, b, swapped)
 

@@ -29,8 +29,8 @@ _SAID = re.compile(
 )
 
 
-Slip = Callable[[str, int, int], int]
-"""(name of the choice, index chosen, number of options) → index that is answered."""
+Pick = Callable[[str, Verdict], int]
+"""(name of the choice, verdict on its options) → index of the option that is answered."""
 
 
 @dataclass
@@ -45,9 +45,9 @@ class Answer:
 class Desk:
     """One request on the desk: its texts, split into what is judged and what is said about answers."""
 
-    def __init__(self, ask: Ask, slip: Slip | None = None) -> None:
+    def __init__(self, ask: Ask, pick: Pick | None = None) -> None:
         self.ask = ask
-        self._slip = slip
+        self._pick = pick
         rules = [text for name, text in ask.values.items() if _RULES.search(name)]
         self.rules = (ask.instructions, *rules)
         self.judged = {name: text for name, text in ask.values.items() if not _RULES.search(name)} or dict(ask.values)
@@ -86,9 +86,9 @@ class Desk:
         found = {normal(v): v for v in reversed(shown + named) if 0 < len(v.split()) <= 6 and normal(v)}
         return as_options(tuple(sorted(found.values()))) if found else ()
 
-    def pick(self, name: str, verdict: Verdict, count: int) -> int:
-        """The option that is answered: the best one, but for deliberate slips."""
-        return self._slip(name, verdict.best, count) if self._slip else verdict.best
+    def pick(self, name: str, verdict: Verdict) -> int:
+        """The option that is answered: the best one, unless the caller decides otherwise."""
+        return self._pick(name, verdict) if self._pick else verdict.best
 
     def evidence(self, asked: Field, options: tuple[Option, ...]) -> Evidence:
         """Everything the request says about `options`."""
@@ -123,9 +123,10 @@ def _named_list(name: str, text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for item in items if item)) if len(items) > 1 else ()
 
 
-def answer(ask: Ask, slip: Slip | None = None) -> Answer:
-    """Values for all output fields of a task request, in the order asked for. `slip`: makes deliberate errors."""
-    desk, done = Desk(ask, slip), Answer()
+def answer(ask: Ask, pick: Pick | None = None) -> Answer:
+    """Values for all output fields of a task request, in the order asked for. `pick`: has the last word on
+    every choice (for sampling and deliberate errors)."""
+    desk, done = Desk(ask, pick), Answer()
     root: Schema = ask.schema or {}
     if ask.schema is not None and not (len(ask.outputs) > 1 or "answer" not in ask.asks_for):
         body = _fill(desk, done, Field("answer"), resolve(root, root), root)
@@ -193,13 +194,13 @@ def _choose(desk: Desk, done: Answer, asked: Field, schema: Schema) -> Any:
     evidence = desk.evidence(asked, options)
     if desk.questions and not schema.get("enum") and schema.get("type") != "boolean":
         verdicts = [evidence.judge(passage(question)) for question in desk.questions]
-        picks = [desk.pick(f"{asked.name} {i}", v, len(options)) for i, v in enumerate(verdicts)]
+        picks = [desk.pick(f"{asked.name} {i}", v) for i, v in enumerate(verdicts)]
         _note(done, verdicts, [options[p].value for p in picks])
         return ",".join(str(options[p].value) for p in picks)
     verdict = evidence.judge(passage(desk.text))
     if max(verdict.scores) <= 0 and not schema.get("enum") and schema.get("type") != "boolean" and not _listed(desk, asked):
         return _free(desk, done, asked)
-    chosen = options[desk.pick(asked.name, verdict, len(options))].value
+    chosen = options[desk.pick(asked.name, verdict)].value
     _note(done, [verdict], [chosen])
     return chosen
 
@@ -243,7 +244,7 @@ def _number(desk: Desk, done: Answer, asked: Field, schema: Schema) -> float:
     if said:
         verdict = desk.evidence(asked, tuple(said)).judge(passage(desk.text))
         if max(verdict.scores) > 0:
-            chosen = said[desk.pick(asked.name, verdict, len(said))].value
+            chosen = said[desk.pick(asked.name, verdict)].value
             _note(done, [verdict], [chosen])
             return float(str(chosen))
     value = arithmetic.solve(desk.text)

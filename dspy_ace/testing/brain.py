@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 from .answer import answer
 from .curate import curate
+from .evidence import Verdict
 from .noise import Dice, Knobs, spoil
 from .propose import propose
 from .reader import Request, read
 from .reflect import reflect
 from .roles import CURATOR, PROPOSER, REFLECTOR, role_of
 from .shape import write
+
+
+_OPEN = 0.3
+"""Margin below which samples of one request may differ."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,18 @@ def respond(request: Request, knobs: Knobs, salt: str = "") -> Reply:
     elif role == PROPOSER:
         values = propose(ask, dice, knobs.rewrite_limit)
     else:
-        values = answer(ask, lambda name, best, count: dice.other(f"slip {name}", best, count, knobs.slips)).values
+        values = answer(ask, lambda name, verdict: _pick(dice, knobs, bool(salt), name, verdict)).values
     text = write(ask, values)
     if dice.happens("unparsable", knobs.unparsable):
         text = spoil(text, dice)
     return Reply(text, role)
+
+
+def _pick(dice: Dice, knobs: Knobs, sampled: bool, name: str, verdict: Verdict) -> int:
+    """The option answered: among samples of one request those that the evidence leaves open differ; then slips."""
+    best = verdict.best
+    if sampled and verdict.margin < _OPEN:
+        ranked = sorted(range(len(verdict.scores)), key=lambda i: (-verdict.scores[i], i))
+        close = [i for i in ranked if verdict.scores[i] >= (1 - _OPEN) * verdict.scores[best]] or ranked
+        best = close[dice.below(f"sample {name}", len(close))]
+    return dice.other(f"slip {name}", best, len(verdict.scores), knobs.slips)

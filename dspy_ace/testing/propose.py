@@ -6,8 +6,9 @@ written below the old instruction. So an optimizer that hands on evidence gets s
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .noise import Dice
@@ -28,6 +29,8 @@ _PLAIN = re.compile(r"\b(?:new|improved|better|revised) (?:instructions?|prompt)
 _EXAMPLE = re.compile(r"^#+[ \t]*(?:Example|Item)[ \t]+\d+[ \t]*$|^=*[ \t]*Example[ \t]+\d+[ \t]*:?[ \t=]*$", re.MULTILINE)
 _PART = re.compile(r"^##[ \t]+(\w[\w ]*?)[ \t]*$", re.MULTILINE)
 _KEY = re.compile(r"^###+[ \t]+(\w[\w ]*?)[ \t]*$", re.MULTILINE)
+_LESSON = re.compile(r'For "[^\n]+? answer [^\n]+?\.(?=For "|\s|$)')
+_REPR = re.compile(r"Example\((\{.*?\})\) \(input_keys=(\{.*?\}|None)\)", re.DOTALL)
 _MOST = 40
 
 
@@ -64,7 +67,9 @@ def _text(ask: Ask, asked: Field, old: str, cases: list[Case], dice: Dice, limit
     if "shortened" in name:
         return _shorten(ask.values.get("instruction", old), _length(ask.values.get("length_limit", "")))
     if "instruction" in name or "prompt" in name:
-        return _instruction(old, cases, limit, dice)
+        return _instruction(old, cases, limit, dice, _said_lines(ask))
+    if name in ("observations", "summary") and (lessons := _lines(cases)[:_MOST] or _said_lines(ask)):
+        return "\n".join(lessons)
     words = list(dict.fromkeys(content_stems(" ".join(ask.values.values())[:4000])))[:8]
     return f"Inputs that speak of {', '.join(words) or 'little'}; each asks for one answer."
 
@@ -89,11 +94,14 @@ def _best_attempt(text: str) -> str:
     return max(found, key=lambda f: float(f[1].rstrip(".") or 0))[0].strip() if found else clip(text, 60)
 
 
-def _instruction(old: str, cases: list[Case], limit: int | None, dice: Dice | None = None) -> str:
+def _instruction(
+    old: str, cases: list[Case], limit: int | None, dice: Dice | None = None, more: Sequence[str] = ()
+) -> str:
     """The old instruction with the lessons it lacks below it."""
     kept = old.strip() or "Read the input and answer what is asked."
     known = normal(kept)
-    fresh = [f"- {line}" for line in _lines(cases) if normal(line) not in known][:_MOST]
+    fresh = [f"- {line}" for line in [*_lines(cases), *more] if normal(line) not in known]
+    fresh = list(dict.fromkeys(fresh))[:_MOST]
     if not fresh and dice is not None:
         closing = ("Read every word.", "Weigh all options.", "Prefer the most specific reading.", "Answer exactly.")
         line = closing[dice.below("closing", len(closing))]
@@ -125,6 +133,12 @@ def _lines(cases: list[Case]) -> list[str]:
     return list(dict.fromkeys(say(lesson) for case in cases for lesson in lessons_of(case)))
 
 
+def _said_lines(ask: Ask) -> list[str]:
+    """Lessons that earlier replies already put into a description of the data."""
+    texts = [text for name, text in ask.values.items() if "observations" in name or "dataset" in name]
+    return list(dict.fromkeys(line for text in texts for line in _LESSON.findall(text)))
+
+
 def _evidence(ask: Ask) -> Iterator[str]:
     for name, text in ask.values.items():
         if re.search(r"examples|demos|feedback|dataset_with", name):
@@ -133,7 +147,12 @@ def _evidence(ask: Ask) -> Iterator[str]:
 
 def _cases_in(text: str) -> Iterator[Case]:
     """The examples shown in `text`: a JSON list, or blocks that begin `# Example 1` or `Example 1:`."""
-    body = load_json(text) if text.lstrip().startswith("[") else None
+    shown = _REPR.findall(text)
+    for fields, keys in shown:
+        yield _from_repr(fields, keys)
+    body = load_json(text) if text.lstrip().startswith("[") and not shown else None
+    if shown:
+        return
     if isinstance(body, list):
         for item in body:
             if isinstance(item, Mapping):
@@ -149,6 +168,17 @@ def _cases_in(text: str) -> Iterator[Case]:
         for block in re.split(r"\n\s*\n|\n-{3,}\n", text):
             if len(re.findall(r"^[\w ]+:", block, re.MULTILINE)) >= 2:
                 yield _pair(block)
+
+
+def _from_repr(fields: str, keys: str) -> Case:
+    """A case from the printed form of a DSPy example."""
+    try:
+        values, inputs = ast.literal_eval(fields), ast.literal_eval(keys)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return Case("", {}, {}, None, "", "")
+    named = [k for k in values if (k in inputs if inputs else k != list(values)[-1])]
+    expected = {k: str(v) for k, v in values.items() if k not in named and not str(k).startswith("dspy_")}
+    return Case("\n".join(str(values[k]) for k in named), expected, {}, True, "", "")
 
 
 def _sections(pattern: re.Pattern[str], text: str) -> dict[str, str]:
