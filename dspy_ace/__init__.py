@@ -27,6 +27,7 @@ from .results import Results
 from .roles import Curate, Insight, Refine, Reflect, Reflection
 from .trajectory import Call, Failure, Feedback, Trajectory
 from .usage import Usage
+from .verdict import Evidence, Verdict
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "Delta",
     "DeltaError",
     "EmbedderError",
+    "Evidence",
     "Failure",
     "Feedback",
     "GrowAndRefine",
@@ -65,6 +67,7 @@ __all__ = [
     "Trajectory",
     "Update",
     "Usage",
+    "Verdict",
     "admit",
     "apply",
     "combine",

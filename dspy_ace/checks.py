@@ -9,6 +9,7 @@ import dspy
 
 from .errors import SettingsError
 from .playbook import Playbook
+from .program import carried_playbook
 
 
 def check_program(student: Any) -> None:
@@ -16,7 +17,18 @@ def check_program(student: Any) -> None:
     if not isinstance(student, dspy.Module):
         hint = " Give an instance, not the class." if isinstance(student, type) else ""
         raise SettingsError(f"student must be a dspy.Module; got {_kind(student)}.{hint}")
-    if student.named_predictors():
+    if not callable(getattr(type(student), "forward", None)) and "forward" not in vars(student):
+        hint = " It has aforward only: give dspy.syncify(student)." if hasattr(student, "aforward") else ""
+        raise SettingsError(f"student must have a forward method; {type(student).__name__} has none.{hint}")
+    carried_playbook(student)
+    try:
+        predictors = student.named_predictors()
+    except RecursionError as error:
+        raise SettingsError(
+            f"The student ({type(student).__name__}) holds a module that leads back to itself, which DSPy cannot list; "
+            "keep such a reference outside of the modules' attributes."
+        ) from error
+    if predictors:
         return
     modules = [type(module).__name__ for _, module in student.named_sub_modules()]
     if "Flex" in modules:
@@ -26,9 +38,7 @@ def check_program(student: Any) -> None:
         )
     frozen = any(getattr(module, "_compiled", False) for _, module in student.named_sub_modules())
     why = " Its sub-modules are frozen (_compiled=True), which hides their predictors." if frozen else ""
-    raise SettingsError(
-        f"The student ({type(student).__name__}) has no predictor to put a playbook into.{why}"
-    )
+    raise SettingsError(f"The student ({type(student).__name__}) has no predictor to put a playbook into.{why}")
 
 
 def check_examples(examples: Any, name: str, *, may_be_empty: bool = False) -> list[dspy.Example]:
@@ -49,9 +59,7 @@ def check_examples(examples: Any, name: str, *, may_be_empty: bool = False) -> l
                 "dspy.Example(question='…', answer='…').with_inputs('question')."
             ) from error
         if not inputs.keys():
-            raise SettingsError(
-                f"{name}[{position}] has no input field; name at least one in .with_inputs('…')."
-            )
+            raise SettingsError(f"{name}[{position}] has no input field; name at least one in .with_inputs('…').")
     return listed
 
 
@@ -65,6 +73,11 @@ def check_lms(student: dspy.Module, **roles: Any) -> None:
         raise SettingsError(
             f"dspy.configure(lm=…) takes a dspy.LM, as in dspy.LM('openai/gpt-4o'); got {_kind(default)}."
         )
+    for name, predictor in student.named_predictors():
+        if isinstance(predictor.lm, str):
+            raise SettingsError(
+                f"The LM of predictor {name!r} must be a dspy.LM, as in dspy.LM({predictor.lm!r}); got the text."
+            )
     bare = [name for name, predictor in student.named_predictors() if predictor.lm is None]
     if bare and default is None:
         raise SettingsError(
@@ -81,14 +94,11 @@ def check_playbook(playbook: Any) -> Playbook:
     return playbook
 
 
-def check_number(
-    name: str, value: Any, least: float, *, whole: bool = True, most: float | None = None
-) -> None:
+def check_number(name: str, value: Any, least: float, *, whole: bool = True, most: float | None = None) -> None:
     """Raise SettingsError unless `value` is a (whole) number in range."""
-    kinds: tuple[type, ...] = (int,) if whole else (int, float)
     if (
         isinstance(value, bool)
-        or not isinstance(value, kinds)
+        or not isinstance(value, int if whole else (int, float))
         or value < least
         or (most is not None and value > most)
     ):
@@ -111,6 +121,4 @@ def check_role(name: str, role: Any) -> None:
 
 
 def _kind(value: Any) -> str:
-    return (
-        f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.80}"
-    )
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.80}"

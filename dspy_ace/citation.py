@@ -26,7 +26,11 @@ _ASK = (
 )
 _RECORD = "dspy_ace_citations"  # a DSPy setting: it reaches the threads that dspy.Parallel starts
 _NUMBER = re.compile(r"-\d+")
-_CHAT = re.compile(rf"^[\s\[\]#*<>_:-]{{0,12}}{FIELD}\b.*?(?=^\s*\[\[ ## (?!{FIELD}\b)|\Z)", re.DOTALL | re.MULTILINE)
+_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)")  # in a JSON reply: `\ncmt-00002` is no word of its own
+_CHAT = re.compile(  # from the field's header, however written, to the next header
+    rf"(?:^[\s\[\]#*<>_:-]{{0,12}}|\[\[[\s#]*){FIELD}\b.*?(?=^\s*\[\[ ## (?!{FIELD}\b)|\Z)",
+    re.DOTALL | re.MULTILINE | re.IGNORECASE,
+)
 _JSON = re.compile(rf"[\"']?{FIELD}[\"']?\s*:\s*(?:\[[^\]}}]*\]?|\"[^\"\n]*\"|[^,}}\n]*)\s*,?")
 
 
@@ -50,7 +54,7 @@ def ask_for_citations(predictor: dspy.Predict, name: str, playbook: Playbook) ->
     """
     if not playbook.for_predictor(name) or FIELD in predictor.signature.fields:
         return
-    predictor.__class__ = _citing_predictor(type(predictor))
+    predictor.__class__ = _citing_predictor(type(predictor))  # type: ignore[arg-type]  # a class is hashable
     predictor.__dict__["_dspy_ace_shown"] = {b.id.casefold(): b.id for b in playbook.for_predictor(name)}
 
 
@@ -58,18 +62,19 @@ def citing(adapter: dspy.Adapter, shown: dict[str, str]) -> dspy.Adapter:
     """A copy of `adapter` that asks for citations and notes those of `shown` (folded id → id)."""
     clone = copy.copy(adapter)
     if not isinstance(clone, _CitingAdapter):
-        clone.__class__ = _citing_adapter(type(adapter))
+        clone.__class__ = _citing_adapter(type(adapter))  # type: ignore[arg-type]  # a class is hashable
     clone._dspy_ace_shown = shown
     return clone
 
 
 if TYPE_CHECKING:
-    _Predict, _Adapter = dspy.Predict, dspy.ChatAdapter
+    from dspy import ChatAdapter as _Adapter
+    from dspy import Predict as _Predict
 else:
     _Predict = _Adapter = object
 
 
-class _CitingPredictor(_Predict):
+class _CitingPredictor(_Predict):  # type: ignore[misc]  # dspy is untyped
     """Mixin: runs the predictor under a citing copy of whatever adapter is in force when it is called."""
 
     _dspy_ace_shown: dict[str, str]
@@ -83,23 +88,26 @@ class _CitingPredictor(_Predict):
             return await super().aforward(**kwargs)
 
 
-class _CitingAdapter(_Adapter):
-    """Mixin: the system message and the output reminder ask for `cited_bullets`, nothing else knows of it."""
+class _CitingAdapter(_Adapter):  # type: ignore[misc]  # dspy is untyped
+    """Mixin: the system message and the output reminder ask for `cited_bullets`, nothing else knows of it.
+
+    DSPy's own adapters are handed a signature with the field, so that a response schema has it too. An adapter
+    with a `__call__` of its own gets the signature it was called with: Refine's knows predictors by it, and hands
+    the call to another adapter, which then asks for no citations.
+    """
 
     _dspy_ace_shown: dict[str, str]
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        asking = _asking(signature, signature.__doc__)
-        return self._answers(super().__call__(lm, lm_kwargs, asking, demos, inputs))
+        asking = _asking(signature, signature.__doc__) if _is_dspys(super().__call__) else signature
+        return _without_field(super().__call__(lm, lm_kwargs, asking, demos, inputs))
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        asking = _asking(signature, signature.__doc__)
-        return self._answers(await super().acall(lm, lm_kwargs, asking, demos, inputs))
+        asking = _asking(signature, signature.__doc__) if _is_dspys(super().acall) else signature
+        return _without_field(await super().acall(lm, lm_kwargs, asking, demos, inputs))
 
-    def _answers(self, outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for output in outputs:  # an adapter that hands the call to another one has parsed the field itself
-            _note(str(output.get(FIELD) or ""), self._dspy_ace_shown)
-        return [{name: value for name, value in output.items() if name != FIELD} for output in outputs]
+    def format(self, signature: Any, demos: Any, inputs: Any) -> Any:
+        return super().format(_asking(signature, signature.__doc__), demos, inputs)
 
     def format_demos(self, signature: Any, *args: Any, **kwargs: Any) -> Any:
         return super().format_demos(_plain(signature, signature.__doc__), *args, **kwargs)
@@ -121,7 +129,7 @@ class _CitingAdapter(_Adapter):
 
     def _create_extractor_signature(self, original_signature: Any) -> Any:  # TwoStepAdapter: its second step
         plain = _plain(original_signature, original_signature.__doc__)
-        return super()._create_extractor_signature(plain)  # type: ignore[misc]  # only TwoStepAdapter calls it
+        return super()._create_extractor_signature(plain)
 
     def _make_json_adapter_fallback(self) -> Any:
         return citing(super()._make_json_adapter_fallback(), self._dspy_ace_shown)
@@ -144,11 +152,9 @@ def _citing_adapter(kind: type[Any]) -> type[Any]:
 # A signature's instructions can be set in place: its text (`__doc__`) is part of the key.
 @lru_cache(maxsize=256)
 def _asking(signature: Any, _: str | None) -> Any:
-    if FIELD in signature.fields:
+    if FIELD in signature.fields or not signature.output_fields:  # native tool calls leave no field to write
         return signature
-    # the default lets adapters that parse it themselves do without it
-    field = dspy.OutputField(desc=_ASK, default_factory=list)
-    return _worded(signature.append(FIELD, field, list[str]), signature)
+    return _worded(signature.append(FIELD, dspy.OutputField(desc=_ASK), list[str]), signature)
 
 
 @lru_cache(maxsize=256)
@@ -162,12 +168,20 @@ def _worded(made: Any, signature: Any) -> Any:
     return made
 
 
+def _is_dspys(method: Any) -> bool:
+    return str(method.__module__).startswith("dspy.adapters")
+
+
+def _without_field(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in output.items() if name != FIELD} for output in outputs]
+
+
 def _note(text: str, shown: Mapping[str, str]) -> None:
     """Record the ids of `shown` that `text` names, in linear time whatever the text."""
     record = dspy.settings.get(_RECORD)
     if record is None or "-" not in text:
         return
-    folded = text.casefold()
+    folded = _ESCAPE.sub(" ", text).casefold()
     sizes = {len(name) for name in shown}
     for found in _NUMBER.finditer(folded):
         end = found.end()
@@ -190,5 +204,5 @@ def _uncited(adapter: Any, plain: Any, completion: str) -> str:
     if isinstance(adapter, dspy.XMLAdapter):
         others = "|".join(map(re.escape, plain.output_fields)) or "$"
         section = rf"<{FIELD}\b[^>]*/>|<{FIELD}\b.*?(?:</{FIELD}\s*>|(?=<(?:{others})>)|\Z)"
-        return re.sub(section, "", completion, flags=re.DOTALL)
+        return re.sub(section, "", completion, flags=re.DOTALL | re.IGNORECASE)
     return _CHAT.sub("", completion) if isinstance(adapter, dspy.ChatAdapter) else completion

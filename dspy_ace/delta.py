@@ -7,11 +7,11 @@ that do not, `combine` makes one delta of several that were made from one snapsh
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Union
 
 from .errors import DeltaError, PlaybookError
-from .playbook import Bullet, Playbook, clean_content
+from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, brief, clean_content, valid_text
 from .text import clean_section, fold, section_key, section_slug
 
 
@@ -69,7 +69,9 @@ class Tag:
 
 
 Operation = Union[Add, Update, Merge, Delete, Tag]
-_KINDS: dict[str, type[Any]] = {kind.op: kind for kind in (Add, Update, Merge, Delete, Tag)}
+_DEFAULT_SECTIONS = {section_key(name): name for name in DEFAULT_SECTIONS}
+_OPERATIONS = (Add, Update, Merge, Delete, Tag)
+_KINDS: dict[str, type[Any]] = {kind.op: kind for kind in _OPERATIONS}
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Delta:
     """Operations in order. `a + b` is a then b."""
 
     operations: tuple[Operation, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operations", tuple(self.operations))
 
     def __len__(self) -> int:
         return len(self.operations)
@@ -89,8 +94,10 @@ class Delta:
         return [operation_to_json(operation) for operation in self.operations]
 
     @classmethod
-    def from_json(cls, data: Iterable[dict[str, Any]]) -> Delta:
+    def from_json(cls, data: Any) -> Delta:
         """The delta that `to_json` wrote. Raises DeltaError for anything else."""
+        if not isinstance(data, (list, tuple)):
+            raise DeltaError(f"Expected a list of operations; got {brief(data)}.")
         return cls(tuple(operation_from_json(item) for item in data))
 
 
@@ -103,22 +110,29 @@ class Rejected:
 
 
 def operation_to_json(operation: Operation) -> dict[str, Any]:
-    """An operation as plain JSON data: `op` and the fields that are not at their default."""
-    fields = {name: value for name, value in asdict(operation).items() if value not in (None, (), "", 0)}
-    return {
-        "op": operation.op,
-        **{name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()},
-    }
+    """An operation as plain JSON data: `op` and the fields that are not at their default.
+
+    A field that holds what JSON cannot is written as its `repr`: such an operation was rejected, and is kept.
+    """
+    values = {item.name: (getattr(operation, item.name), item.default) for item in fields(operation)}
+    changed = {name: _plain(v) for name, (v, usual) in values.items() if type(v) is not type(usual) or v != usual}
+    return {"op": operation.op, **changed}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
 
 
 def operation_from_json(data: Any) -> Operation:
     """The operation that `operation_to_json` wrote. Raises DeltaError for anything else."""
     try:
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-        operation: Operation = _KINDS[fields.pop("op")](**fields)
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        operation: Operation = _KINDS[str(values.pop("op"))](**values)
     except (AttributeError, KeyError, TypeError) as error:
         raise DeltaError(
-            f"Expected an operation like {{'op': 'add', 'section': …, 'content': …}}; got {data!r}."
+            f"Expected an operation like {{'op': 'add', 'section': …, 'content': …}}; got {brief(data)}."
         ) from error
     return operation
 
@@ -146,20 +160,18 @@ def admit(
         max_chars: the longest content taken, in characters; None: any.
 
     Returns:
-        (a delta that `apply` takes, the rest). Total: any sequence of operations is sorted.
+        (a delta that `apply` takes, the rest). Total: any sequence of operations is sorted; what is no
+        operation at all is told in its reason alone.
     """
     working = _Working(playbook)
     good: list[Operation] = []
     rejected: list[Rejected] = []
     for operation in operations:
         try:
-            content = getattr(operation, "content", None)
-            if max_chars is not None and isinstance(content, str) and len(content) > max_chars:
-                raise DeltaError(f"the content has {len(content)} characters; at most {max_chars} are taken")
-            working.do(operation)
+            working.do(operation, max_chars)
             good.append(operation)
         except DeltaError as error:
-            rejected.append(Rejected(operation, str(error)))
+            rejected.append(_rejected(operation, str(error)))
     return Delta(tuple(good)), tuple(rejected)
 
 
@@ -167,73 +179,141 @@ def combine(deltas: Sequence[Delta]) -> tuple[Delta, tuple[Rejected, ...]]:
     """One delta of several that were made from one snapshot, in the order given (that of the examples).
 
     Tags come first and add up (per source); then edits; then adds, in order. The same lesson or the same edit
-    written twice collapses to one, its sources united. Of two different edits of one bullet the first
-    stands, the second is reported. If each delta fits the snapshot, so does the result.
+    written twice collapses to one, its sources united; a merge of the same bullets in other words as well, its
+    words are reported. Of two different edits of one bullet the first stands, the second is reported. If each
+    delta fits the snapshot and edits bullets of the snapshot only (not those it adds), the result fits, too.
 
     Returns:
         (the delta, the operations left out with their reasons).
     """
     tags: dict[tuple[str, str | None], Tag] = {}
     adds: dict[tuple[str, str | None], Add] = {}
-    edits: list[Update | Merge | Delete] = []
-    editor: dict[str, int] = {}
+    edits = _Edits()
     rejected: list[Rejected] = []
     for operation in (operation for delta in deltas for operation in delta.operations):
-        if isinstance(operation, Tag):
-            tag = tags.get((operation.id, operation.source), Tag(operation.id, source=operation.source))
-            tags[operation.id, operation.source] = replace(
-                tag, helpful=tag.helpful + operation.helpful, harmful=tag.harmful + operation.harmful
-            )
-        elif isinstance(operation, Add):
-            add = adds.get((fold(operation.content), operation.predictor), operation)
-            adds[fold(operation.content), operation.predictor] = _united(add, operation)
-        else:
-            touched = operation.ids if isinstance(operation, Merge) else (operation.id,)
-            places = sorted({editor[name] for name in touched if name in editor})
-            if not places:
-                editor.update(dict.fromkeys(touched, len(edits)))
-                edits.append(operation)
-            elif len(places) == 1 and _same_edit(edits[places[0]], operation):
-                edits[places[0]] = _united(edits[places[0]], operation)
+        try:
+            _check(operation)
+            if isinstance(operation, Tag):
+                voted = operation.id, operation.source
+                tags[voted] = _summed(tags[voted], operation) if voted in tags else operation
+            elif isinstance(operation, Add):
+                lesson = fold(operation.content), operation.predictor
+                adds[lesson] = _united(adds.get(lesson, operation), operation)
             else:
-                first = edits[places[0]]
-                rejected.append(
-                    Rejected(operation, f"{', '.join(touched)}: already edited here by a {first.op}")
-                )
-    return Delta((*tags.values(), *edits, *adds.values())), tuple(rejected)
+                edits.take(operation)
+        except DeltaError as error:
+            rejected.append(_rejected(operation, str(error)))
+    return Delta((*tags.values(), *edits.standing, *adds.values())), tuple(rejected)
+
+
+class _Edits:
+    """The edits of several deltas: one a bullet."""
+
+    def __init__(self) -> None:
+        self.standing: list[Update | Merge | Delete] = []
+        self._editor: dict[str, int] = {}
+
+    def take(self, edit: Update | Merge | Delete) -> None:
+        """Keep the edit, or unite it with the same one. Raises DeltaError if an earlier one stands against it."""
+        touched = edit.ids if isinstance(edit, Merge) else (edit.id,)
+        places = sorted({self._editor[name] for name in touched if name in self._editor})
+        if not places:
+            self._editor.update(dict.fromkeys(touched, len(self.standing)))
+            self.standing.append(edit)
+            return
+        first = self.standing[places[0]]
+        if len(places) > 1 or not _same_edit(first, edit):
+            raise DeltaError(f"{_name(edit)}: already edited here by a {first.op}")
+        self.standing[places[0]] = _united(first, edit)
+        if not _same_words(first, edit):
+            raise DeltaError(f"{_name(edit)}: merged here already; those words stand, the sources are united")
+
+
+def _summed(first: Tag, second: Tag) -> Tag:
+    return replace(first, helpful=first.helpful + second.helpful, harmful=first.harmful + second.harmful)
 
 
 def _united(first: Any, second: Any) -> Any:
-    """`first` with the sources of both."""
+    """`first` with the sources (of a Delete: the reasons) of both."""
     if isinstance(first, Delete):
-        return first
+        reasons = [*first.reason.split("; "), *second.reason.split("; ")]
+        return replace(first, reason="; ".join(dict.fromkeys(filter(None, reasons))))
     return replace(first, sources=tuple(dict.fromkeys([*first.sources, *second.sources])))
 
 
 def _same_edit(first: Update | Merge | Delete, second: Update | Merge | Delete) -> bool:
-    """Whether two edits say the same: two groups that saw one snapshot often write the same merge."""
+    """Whether two edits do the same: two groups that saw one snapshot often write the same merge."""
     if isinstance(first, Merge) and isinstance(second, Merge):
         return set(first.ids) == set(second.ids)
     if isinstance(first, Update) and isinstance(second, Update):
-        return fold(first.content) == fold(second.content)
+        return _same_words(first, second)
     return isinstance(first, Delete) and isinstance(second, Delete)
+
+
+def _same_words(first: Any, second: Any) -> bool:
+    """Whether two edits leave the same content in the same section; deletes leave none."""
+    if isinstance(first, Delete):
+        return True
+    sections = [
+        edit.section if edit.section is None else section_key(clean_section(edit.section)) for edit in (first, second)
+    ]
+    return fold(first.content) == fold(second.content) and sections[0] == sections[1]
+
+
+def _rejected(operation: Any, reason: str) -> Rejected:
+    if isinstance(operation, _OPERATIONS):
+        return Rejected(operation, reason)
+    return Rejected(None, f"{reason}: {brief(operation)}")
+
+
+def _name(operation: Any) -> str:
+    """How messages call an operation: `update str-00042`."""
+    ids = getattr(operation, "ids", (getattr(operation, "id", ""),))
+    named = ", ".join(map(str, ids)) if isinstance(ids, (list, tuple)) else str(ids)
+    return f"{operation.op} {named:.100}".rstrip()
+
+
+def _check(operation: Any) -> None:
+    """Raise DeltaError unless this is an operation with every field of its type: custom roles make them, too."""
+    if not isinstance(operation, _OPERATIONS):
+        raise DeltaError(f"expected Add, Update, Merge, Delete or Tag; got {type(operation).__name__}")
+    for item in fields(operation):
+        value = getattr(operation, item.name)
+        if value is None and item.default is None:
+            continue
+        try:
+            if item.name in ("helpful", "harmful"):
+                if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                    raise PlaybookError(f"{item.name} counts votes, 0 or more; got {brief(value)}")
+            elif item.name in ("ids", "sources"):
+                if not isinstance(value, (list, tuple)):
+                    raise PlaybookError(f"{item.name} is a tuple of names; got {brief(value)}")
+                for name in value:
+                    valid_text(name, f"each of {item.name}")
+            else:
+                valid_text(value, item.name)
+        except PlaybookError as error:
+            raise DeltaError(f"{_name(operation)}: {error}") from error
 
 
 class _Working:
     """A playbook while operations are carried out on it; an operation that raises has changed nothing."""
 
     def __init__(self, playbook: Playbook) -> None:
-        self._bullets = {bullet.id: bullet for bullet in playbook.bullets}
-        self._sections = {section_key(name): name for name in reversed(playbook.sections)}
-        self._order = list(playbook.sections)
-        self._slugs = {section_key(b.section): b.id[: b.id.rindex("-")] for b in reversed(playbook.bullets)}
+        self._bullets = playbook.index()
+        self._spelled = {section_key(name): name for name in reversed(playbook.sections)}
+        self._sections = dict.fromkeys(playbook.sections)
         self._high_water = playbook.high_water
 
     def playbook(self) -> Playbook:
-        return Playbook(tuple(self._bullets.values()), tuple(self._order), self._high_water)
+        return Playbook.from_index(self._bullets, tuple(self._sections), self._high_water)
 
-    def do(self, operation: Operation) -> None:
+    def do(self, operation: Operation, max_chars: int | None = None) -> None:
+        _check(operation)
         try:
+            content = "" if isinstance(operation, (Delete, Tag)) else operation.content
+            if max_chars is not None and len(content) > max_chars:
+                raise DeltaError(f"the content has {len(content)} characters; at most {max_chars} are taken")
             if isinstance(operation, Add):
                 self._add(operation)
             elif isinstance(operation, Update):
@@ -241,40 +321,35 @@ class _Working:
             elif isinstance(operation, Merge):
                 self._merge(operation)
             elif isinstance(operation, Delete):
-                del self._bullets[self._known(operation.id).id]
-            elif isinstance(operation, Tag):
-                self._tag(operation)
+                del self._bullets[self._known(operation.id).id.casefold()]
             else:
-                raise DeltaError(
-                    f"expected Add, Update, Merge, Delete or Tag; got {type(operation).__name__}"
-                )
-        except PlaybookError as error:
-            raise DeltaError(f"{getattr(operation, 'op', 'operation')}: {error}") from error
+                self._tag(operation)
+        except (DeltaError, PlaybookError) as error:
+            raise DeltaError(f"{_name(operation)}: {error}") from error
 
-    def _known(self, name: Any) -> Bullet:
-        bullet = self._bullets.get(name) if isinstance(name, str) else None
-        if bullet is None:
+    def _known(self, name: str) -> Bullet:
+        bullet = self._bullets.get(name.casefold())
+        if bullet is None or bullet.id != name:
             raise DeltaError(f"no bullet {name!r} in the playbook")
         return bullet
 
     def _section(self, name: str) -> str:
-        """The spelling the playbook already uses for `name`; a new section is remembered by the caller's bullet."""
-        if not isinstance(name, str):
-            raise DeltaError(f"section must be text (str); got {type(name).__name__}")
+        """The spelling already in use for `name`, by this playbook or by the paper; a new one is itself."""
         cleaned = clean_section(name)
-        return self._sections.get(section_key(cleaned), cleaned)
+        key = section_key(cleaned)
+        return self._spelled.get(key) or _DEFAULT_SECTIONS.get(key, cleaned)
 
     def _put(self, bullet: Bullet) -> None:
-        self._bullets[bullet.id] = bullet
-        if self._sections.setdefault(section_key(bullet.section), bullet.section) == bullet.section:
-            if bullet.section not in self._order:
-                self._order.append(bullet.section)
+        self._bullets[bullet.id.casefold()] = bullet
+        if bullet.section not in self._sections:
+            self._sections[bullet.section] = None
+            self._spelled.setdefault(section_key(bullet.section), bullet.section)
 
     def _add(self, operation: Add) -> None:
         section = self._section(operation.section)
         number = self._high_water + 1
-        name = f"{self._slugs.get(section_key(section), section_slug(section))}-{number:05d}"
-        self._put(Bullet(name, section, operation.content, 0, 0, operation.predictor, operation.sources))
+        name = f"{section_slug(section)}-{number:05d}"
+        self._put(Bullet(name, section, operation.content, 0, 0, operation.predictor, tuple(operation.sources)))
         self._high_water = number
 
     def _update(self, operation: Update) -> None:
@@ -286,7 +361,7 @@ class _Working:
     def _merge(self, operation: Merge) -> None:
         found = {bullet.id: bullet for bullet in map(self._known, operation.ids)}
         if len(found) < 2 or len(found) < len(operation.ids):
-            raise DeltaError(f"a merge needs two or more different bullets; got {operation.ids!r}")
+            raise DeltaError(f"a merge needs two or more different bullets; got {brief(list(operation.ids))}")
         bullets = sorted(found.values(), key=lambda bullet: (bullet.number, bullet.id))
         oldest = bullets[0]
         scopes = {bullet.predictor for bullet in bullets}
@@ -297,20 +372,14 @@ class _Working:
             helpful=sum(bullet.helpful for bullet in bullets),
             harmful=sum(bullet.harmful for bullet in bullets),
             predictor=oldest.predictor if len(scopes) == 1 else None,
-            sources=tuple(source for bullet in bullets for source in bullet.sources)
-            + tuple(operation.sources),
+            sources=tuple(source for bullet in bullets for source in bullet.sources) + tuple(operation.sources),
         )
         for bullet in bullets[1:]:
-            del self._bullets[bullet.id]
+            del self._bullets[bullet.id.casefold()]
         self._put(survivor)
 
     def _tag(self, operation: Tag) -> None:
         bullet = self._known(operation.id)
-        for count in (operation.helpful, operation.harmful):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise DeltaError(f"a tag counts votes, 0 or more; got {count!r}")
         self._put(
-            replace(
-                bullet, helpful=bullet.helpful + operation.helpful, harmful=bullet.harmful + operation.harmful
-            )
+            replace(bullet, helpful=bullet.helpful + operation.helpful, harmful=bullet.harmful + operation.harmful)
         )

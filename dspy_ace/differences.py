@@ -13,14 +13,18 @@ stated reason that only one text gives, and, in long texts, a repetition of what
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
+MOST = 1_000_000  # pairs of tokens aligned at most: texts of a thousand words each
 LONG = 15  # content words in common from which on a text counts as long: single filler words carry less there
 
+_UNSPACED = 0x2E80  # first character of the scripts that are written without spaces
 _VOWELS = set("aeiouy")
 _IRREGULAR = dict(
     pair.split(":")
@@ -56,20 +60,20 @@ def _stem(word: str) -> str:
 
 
 _DROP = frozenset(
-    "a an the is are was were be been being am has have had having do does did it its they them he she him i you "
+    "a an the is are was were be been being am has have had having do does did it its they them i you "
     "we me this that these those which who whom whose there here of so very quite really as such eg ie etc then "
-    "thus therefore hence however too also please well in_addition itself themselves yourself whether let".split()
+    "thus therefore hence however instead too also please well itself themselves yourself whether let".split()
 )
 _ARTICLES = frozenset("the a an its their his her your our my on by of each every".split())
 _SOFT = {  # words of grammar: left out is no difference; one in place of another is, across groups
     word: group
     for group, words in {
-        "in": "in on at within inside into onto", "for": "for", "to": "to towards toward", "from": "from",
-        "with": "with via", "by": "by", "and": "and plus both", "or": "or either", "if": "if when whenever where while",
-        "but": "but yet although though", "than": "than", "about": "about regarding concerning",
-        "my": "my mine", "our": "our us", "your": "your", "their": "their", "his": "his", "her": "her",
-        "must": "must should shall ought need needs needed", "can": "can could will would",
-        "all": "all every each", "any": "any",
+        "in": "in within inside into across", "on": "on onto", "at": "at", "for": "for", "to": "to towards toward",
+        "with": "with via", "and": "and plus both", "or": "or either", "if": "if when whenever where while",
+        "but": "but yet although though", "than": "than", "about": "about regarding concerning", "he": "he him his",
+        "she": "she her hers", "my": "my mine", "our": "our us", "your": "your", "their": "their",
+        "must": "must shall need needs needed", "should": "should ought", "can": "can could", "any": "any",
+        "all": "all every each",
     }.items()
     for word in words.split()
 }  # fmt: skip
@@ -78,12 +82,12 @@ _HARD = {  # one of these on one side alone is a difference
     for kind, groups in {
         "negation": {
             "not": "not never", "no": "no none nobody nothing", "nor": "nor neither", "without": "without",
-            "instead": "instead", "except": "except excluding exclude excludes", "unless": "unless", "non": "non",
+            "insteadof": "insteadof", "except": "except excluding exclude excludes", "unless": "unless", "non": "non",
             "hardly": "hardly rarely seldom",
         },
         "restriction": {
             "only": "only solely exclusively", "may": "may might optionally optional", "until": "until till",
-            "even": "even",
+            "even": "even", "will": "will would",
         },
     }.items()
     for group, words in groups.items()
@@ -94,12 +98,12 @@ _PHRASES = {
     for phrase, target in (
         line.split(":")
         for line in (
-            "instead of:instead|rather than:instead|prior to:before|at least:atleast|at most:atmost|"
+            "instead of:insteadof|rather than:insteadof|prior to:before|at least:atleast|at most:atmost|"
             "no more than:atmost|no less than:atleast|no fewer than:atleast|up to:atmost|more than:above|"
             "greater than:above|higher than:above|larger than:above|less than:below|fewer than:below|lower than:below|"
             "smaller than:below|in order to:to|make sure:check|making sure:check|makes sure:check|as well as:and|"
             "together with:with|along with:with|as well:|such as:|for example:|for instance:|in case:if|"
-            "other than:except|apart from:except|except for:except|except when:unless|except if:unless|not ever:not|never ever:not|refrain from:not|per cent:%|most recent:latest|"
+            "other than:except|apart from:except|except for:except|except when:unless|except if:unless|not ever:not|never ever:not|refrain from:not|per cent:%|percent:%|most recent:latest|"
             "at once:immediately|right away:immediately|if available:|when available:|where available:|"
             "in addition:|due to:because|because of:because|has to:must|have to:must|needs to:must|need to:must|"
             "the importance of:|emphasize the importance of:|stress the importance of:|recognize the importance of:|"
@@ -112,21 +116,22 @@ _PHRASES = {
         ).split("|")
     )
 }
+_BOUNDS = {"over": "above", "under": "below"}  # before a number
+_OPENINGS = frozenset(phrase[0] for phrase in _PHRASES) | _BOUNDS.keys()
 _SYNONYMS = {
-    _stem(word): words.split()[0]
-    for words in (
-        "check verify confirm validate ensure check", "use utilize utilise leverage", "get fetch retrieve obtain",
-        "find locate identify determine", "choose select pick", "remove delete", "buy purchase", "start begin",
-        "finish complete end", "compute calculate", "fast quick rapid", "big large", "small little", "help assist",
-        "contain comprise", "change modify edit alter", "show display", "reply respond", "mistake error",
-        "wrong incorrect", "exact precise", "enough sufficient", "identical same", "whole entire",
-        "because since", "keep retain preserve maintain", "allow permit", "build construct", "reduce minimize lessen",
-        "improve enhance promote foster", "avoid prevent", "given provided specified", "unnecessary redundant needless superfluous", "need require",
-        "immediately instantly", "above exceed surpass", "almost nearly", "often frequently", "many numerous", "latest newest", "try attempt",
-        "mail email", "individually separately",
-    )
-    for word in words.split()
-}  # fmt: skip
+    _stem(word): group.split()[0]
+    for group in (
+        "check verify confirm validate ensure|use utilize|get fetch retrieve obtain|find locate|identify determine|"
+        "choose select pick|remove delete|buy purchase|start begin|finish complete end|compute calculate|"
+        "fast quick rapid|big large|small little|help assist|contain comprise|change modify edit alter|show display|"
+        "reply respond|mistake error|wrong incorrect|exact precise|enough sufficient|identical same|whole entire|"
+        "because since|keep retain preserve maintain|allow permit|build construct|reduce minimize lessen|"
+        "improve enhance|avoid prevent|given provided specified|unnecessary redundant needless superfluous|"
+        "need require|immediately instantly|above exceed surpass|almost nearly|often frequently|many numerous|"
+        "latest newest|try attempt|individually separately"
+    ).split("|")
+    for word in group.split()
+}
 
 
 def _canon(word: str) -> str:
@@ -134,24 +139,21 @@ def _canon(word: str) -> str:
     return _SYNONYMS.get(stem, stem)
 
 
-_WEAK = frozenset(  # padding: alone it is no difference; in long texts one may stand for another
-    _canon(word)
-    for word in (
-        "always carefully properly proper correctly correct appropriate appropriately relevant specific specifically "
-        "explicitly directly simply just successfully accurately accurate thoroughly systematically efficiently "
-        "efficient effectively effective gracefully significantly significant respective corresponding particular "
-        "various actual actually certain consistently especially particularly given specified provided necessary important importantly crucial essential "
-        "critical special based api task operation workflow approach method strategy check use implement perform do "
-        "remember note consider ensure make sure way thing case clear clearly robust reliable reliably overall "
-        "comprehensive"
-    ).split()
+def _canons(words: str) -> frozenset[str]:
+    return frozenset(map(_canon, words.split()))
+
+
+_WEAK = _canons(  # padding: said by one text alone it is no difference
+    "always carefully properly proper correctly correct appropriate appropriately respective specifically explicitly "
+    "directly simply just successfully accurately thoroughly systematically efficiently effectively gracefully "
+    "significantly actually certainly consistently already especially particularly importantly clearly reliably "
+    "overall check use implement perform do remember note make sure"
 )
-_SLACK = frozenset(  # words that carry little in a long text, and much in a short one
-    _canon(word)
-    for word in (
-        "rely build prefer process resort assume default examine consider conclude proceed focus involve calculation "
-        "assessment analysis optimization processing handling management scenario purpose guide example requirement"
-    ).split()
+_SLACK = _canons(  # words that carry little in a long text, and much in a short one
+    "relevant specific accurate efficient effective various actual given provided necessary comprehensive robust "
+    "reliable clear corresponding based api task operation workflow approach method strategy way thing case consider "
+    "rely build prefer process resort assume default examine conclude proceed focus involve calculation assessment "
+    "analysis optimization processing handling management scenario purpose guide example requirement"
 )
 _OPPOSITES = {
     _stem(one): _stem(other)
@@ -183,19 +185,18 @@ _ORDINALS = dict(zip("1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th".split(),
 _FRONTED = frozenset(
     "before after when whenever if while once until unless because since for in to with during on at by where upon".split()
 )
-_REASON_KEYS = frozenset(
-    _canon(word)
-    for word in (
-        "ensure prevent avoid reduce minimize improve help enhance guarantee optimize account eliminate save make allow "
-        "increase provide preserve"
-    ).split()
+_REASON_KEYS = _canons(
+    "ensure prevent avoid reduce minimize improve help guarantee optimize account eliminate save make allow increase "
+    "provide preserve promote foster"
 )
-
-_BACK_TO_WORK = ("then", "and", "but", "unless", "except", "if")
+_BACK_TO_WORK = ("then", "and", "but", "unless", "except", "if")  # after a pause: the reason is over
 _STRESSED = frozenset("important crucial essential critical vital especially".split())
+_PRAISE = _canons(
+    "improve ensure guarantee help optimize promote foster important crucial essential critical vital relevant specific"
+)
 _QUALITIES = frozenset(
-    "accuracy consistency clarity correctness reliability efficiency completeness quality compliance precision relevance "
-    "coherence readability robustness accurate consistent correct reliable".split()
+    "accuracy consistency clarity correctness reliability efficiency completeness quality compliance precision "
+    "relevance coherence readability robustness accurate consistent correct reliable compliant".split()
 )
 
 _TOKEN = re.compile(
@@ -208,6 +209,7 @@ _TOKEN = re.compile(
   | (?P<word>[^\W\d]\w*(?:[.:]{1,2}[^\W\d]\w*)*(?:'[^\W\d_]+)*(?:[+#]{1,2}(?!\w))?)
   | (?P<sign><=|>=|==|!=|=>|->|:=|&&|\|\||[<>=|^×÷±≤≥≠→√%$€£¥₹¢&]|(?<=\s)(?:\*{1,2}|/{1,2}|\+)(?=\s)
       |(?<=[\w)])(?:\*{1,2}|\+|//)(?=[\w(]))
+  | (?P<bracket>[()])
   | (?P<stop>[.!?](?=\s|$|['")])|\n|;)
   | (?P<pause>[,:])
   | (?P<other>[^\x00-\x7f])
@@ -225,7 +227,7 @@ class Token:
     key: str
     kind: str  # number, literal, name, negation, restriction, word, weak, soft, pause, stop
     shown: str
-    reason: bool = False  # stands in a stated reason ("…, to avoid errors")
+    reason: int = 0  # the number of the stated reason ("…, to avoid errors") it stands in; 0: none
 
 
 def difference(a: str, b: str) -> str | None:
@@ -242,11 +244,14 @@ def difference(a: str, b: str) -> str | None:
     return _difference(a, b, swapped=False)
 
 
-@lru_cache(maxsize=65536)
 def _difference(a: str, b: str, *, swapped: bool) -> str | None:
     raw_a, raw_b = tokens(a), tokens(b)
+    if not raw_a or not raw_b:  # no content at all: only the very words can tell
+        return None if re.findall(r"\w+", a.lower()) == re.findall(r"\w+", b.lower()) else "words differ"
     if _keys(raw_a) == _keys(raw_b):
         return None
+    if len(raw_a) * len(raw_b) > MOST:
+        return "too long to compare word by word"
     return _verdict(_canonical(raw_a), _canonical(raw_b), swapped)
 
 
@@ -254,7 +259,7 @@ def _keys(sequence: Iterable[Token]) -> list[str]:
     return [token.key for token in sequence if token.kind not in ("pause", "stop")]
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=1024)
 def tokens(text: str) -> tuple[Token, ...]:
     """The units of meaning of a text, in order; articles, pronouns and auxiliaries are left out."""
     pieces = _pieces(_clean(text))
@@ -271,6 +276,20 @@ def tokens(text: str) -> tuple[Token, ...]:
     return tuple(found)
 
 
+def content_words(text: str) -> list[str]:
+    """The stems of the words that carry content, synonyms as one: what lexical similarity counts.
+
+    Far cheaper than `tokens`. Scripts without spaces give characters and pairs of them.
+    """
+    found: list[str] = []
+    for word in re.findall(r"[^\W_]+", text.lower()):
+        if ord(max(word)) >= _UNSPACED:
+            found += [*word, *(one + other for one, other in zip(word, word[1:], strict=False))]
+        elif word not in _DROP and word not in _SOFT:
+            found.append(_canon(word))
+    return found
+
+
 def _clean(text: str) -> str:
     text = unicodedata.normalize("NFC", text).translate(str.maketrans("‘’“”–—‑", "''\"\"---"))
     letters = [char for char in text if char.isalpha()]
@@ -280,6 +299,7 @@ def _clean(text: str) -> str:
     text = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", text)  # bold
     text = re.sub(r"\b(e\.g|i\.e|etc|vs)\.", lambda found: found[1].replace(".", ""), text)
     text = re.sub(r"\b(?:[A-Z]\.){2,}", lambda found: found[0].replace(".", ""), text)
+    text = re.sub(rf"([{chr(_UNSPACED)}-{chr(sys.maxunicode)}])", r" \1 ", text)
     return re.sub(r"\b([Rr]e|[Cc]o|[Ee])-(?=[a-z])", r"\1", text)
 
 
@@ -291,56 +311,77 @@ class _Piece:
     first: bool = False  # opens a sentence, or follows a colon
     adverb: bool = True  # does not follow an article
 
-    @property
+    @cached_property
     def low(self) -> str:
         return self.raw.lower() if self.group == "word" and self.quoted != "code" else ""
 
 
-def _pieces(text: str) -> list[_Piece]:
+class _Span(NamedTuple):
+    start: int
+    end: int
+    kind: str  # code, phrase, whole; "" for prose
+    inner: str
+
+
+def _spans(text: str) -> list[_Span]:
+    """What stands in quotes or backticks: code by the token, short phrases, and spans to be kept whole."""
     spans = []
     for found in _QUOTED.finditer(text):
         inner = next(group for group in found.groups() if group is not None)
         words = len(re.findall(r"\w+", inner))
-        quoted = "code" if found[1] is not None or words < 2 else "phrase" if words < 4 else ""
-        spans.append((found.start(), found.end(), quoted, inner))
+        kind = "code" if found[1] is not None or words < 2 else "phrase" if words < 4 else ""
+        if words == 0 or (kind == "code" and re.search(r"[^\w\s.,()]", inner)):
+            kind = "whole"
+        spans.append(_Span(found.start(), found.end(), kind, " ".join(inner.split()) or inner))
+    return spans
+
+
+def _pieces(text: str) -> list[_Piece]:
     pieces: list[_Piece] = []
-    at, first, last = 0, True, ""
-    marks = iter(spans)
-    span = next(marks, None)
-    while at < len(text):
-        while span is not None and span[1] <= at:
-            span = next(marks, None)
-        if span is not None and at == span[0] and not re.search(r"\w", span[3]):
-            pieces.append(_Piece(span[3], "box"))
-            at, first = span[1], False
-            continue
-        found = _TOKEN.search(text, at, span[0] if span is not None and at < span[0] else len(text))
-        if found is None:
-            at = span[0] if span is not None and at < span[0] else len(text)
-            if span is not None and at == span[0] and re.search(r"\w", span[3]):
-                at += 1
-            continue
-        inside = span is not None and span[0] <= found.start() < span[1]
-        group = found.lastgroup if found.lastgroup != "unit" else "number"
-        if group == "pause" and text.count("(", 0, found.start()) > text.count(")", 0, found.start()):
-            at = found.end()
-            continue
-        pieces.append(_Piece(found[0], group or "other", span[2] if inside and span else "", first, last not in _ARTICLES))
-        last = found[0].lower()
-        first = group == "stop" or found[0] == ":" or (first and group == "number")
-        at = found.end()
-    return pieces
+    at = 0
+    for span in [*_spans(text), _Span(len(text), len(text), "whole", "")]:
+        pieces += _scanned(text, at, span.start, "", pieces)
+        if span.kind == "whole" and span.inner:
+            pieces.append(_Piece(span.inner, "whole"))
+        elif span.kind != "whole":
+            pieces += _scanned(text, span.start + 1, span.end - 1, span.kind, pieces)
+        at = span.end
+    depth, kept = 0, []
+    for piece in pieces:  # a comma within parentheses ends no clause
+        depth += (piece.raw == "(") - (piece.raw == ")" and depth > 0)
+        if piece.group != "bracket" and not (piece.group == "pause" and depth):
+            kept.append(piece)
+    return kept
+
+
+def _scanned(text: str, start: int, end: int, quoted: str, before: Sequence[_Piece]) -> list[_Piece]:
+    found: list[_Piece] = []
+    for match in _TOKEN.finditer(text, start, end):
+        group = "number" if match.lastgroup == "unit" else str(match.lastgroup)
+        previous = found[-1] if found else before[-1] if before else None
+        if previous is not None and previous.group == "bracket":
+            first = previous.first
+        else:
+            opened = previous is None or previous.group == "stop" or previous.raw == ":"
+            first = opened or (previous is not None and previous.first and previous.group == "number")
+        after_article = previous is not None and previous.low in _ARTICLES
+        found.append(_Piece(match[0], group, quoted, first, not after_article))
+    return found
 
 
 def _phrase(pieces: Sequence[_Piece], at: int) -> tuple[int, list[_Piece]]:
-    for width in (4, 3, 2, 1):
-        words = tuple(piece.low for piece in pieces[at : at + width])
-        if words in _PHRASES and "" not in words:
-            return width, [_Piece(word, "word") for word in _PHRASES[words]]
+    if pieces[at].low in _OPENINGS:
+        following = pieces[at + 1].group if at + 1 < len(pieces) else ""
+        if pieces[at].low in _BOUNDS and following in ("number", "sign"):
+            return 1, [_Piece(_BOUNDS[pieces[at].low], "word")]
+        for width in (4, 3, 2, 1):
+            words = tuple(piece.low for piece in pieces[at : at + width])
+            if words in _PHRASES:
+                return width, [_Piece(word, "word") for word in _PHRASES[words]]
     return 1, [pieces[at]]
 
 
-def _token(piece: _Piece, reason: bool) -> Token | None:
+def _token(piece: _Piece, reason: int) -> Token | None:
     raw, group = piece.raw, piece.group
     if group in ("stop", "pause"):
         return Token(raw, group, raw)
@@ -351,6 +392,8 @@ def _token(piece: _Piece, reason: bool) -> Token | None:
         if raw == "&":
             return Token("and", "soft", raw, reason)
         return Token(_SIGNS.get(raw, raw), "literal", raw, reason)
+    if group == "whole":
+        return Token(raw, "literal", raw, reason)
     if group == "other":
         if unicodedata.category(raw)[0] in "PZCM":
             return None
@@ -367,7 +410,7 @@ def _number(raw: str) -> str:
     return raw.replace(",", "")
 
 
-def _word(piece: _Piece, reason: bool) -> Token | None:
+def _word(piece: _Piece, reason: int) -> Token | None:
     raw = piece.raw
     if piece.quoted == "code":
         return Token(raw, "literal", raw, reason)
@@ -392,45 +435,47 @@ def _word(piece: _Piece, reason: bool) -> Token | None:
     if low in _NUMBERS:
         return Token(_NUMBERS[low], "number", raw, reason)
     key = _canon(low)
-    if piece.quoted == "phrase":
-        return Token(raw if raw != low and not piece.first else key, "literal", raw, reason)
-    if raw[0].isupper() and not piece.first and key not in _WEAK and key != "id":
+    if piece.quoted == "phrase" and raw != low and not piece.first:
+        return Token(raw, "literal", raw, reason)
+    if raw[0].isupper() and not piece.first and key not in _WEAK and low not in ("api", "apis", "id", "ids"):
         return Token(_stem(low), "name", raw, reason)
     if low == "first" and piece.adverb:
         return Token(key, "weak", raw, reason)
-    return Token(key, "weak" if key in _WEAK else "word", raw, reason)
+    weak = key in _WEAK or (reason and (key in _PRAISE or low in _QUALITIES))
+    return Token(key, "weak" if weak else "word", raw, reason)
 
 
-def _reasons(pieces: Sequence[_Piece]) -> list[bool]:
-    """For every piece whether it stands in a stated reason: what an instruction is good for, not what it says."""
-    flags = [False] * len(pieces)
-    inside = False
+def _reasons(pieces: Sequence[_Piece]) -> list[int]:
+    """For every piece the number of the stated reason it stands in: what an instruction is good for; 0: none."""
+    numbers = []
+    latest = current = 0
     for at, piece in enumerate(pieces):
         ahead = [other.low for other in pieces[at + 1 : at + 6]]
         if piece.group == "stop" or (piece.group == "pause" and ahead[:1] and ahead[0] in _BACK_TO_WORK):
-            inside = False
-        else:
-            inside = inside or _opens_reason(piece, pieces[at - 1].raw if at else "", ahead)
-        flags[at] = inside
-    return flags
+            current = 0
+        elif _opens_reason(piece, pieces[at - 1].raw if at else "", ahead, current > 0):
+            latest = current = latest + 1
+        numbers.append(current)
+    return numbers
 
 
-def _opens_reason(piece: _Piece, before: str, ahead: Sequence[str]) -> bool:
-    verbs = [_canon(word) in _REASON_KEYS for word in (piece.low, *ahead[:4])]
+def _opens_reason(piece: _Piece, before: str, ahead: Sequence[str], inside: bool) -> bool:
+    verbs = [_canon(word) in _REASON_KEYS for word in (piece.low, *ahead[:4], "")]
     if piece.first and piece.low in ("this", "these", "that", "it", "doing"):
         return any(verbs) or not _STRESSED.isdisjoint(ahead)
     if piece.low == "to" and verbs[1]:
         return ahead[0] not in ("increase", "keep", "allow", "make", "provide") and (
             _canon(ahead[0]) != "check" or not _QUALITIES.isdisjoint(ahead[1:])
         )
-    if piece.low in ("for", "ensuring"):
-        return not _QUALITIES.isdisjoint(ahead[:2])
+    if piece.low == "for" or (piece.low == "ensuring" and before != ","):
+        return not inside and not _QUALITIES.isdisjoint(ahead[:2])
     if piece.low == "and" and ahead:
-        return _canon(ahead[0]) == "improve"
+        return _canon(ahead[0]) in ("improve", "promote", "foster") or (inside and verbs[1])
     if before == ",":
-        return piece.low in ("since", "as") or (piece.low.endswith("ing") and verbs[0] and _canon(piece.low) != "check")
+        bare = _canon(piece.low) != "check" or (ahead[:1] and ahead[0] not in _SOFT and ahead[0] not in _DROP)
+        return piece.low in ("since", "as", "because") or (piece.low.endswith("ing") and verbs[0] and bool(bare))
     if piece.low in _STRESSED:
-        return ahead[:1] in (["for"], ["to"])
+        return not inside and ahead[:1] in (["for"], ["to"])
     return piece.low == "because" or (piece.low == "so" and ahead[:1] == ["that"])
 
 
@@ -443,8 +488,11 @@ def _canonical(found: Sequence[Token]) -> list[Token]:
             sentence.append(token)
             continue
         pauses = {other.key: at for at, other in reversed(list(enumerate(sentence))) if other.kind == "pause"}
+        fronted = sentence[:1] and sentence[0].shown.lower() in _FRONTED
         pause = pauses.get(":", pauses.get(",", 0))
-        if pause and sentence[0].shown.lower() in _FRONTED and len(sentence) - pause > 2:
+        if fronted and pause and len(sentence) - pause > 2:
+            if sentence[0].key in ("for", "in", "on", "at"):  # "For refunds, …" and "In refunds, …" set one scene
+                sentence[0] = replace(sentence[0], kind="scene")
             sentence = sentence[pause + 1 :] + sentence[:pause]
         result += [other for other in _active(sentence) if other.kind != "pause"]
         sentence = []
@@ -453,7 +501,7 @@ def _canonical(found: Sequence[Token]) -> list[Token]:
 
 def _active(sentence: list[Token]) -> list[Token]:
     for at, token in enumerate(sentence[:-1]):
-        if token.kind == "soft" and token.key == "must":
+        if token.kind == "soft" and token.key in ("must", "should"):
             end = at + 2 if sentence[at + 1].kind == "negation" else at + 1
             if end < len(sentence) and re.search(
                 r"ed$|^(sent|kept|made|given|taken|written|paid|shown)$", sentence[end].shown
@@ -465,8 +513,10 @@ def _active(sentence: list[Token]) -> list[Token]:
     return sentence
 
 
+_Region = tuple[list[Token], list[Token]]  # the unmatched tokens of either text at one place
 _WEIGHTS = {"soft": 1, "weak": 2}
 _STRONG = ("word", "name", "literal", "number")
+_GRAMMAR = ("soft", "scene")
 _HARD_KINDS = ("negation", "restriction")
 
 
@@ -478,13 +528,15 @@ def _verdict(a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str | Non
         if hard[0] or hard[1]:
             return _say(f"{kind}s differ", *hard, swapped)
     regions, matched = _align(a, b)
+    regions = list(zip(_apart(a, [r[0] for r in regions]), _apart(b, [r[1] for r in regions]), strict=True))
     common = {token.key for token in matched}
     is_long = sum(token.kind in _STRONG for token in matched) >= LONG
     new = [[token for token in side if _counts(token, is_long)] for side in new]
     changed = [[[t for t in side if _counts(t, is_long)] for side in region] for region in regions]
     telling = [region for region in changed if any(not token.reason for side in region for token in side)]
     plain_new = [[t for t in side if not t.reason] for side in new]
-    loose = is_long and len(telling) >= 3 and sum(map(len, plain_new)) <= 4
+    mutual = bool(plain_new[0]) == bool(plain_new[1])  # new words on one side alone: it says more, not the same anew
+    loose = is_long and len(telling) >= 3 and mutual and sum(map(len, plain_new)) <= 4
     moved = _moved(changed)
     blocks = [[token.key for token in side] for region in changed for side in region if len(side) > 2]
     intact = {key for block in blocks if blocks.count(block) == 2 for key in block}
@@ -517,6 +569,14 @@ def _unquoted(a: Sequence[Token], b: Sequence[Token]) -> list[Token]:
             token = replace(token, key=key)
         result.append(token)
     return result
+
+
+def _apart(whole: Sequence[Token], unmatched: Sequence[list[Token]]) -> list[list[Token]]:
+    """`unmatched`, in which only reasons that the other text has next to nothing of still count as reasons."""
+    total = Counter(token.reason for token in whole if token.kind != "soft")
+    alone = Counter(token.reason for part in unmatched for token in part if token.kind != "soft")
+    shared = {number for number in total if 3 * alone[number] < 2 * total[number]}
+    return [[replace(token, reason=0) if token.reason in shared else token for token in part] for part in unmatched]
 
 
 def _counts(token: Token, is_long: bool) -> bool:
@@ -573,11 +633,13 @@ def _faint(
     """The same for the words of grammar and padding at a place where no content differs."""
     if strong[0] or strong[1]:
         return None
-    weak = [[token for token in side if token.kind not in ("soft", *_HARD_KINDS)] for side in (a, b)]
-    soft = [{token.key for token in side if token.kind == "soft"} for side in (a, b)]
+    weak = [[token for token in side if token.kind not in ("soft", *_HARD_KINDS) and not token.reason] for side in (a, b)]
+    soft = [{token.key for token in side} for side in (a, b) if all(token.kind in _GRAMMAR for token in side)]
+    if all(token.kind == "scene" for token in (*a, *b)):
+        return None
     if weak[0] and weak[1] and not is_long:
         return _say("words differ", weak[0], weak[1], swapped)
-    if soft[0] and soft[1] and not soft[0] & soft[1]:
+    if len(soft) == 2 and soft[0] and soft[1] and not soft[0] & soft[1]:
         return _say("words differ", a, b, swapped)
     return None
 
@@ -587,40 +649,45 @@ def _say(what: str, a: Sequence[Token], b: Sequence[Token], swapped: bool) -> st
     return f"{what}: " + " / ".join(reversed(sides) if swapped else sides)
 
 
-def _align(
-    a: Sequence[Token], b: Sequence[Token]
-) -> tuple[list[tuple[list[Token], list[Token]]], list[Token]]:
+def _align(a: Sequence[Token], b: Sequence[Token]) -> tuple[list[_Region], list[Token]]:
     """The heaviest common subsequence: (the unmatched tokens between matches, by side; the matched ones)."""
-    n, m = len(a), len(b)
-    best = [[0] * (m + 1) for _ in range(n + 1)]
-    for i in range(n - 1, -1, -1):
-        row, below, key = best[i], best[i + 1], a[i].key
-        weight = _WEIGHTS.get(a[i].kind, 4)
-        for j in range(m - 1, -1, -1):
-            value = below[j] if below[j] >= row[j + 1] else row[j + 1]
-            if key == b[j].key and below[j + 1] + weight >= value:
-                value = below[j + 1] + weight
-            row[j] = value
-    regions: list[tuple[list[Token], list[Token]]] = []
-    matched: list[Token] = []
-    region: tuple[list[Token], list[Token]] = ([], [])
+    start = 0
+    while start < min(len(a), len(b)) and a[start].key == b[start].key:
+        start += 1
+    best = _weights(a[start:], b[start:])
+    regions: list[_Region] = []
+    matched = list(a[:start])
+    region: _Region = ([], [])
     i = j = 0
-    while i < n and j < m:
-        weight = _WEIGHTS.get(a[i].kind, 4)
-        if a[i].key == b[j].key and best[i][j] == best[i + 1][j + 1] + weight:
+    while start + i < len(a) and start + j < len(b):
+        one, other = a[start + i], b[start + j]
+        if one.key == other.key and best[i][j] == best[i + 1][j + 1] + _WEIGHTS.get(one.kind, 4):
             if region[0] or region[1]:
                 regions.append(region)
-            matched.append(a[i])
+            matched.append(one)
             region = ([], [])
             i, j = i + 1, j + 1
         elif best[i + 1][j] >= best[i][j + 1]:
-            region[0].append(a[i])
+            region[0].append(one)
             i += 1
         else:
-            region[1].append(b[j])
+            region[1].append(other)
             j += 1
-    region[0].extend(a[i:])
-    region[1].extend(b[j:])
-    if region[0] or region[1]:
-        regions.append(region)
-    return regions, matched
+    region[0].extend(a[start + i :])
+    region[1].extend(b[start + j :])
+    return ([*regions, region] if region[0] or region[1] else regions), matched
+
+
+def _weights(a: Sequence[Token], b: Sequence[Token]) -> list[list[int]]:
+    """`[i][j]`: the weight of the heaviest common subsequence of `a[i:]` and `b[j:]`."""
+    keys = [token.key for token in b]
+    best = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i in range(len(a) - 1, -1, -1):
+        row, below, key = best[i], best[i + 1], a[i].key
+        weight = _WEIGHTS.get(a[i].kind, 4)
+        for j in range(len(b) - 1, -1, -1):
+            value = below[j] if below[j] >= row[j + 1] else row[j + 1]
+            if key == keys[j] and below[j + 1] + weight >= value:
+                value = below[j + 1] + weight
+            row[j] = value
+    return best

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import dspy
@@ -71,6 +72,9 @@ def feedback_of(result: Any) -> Feedback:
     Raises:
         MetricError: None, text, NaN, an infinity, or an object without a score.
     """
+    score: Any
+    if inspect.iscoroutine(result):
+        result.close()  # it will never be awaited
     if isinstance(result, Mapping):
         score, words = result.get("score"), result.get("feedback")
     elif hasattr(result, "score") and not isinstance(result, (bool, int, float)):
@@ -79,7 +83,7 @@ def feedback_of(result: Any) -> Feedback:
         score, words = result, None
     if hasattr(score, "item") and getattr(score, "ndim", 0) == 0:
         score = score.item()
-    if not isinstance(score, (bool, int, float)) or not math.isfinite(score):
+    if not isinstance(score, Real) or not math.isfinite(score):
         raise MetricError(
             "Expected the metric to return a bool, a finite number or dspy.Prediction(score=…, feedback=…); "
             f"got {result!r:.200}. Let it return a number for every example."
@@ -89,24 +93,39 @@ def feedback_of(result: Any) -> Feedback:
 
 def _arity(metric: Metric) -> int:
     """2, 3 or 5: how the metric is called."""
-    called: Any = metric.forward if isinstance(metric, dspy.Module) and hasattr(metric, "forward") else metric
-    if not callable(metric):
-        raise SettingsError(f"metric must be a callable {_TAKES}; got {type(metric).__name__}.")
-    if inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(getattr(called, "__call__", None)):  # noqa: B004
+    if not callable(metric) or isinstance(metric, type):
+        raise SettingsError(f"metric must be a callable {_TAKES}; got {_kind(metric)}.")
+    called = _called(metric)
+    if called is None or _is_async(called):
         raise SettingsError("metric is an async function; wrap it in one that waits for it (asyncio.run).")
     try:
         signature = inspect.signature(called)
     except (TypeError, ValueError):  # some builtins tell nothing: the usual two arguments
         return 2
-    positional = [
-        p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(positional) >= 5 and _binds(signature, 5):
         return 5
     for count in (2, 3, 5):
         if _binds(signature, count):
             return count
     raise SettingsError(f"metric must take {_TAKES}; this one takes {signature}.")
+
+
+def _called(metric: Any) -> Any:
+    """What runs when the metric is called; None for a module that can only be awaited."""
+    if not isinstance(metric, dspy.Module):
+        return metric
+    # read from the class: DSPy warns of every other look at `forward`
+    forward = vars(metric).get("forward") or getattr(type(metric), "forward", None)
+    return forward.__get__(metric) if inspect.isfunction(forward) else forward
+
+
+def _is_async(called: Any) -> bool:
+    return inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(getattr(called, "__call__", None))  # noqa: B004
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}; give an instance" if isinstance(value, type) else type(value).__name__
 
 
 def _binds(signature: inspect.Signature, count: int) -> bool:

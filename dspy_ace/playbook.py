@@ -40,12 +40,12 @@ _MOST = 10**18  # ids and counters have at most 18 digits
 
 @dataclass(frozen=True)
 class Bullet:
-    """One lesson: a strategy, a concept, a common mistake, a snippet.
+    r"""One lesson: a strategy, a concept, a common mistake, a snippet.
 
     Args:
         id: `slug-00042`; the number at its end is its place in the order of birth.
         section: one line; an empty one becomes OTHERS.
-        content: any text; line ends are `\\n`, space at line ends and around it is dropped.
+        content: any text; line ends are `\n`, space at line ends and around it is dropped.
         helpful, harmful: how often it helped and misled, as tagged by the reflector; counts ≥ 0, below 10**18.
         predictor: the predictor (its path in the program) it is for; None: for all of them.
         sources: the training examples it was learned from, as their trajectories name them.
@@ -71,12 +71,12 @@ class Bullet:
         for name in ("helpful", "harmful"):
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < _MOST:
-                raise PlaybookError(f"Bullet {self.id}: {name} is a count, 0 or more; got {_brief(count)}.")
+                raise PlaybookError(f"Bullet {self.id}: {name} is a count, 0 or more; got {brief(count)}.")
         if self.predictor is not None:
             valid_text(self.predictor, f"Bullet {self.id}: predictor")
         if not isinstance(self.sources, (tuple, list)):
             raise PlaybookError(
-                f"Bullet {self.id}: sources is a tuple of names of examples; got {_brief(self.sources)}."
+                f"Bullet {self.id}: sources is a tuple of names of examples; got {brief(self.sources)}."
             )
         sources = (valid_text(source, f"Bullet {self.id}: a source") for source in self.sources)
         object.__setattr__(self, "sources", tuple(dict.fromkeys(sources)))
@@ -129,7 +129,7 @@ class Playbook:
         named = [text.clean_section(valid_text(name, "a section")) for name in _sequence(self.sections, "sections")]
         object.__setattr__(self, "sections", tuple(dict.fromkeys([*named, *(b.section for b in bullets)])))
         if isinstance(self.high_water, bool) or not isinstance(self.high_water, int) or self.high_water >= _MOST:
-            raise PlaybookError(f"high_water is a number of an id; got {_brief(self.high_water)}.")
+            raise PlaybookError(f"high_water is a number of an id; got {brief(self.high_water)}.")
         newest = bullets[-1].number if bullets else 0
         object.__setattr__(self, "high_water", max(self.high_water, newest))
 
@@ -257,11 +257,11 @@ class Playbook:
             PlaybookError: not a playbook, or one of a newer version.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlaybookError(f'Expected the JSON of a playbook ("format": "{FORMAT}"); got {_brief(data)}.')
+            raise PlaybookError(f'Expected the JSON of a playbook ("format": "{FORMAT}"); got {brief(data)}.')
         version = data.get("version")
         if type(version) is not int or not 1 <= version <= VERSION:
             raise PlaybookError(
-                f"This playbook is of version {_brief(version)}; this dspy_ace reads up to {VERSION}. Upgrade dspy_ace."
+                f"This playbook is of version {brief(version)}; this dspy_ace reads up to {VERSION}. Upgrade dspy_ace."
             )
         try:
             bullets = tuple(Bullet(**item) for item in _sequence(data["bullets"], "bullets"))
@@ -279,7 +279,7 @@ class Playbook:
                 file.write(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, target)
+            partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -316,7 +316,7 @@ def valid_text(value: object, what: str) -> str:
 
 
 def clean_content(content: object) -> str:
-    """The content of a bullet as it is kept: line ends `\\n`, no space at line ends or around.
+    r"""The content of a bullet as it is kept: line ends `\n`, no space at line ends or around.
 
     Raises:
         PlaybookError: not text, not valid Unicode, or empty.
@@ -335,11 +335,12 @@ def _number(bullet_id: str) -> int:
 def _sequence(values: Any, what: str) -> tuple[Any, ...]:
     """The values of a sequence (or iterator); one text or one mapping is not meant to be one."""
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
-        raise PlaybookError(f"{what} is a sequence; got {_brief(values)}.")
+        raise PlaybookError(f"{what} is a sequence; got {brief(values)}.")
     return tuple(values)
 
 
-def _brief(data: object) -> str:
+def brief(data: object) -> str:
+    """`repr` of anything, short enough for a message."""
     try:
         shown = repr(data)
     except ValueError:  # an int beyond Python's limit of digits

@@ -6,17 +6,23 @@ retrievers and whatever else it holds are the same objects.
 
 from __future__ import annotations
 
+import copy
+import functools
+import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import dspy
+from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, LMError
 
 from .citation import ask_for_citations, recording
+from .errors import SettingsError
 from .metric import Metric, Scorer
 from .parallel import ordered_map
 from .playbook import Playbook
+from .text import defuse
 from .trajectory import Call, Failure, FailureKind, Feedback, Trajectory
 from .usage import Meter
 
@@ -44,28 +50,48 @@ def with_playbook(student: Program, playbook: Playbook, cite: bool = False) -> P
     Returns:
         A plain DSPy program of the same class. `forward`, tools, demos, LMs and fields are the student's.
         It carries `.playbook`; its JSON state loads where dspy_ace is not installed.
+
+    Raises:
+        SettingsError: the student uses the attribute `playbook` for something else.
     """
     return _instructed(student, playbook, cite, "")
 
 
 def with_reflection(student: Program, playbook: Playbook, insights: Iterable[str]) -> Program:
     """A training copy for a retry: the playbook, and below it the insights of a reflection (ACE §3.2)."""
-    return _instructed(
-        student, playbook, True, "\n".join([NOTE_HEADER, *(f"- {insight}" for insight in insights)])
-    )
+    listed = ("\n  ".join(defuse(insight).expandtabs(4).splitlines()) for insight in insights)
+    return _instructed(student, playbook, True, "\n".join([NOTE_HEADER, *(f"- {insight}" for insight in listed)]))
 
 
 def _instructed(student: Program, playbook: Playbook, cite: bool, note: str) -> Program:
+    carried_playbook(student)
     own = own_instructions(student)
     program = copy_program(student)
     for name, predictor in program.named_predictors():
         wanted = "\n\n".join(part for part in (own[name], playbook_block(playbook, name), note) if part)
         if wanted != predictor.signature.instructions:
             predictor.signature = predictor.signature.with_instructions(wanted)
+            if wanted != predictor.signature.instructions:  # DSPy writes a default text where there is none
+                predictor.signature.instructions = wanted
         if cite:
             ask_for_citations(predictor, name, playbook)
     program.playbook = playbook
     return program
+
+
+def carried_playbook(program: dspy.Module) -> Playbook | None:
+    """The playbook that was put into `program`, or None.
+
+    Raises:
+        SettingsError: its attribute `playbook` is something else.
+    """
+    playbook = getattr(program, "playbook", None)
+    if playbook is not None and not isinstance(playbook, Playbook):
+        raise SettingsError(
+            f"{type(program).__name__}.playbook must be a Playbook or absent: compiled programs carry theirs there; "
+            f"got {type(playbook).__name__}. Rename the attribute."
+        )
+    return playbook
 
 
 def playbook_block(playbook: Playbook, predictor: str) -> str:
@@ -75,49 +101,89 @@ def playbook_block(playbook: Playbook, predictor: str) -> str:
 
 
 def own_instructions(program: dspy.Module) -> dict[str, str]:
-    """Each predictor's instructions without the playbook (`program.playbook`) and note put below them."""
+    """Each predictor's instructions without the playbook (`program.playbook`) and note put below them.
+
+    What someone wrote below the playbook since is kept.
+    """
     playbook = getattr(program, "playbook", None)
     own = {}
     for name, predictor in program.named_predictors():
         instructions = str(predictor.signature.instructions)
         block = playbook_block(playbook, name) if isinstance(playbook, Playbook) else ""
-        for below in (f"\n\n{NOTE_HEADER}\n", f"\n\n{block}" if block else ""):
-            if below and below in instructions:
-                instructions = instructions[: instructions.rindex(below)]
-        own[name] = instructions
+        instructions = _without(instructions, rf"{re.escape(NOTE_HEADER)}(?:\n.*)?\Z")
+        own[name] = _without(instructions, rf"{re.escape(block)}(?=\n\n\S|\Z)") if block else instructions
     return own
+
+
+def _without(instructions: str, below: str) -> str:
+    """`instructions` without the last place where `below` (a pattern) stands under a blank line or at the top."""
+    found = list(re.finditer(rf"(?:\n\n|\A){below}", instructions, re.DOTALL))
+    if not found:
+        return instructions
+    start, end = found[-1].span()
+    return instructions[:start] + (instructions[end:] if start else instructions[end:].removeprefix("\n\n"))
 
 
 def copy_program(program: Program) -> Program:
     """A copy of the module tree; everything that is not a module or a container is shared, not copied.
 
+    Methods of the tree's own modules (a `forward` set on an instance, a tool) are those of the copy.
     `Module.deepcopy` would clone pinned LMs, tools bound to an object and retrievers, and drop callbacks.
     """
-    copied: Program = _copy(program, {})
+    copied: Program = _Copier(program)(program)
     return copied
 
 
-def _copy(value: Any, seen: dict[int, Any]) -> Any:
-    if id(value) in seen:
-        return seen[id(value)]
-    if isinstance(value, dspy.Module):
-        seen[id(value)] = clone = object.__new__(type(value))
-        clone.__dict__.update({name: _copy(item, seen) for name, item in vars(value).items()})
-        clone.history = []
+class _Copier:
+    """Copies one module tree; what stands in it twice or in a cycle stands so in the copy."""
+
+    def __init__(self, program: dspy.Module) -> None:
+        self.tree = {id(module) for _, module in program.named_sub_modules()}
+        self.seen: dict[int, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, (str, int, float, types.NoneType)):
+            return value
+        if id(value) in self.seen:
+            return self.seen[id(value)]
+        if isinstance(value, dspy.Module):
+            if id(value) not in self.tree:  # a tool's or a partial's own module
+                return value
+            self.seen[id(value)] = clone = object.__new__(type(value))
+            clone.__dict__.update({name: self(item) for name, item in vars(value).items()})
+            clone.history = []
+            return clone
+        if isinstance(value, (list, dict)):
+            return self._container(value)
+        if isinstance(value, tuple):
+            items = [self(item) for item in value]
+            if all(new is old for new, old in zip(items, value, strict=True)):
+                return value
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return self._bound(value)
+
+    def _container(self, value: Any) -> Any:
+        plain = type(value) in (list, dict)
+        inside = list(value.values()) if isinstance(value, dict) else list(value)
+        if not plain and not any(isinstance(item, dspy.Module) for item in inside):
+            return value
+        self.seen[id(value)] = clone = copy.copy(value)
+        keys = list(value) if isinstance(value, dict) else range(len(inside))
+        for key, item in zip(keys, inside, strict=True):
+            new = self(item)
+            if new is not item:
+                clone[key] = new
         return clone
-    if isinstance(value, types.MethodType) and isinstance(value.__self__, dspy.Module):
-        return types.MethodType(value.__func__, _copy(value.__self__, seen))
-    if type(value) is list:
-        seen[id(value)] = items = []
-        items.extend(_copy(item, seen) for item in value)
-        return items
-    if type(value) is dict:
-        seen[id(value)] = entries = {}
-        entries.update((name, _copy(item, seen)) for name, item in value.items())
-        return entries
-    if type(value) is tuple:
-        return tuple(_copy(item, seen) for item in value)
-    return value
+
+    def _bound(self, value: Any) -> Any:
+        """A method, or a tool made of one, follows its module into the copy."""
+        if isinstance(value, types.MethodType) and id(value.__self__) in self.tree:
+            return types.MethodType(value.__func__, self(value.__self__))
+        if isinstance(value, functools.partial) and (new := self(value.func)) is not value.func:
+            return functools.partial(new, *value.args, **value.keywords)
+        if isinstance(value, dspy.Tool) and (new := self(value.func)) is not value.func:
+            return value.model_copy(update={"func": new})
+        return value
 
 
 def rollouts(
@@ -161,17 +227,19 @@ class _Rollouts:
     ) -> None:
         self.program, self.scorer, self.meter = program, scorer, meter
         self.failure_score, self.perfect_score = failure_score, perfect_score
-        self.playbook = getattr(program, "playbook", None) or Playbook()
+        playbook = getattr(program, "playbook", None)
+        self.playbook = playbook if isinstance(playbook, Playbook) else Playbook()
         predictors = program.named_predictors()
-        self.names = {id(predictor): name for name, predictor in predictors}
+        self.names: dict[int, str] = {id(predictor): name for name, predictor in predictors}
         # BestOfN and Refine run deep copies: a predictor's `stage` survives a copy, its id does not
-        self.stages = {predictor.stage: name for name, predictor in predictors}
+        self.stages: dict[str, str] = {predictor.stage: name for name, predictor in predictors}
         self.task = own_instructions(program)
+        self.shown = functools.lru_cache(maxsize=64)(self._shown)
 
     def one(self, example: dspy.Example, source: str) -> Trajectory:
         """Run, then score. Every way to fail ends in a trajectory."""
-        trace = _Trace()
-        with self.meter.spending("task") as spent, recording() as cited, dspy.context(trace=trace):
+        trace, started = _Trace(), _Started(self._name)
+        with self.meter.spending("task", started) as spent, recording() as cited, dspy.context(trace=trace):
             try:
                 prediction, failure = self.program(**example.inputs()), None
             except Exception as error:  # noqa: BLE001 - a user's program may raise anything; it is told apart here
@@ -179,11 +247,10 @@ class _Rollouts:
         if isinstance(prediction, dspy.Prediction):
             prediction.set_lm_usage(spent.tracker.get_total_tokens())
         feedback = Feedback(self.failure_score, failure.message) if failure else None
+        calls = tuple(self._call(*entry) for entry in trace)
         if feedback is None:
             feedback, failure = self._score(example, prediction, trace)
-        calls = tuple(self._call(*entry) for entry in trace)
-        ran = {call.predictor for call in calls} or set(self.names.values())
-        shown = tuple(b.id for b in self.playbook if b.predictor is None or b.predictor in ran)
+        shown = self.shown(frozenset(started.names.union(call.predictor for call in calls)))
         return Trajectory(
             example=example,
             prediction=prediction,
@@ -198,9 +265,7 @@ class _Rollouts:
             success=failure is None and feedback.score >= self.perfect_score,
         )
 
-    def _score(
-        self, example: dspy.Example, prediction: Any, trace: _Trace
-    ) -> tuple[Feedback, Failure | None]:
+    def _score(self, example: dspy.Example, prediction: Any, trace: _Trace) -> tuple[Feedback, Failure | None]:
         last = self._name(trace[-1][0]) if trace else None
         with self.meter.spending("metric"), dspy.context(trace=[]):
             try:
@@ -209,11 +274,27 @@ class _Rollouts:
                 failure = Failure("metric", _words(error))
                 return Feedback(self.failure_score, failure.message), failure
 
+    def _shown(self, ran: frozenset[str]) -> tuple[str, ...]:
+        return tuple(bullet.id for bullet in self.playbook if any(bullet.is_for(name) for name in ran if name))
+
     def _name(self, predictor: Any) -> str:
-        return self.names.get(id(predictor)) or self.stages.get(getattr(predictor, "stage", ""), "")
+        stage = getattr(predictor, "stage", "")
+        return self.names.get(id(predictor)) or self.stages.get(stage, "") if isinstance(stage, str) else ""
 
     def _call(self, predictor: Any, inputs: Mapping[str, Any], prediction: Any) -> Call:
-        return Call(self._name(predictor), dict(inputs), dict(prediction.items()))
+        outputs = prediction if isinstance(prediction, (dspy.Example, Mapping)) else {"output": prediction}
+        return Call(self._name(predictor), dict(inputs), dict(outputs.items()))
+
+
+class _Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
+    """The predictors that were called: one that fails leaves no trace, but its prompt showed bullets too."""
+
+    def __init__(self, name_of: Callable[[Any], str]) -> None:
+        self.names: set[str] = set()
+        self._name_of = name_of
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
+        self.names.add(self._name_of(instance))
 
 
 class _Trace(list[Any]):
@@ -229,12 +310,19 @@ class _Trace(list[Any]):
         }
         super().append((predictor, kept, prediction))
 
+    def extend(self, entries: Iterable[Any]) -> None:
+        for entry in entries:
+            self.append(entry)
 
-def _kind(error: Exception) -> FailureKind:
+
+def _kind(error: BaseException) -> FailureKind:
     if isinstance(error, LMError):
         return "provider"
-    return "format" if isinstance(error, AdapterParseError) else "program"
+    if isinstance(error, AdapterParseError):
+        return "format"
+    return _kind(error.__cause__) if error.__cause__ is not None else "program"
 
 
 def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -10,52 +12,62 @@ import dspy
 from . import text
 from .errors import SettingsError
 from .playbook import Playbook
-from .replies import ask, read_list, read_mapping
+from .replies import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored
 from .roles import Insight, Reflection, Vote
 from .trajectory import Trajectory
 from .transcript import render_calls, render_fields, render_outcome
 
+logger = logging.getLogger("dspy.ace")
+
 _SHOWN_TOKENS = 1500  # of bullets that were shown but not cited
+_WORDS_TOKENS = 1000  # of one insight or finding: what a reply may hand on to later prompts
+_VOTES: dict[str, Vote] = {vote: vote for vote in get_args(Vote)}
 
 
 class ReflectOnTrajectory(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
-    """You coach a program made of language model calls. Read one attempt of it and say what should be remembered.
+    """You coach a program made of language model calls. You see one attempt of it at one case. Find out why it ended
+    as it did, then write down what would help the program with other cases.
 
-    Find out why the attempt ended as it did, from the evidence in front of you: compare what was answered with
-    the feedback and, where given, with the expected outputs; name the exact place where it went wrong (a wrong
-    reading of the inputs, a convention the program could not know, a skipped check, a wrong tool or format).
-    Then write key insights: lessons that let the program do the *next, different* case right.
+    Diagnose from the evidence. Compare what was answered with the feedback and, if given, with the expected outputs;
+    follow the trajectory back to the first place where it went wrong: a misread input, a rule or convention that
+    the program could not know, a skipped check, a wrong tool or format. If nothing tells the right answer, go by
+    what the trajectory itself shows: errors, contradictions, steps without support. Of a success say what it
+    rested on.
 
-    A good insight
-    - is conditional and specific: it names the signs in the inputs that call for it, and what to do then
-      ("when the inputs show …, answer/do …, not …");
-    - carries the convention, rule, format or number behind the right answer, with a small worked pattern made up
-      by you where that helps; several sentences are fine;
-    - is true beyond this case: no names, figures or wordings that only this case has, never a copy of it;
-    - says what to do rather than to be careful; states a rule only as far as the evidence goes.
-    Write no insight when there is nothing new: when the attempt was right in a routine way, when a bullet already
-    says it, or when the failure is bad luck or noise. A success may hold an insight if it shows a convention or a
-    strategy that others would miss. Zero insights is a good answer.
+    Then write the key insights. Each one
+    - says when it applies and what to do then: "when the inputs show …, do …, not …";
+    - carries the knowledge behind the right answer: the rule, convention, format or number; a small pattern with
+      values you made up may show it; several sentences are fine;
+    - holds for other cases: leave out names, figures and wordings that only this case has, and never copy the case
+      or its answer;
+    - stands on its own: the program will read it without this case, the feedback or the expected outputs in view,
+      so it cannot look there;
+    - claims no more than the evidence shows.
+    Advice that fits any task ("read carefully", "check the answer") is no insight. Write none when there is nothing
+    new: a routine success, a lesson that a bullet already states, bad luck or noise. A success is worth an insight if
+    it shows a convention or strategy that others would miss. No insight at all is a good answer.
 
-    Judge each bullet that was cited: helpful if it led towards the right outcome, harmful if following it led
-    away from it, neutral otherwise. A failure is no reason to call a bullet harmful that was not at fault.
-    If this is a retry, the earlier reflection did not suffice: replace it by one that says all that is to be kept.
+    Last, tag each cited bullet: helpful if it led towards the right outcome, harmful if following it led away from
+    it, neutral otherwise. A failure alone makes no bullet harmful.
+
+    If an earlier reflection is given, this attempt was made with it in view. If it failed again, find what was wrong
+    or missing. Your answer replaces that reflection: repeat what is to be kept.
     """
 
     task: str = dspy.InputField(desc="the program's own instructions, by predictor")
     task_inputs: str = dspy.InputField(desc="the inputs of this case")
-    trajectory: str = dspy.InputField(desc="every call of every predictor in order, with its inputs and outputs")
+    trajectory: str = dspy.InputField(desc="every call of every predictor, in order: its inputs, then its outputs")
     outcome: str = dspy.InputField(desc="how the attempt ended")
     feedback: str = dspy.InputField(desc="what the metric or the environment said")
     expected_outputs: str = dspy.InputField(desc="the right outputs, if they are known")
-    bullets: str = dspy.InputField(desc="playbook bullets in view: first those the attempt cited, then others")
-    earlier_reflection: str = dspy.InputField(desc="the reflection that was in view during this attempt, if any")
-    error_identification: str = dspy.OutputField(desc="what exactly went wrong, and where; or what went right")
+    bullets: str = dspy.InputField(desc="playbook bullets that were in view: first those the attempt cited")
+    earlier_reflection: str = dspy.InputField(desc="the reflection on the attempt before this one, if there was one")
+    error_identification: str = dspy.OutputField(desc="what went wrong and where, exactly; or what went right")
     root_cause: str = dspy.OutputField(desc="why: the misreading, missing rule or wrong assumption behind it")
     correct_approach: str = dspy.OutputField(desc="what should have been done instead, in general terms")
     key_insights: str = dspy.OutputField(
-        desc='a JSON list of lessons, [] if none; each a string, or {"insight": "…", "predictor": "name"} if it is '
-        "meant for one predictor of several"
+        desc="a JSON list of strings, one an insight, [] if none; if the task has several predictors and an insight is "
+        'for one of them only: {"insight": "…", "predictor": "name"} instead of the string'
     )
     bullet_tags: str = dspy.OutputField(
         desc='a JSON object: id of each cited bullet → "helpful", "harmful" or "neutral"; {} if none was cited'
@@ -85,17 +97,21 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
 
         def read(fields: Mapping[str, Any]) -> Reflection:
             items = read_list(fields["key_insights"], "key_insights")
+            if any(isinstance(item, Broken) for item in items):
+                logger.warning(
+                    "The reflection on example %s is torn; the insight it breaks off in is left out.", trajectory.source
+                )
             insights = [insight for item in items if (insight := _insight(item, names)) is not None]
             return Reflection(
                 insights=tuple(insights),
-                tags=_tags(read_mapping(fields["bullet_tags"], "bullet_tags"), playbook),
-                error_identification=str(fields["error_identification"]),
-                root_cause=str(fields["root_cause"]),
-                correct_approach=str(fields["correct_approach"]),
+                tags=_tags(fields["bullet_tags"], playbook, trajectory),
+                error_identification=_words(fields["error_identification"]),
+                root_cause=_words(fields["root_cause"]),
+                correct_approach=_words(fields["correct_approach"]),
             )
 
-        inputs = text.fit(self.parts(playbook, trajectory), self.max_prompt_tokens)
-        return ask(self.predict, inputs, ("key_insights",), read, self.lm)
+        parts = self.parts(playbook, trajectory)
+        return ask(self.predict, parts, ("key_insights",), read, self.lm, max_tokens=self.max_prompt_tokens)
 
     def parts(self, playbook: Playbook, trajectory: Trajectory) -> dict[str, str]:
         """The input fields, before they are cut to size."""
@@ -113,24 +129,54 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
 
 
 def _insight(item: Any, names: set[str]) -> Insight | None:
+    """The insight an item of the reply states; None for an empty, a broken or a placeholder item."""
     predictor = None
     if isinstance(item, Mapping):
         predictor = item.get("predictor")
         item = next((item[key] for key in ("insight", "content", "lesson", "key_insight") if key in item), None)
-    if not isinstance(item, str) or not item.strip():
+    if not isinstance(item, str) or is_nothing(item):
         return None
-    return Insight(item.strip(), predictor if predictor in names and len(names) > 1 else None)
+    if isinstance(predictor, str):
+        predictor = predictor.strip("[]`'\" ")
+    known = isinstance(predictor, str) and predictor in names and len(names) > 1
+    return Insight(_words(item), predictor if known else None)
 
 
-def _tags(entries: Mapping[str, Any], playbook: Playbook) -> dict[str, Vote]:
-    """Votes by id; ids are matched against the playbook, whatever brackets or capitals the reply gave them."""
+def _words(said: Any) -> str:
+    """Text of a reply as later prompts may hold it."""
+    return text.cut_middle(restored(str(said)).strip(), _WORDS_TOKENS)
+
+
+def _tags(value: Any, playbook: Playbook, trajectory: Trajectory) -> dict[str, Vote]:
+    """Votes by id; ids are matched against the playbook, whatever brackets or capitals the reply gave them.
+
+    Raises:
+        UnreadableError: a text that names a bullet that was shown, but is no object. One that names none has no votes.
+    """
+    try:
+        entries = read_mapping(value, "bullet_tags")
+    except UnreadableError:
+        if any(name.casefold() in str(value).casefold() for name in trajectory.shown):
+            raise
+        return {}
     tags: dict[str, Vote] = {}
-    for name, vote in entries.items():
-        bullet = playbook.get(name)
-        word = str(vote).strip().casefold()
-        if word in get_args(Vote):
-            tags[bullet.id if bullet else name] = word  # type: ignore[assignment]  # checked on the line above
+    for name, entry in entries.items():
+        inverted = name.strip().casefold() in _VOTES and isinstance(entry, (list, tuple, str))
+        voted = [entry] if isinstance(entry, str) else entry
+        for named, vote in [(str(one), name) for one in voted] if inverted else [(name, entry)]:
+            word = _vote(vote)
+            bullet = playbook.get(named)
+            if word is not None:
+                tags[bullet.id if bullet else restored(named)[:100]] = word
     return tags
+
+
+def _vote(said: Any) -> Vote | None:
+    """`"Helpful."`, `{"tag": "helpful", …}` → `helpful`; None for any other word."""
+    if isinstance(said, Mapping):
+        said = said.get("tag", said.get("vote"))
+    word = re.match(r"\W*([a-z]+)", str(said).casefold())
+    return _VOTES.get(word[1]) if word else None
 
 
 def _render_bullets(playbook: Playbook, trajectory: Trajectory) -> str:
@@ -138,10 +184,11 @@ def _render_bullets(playbook: Playbook, trajectory: Trajectory) -> str:
     cited = [bullet for bullet in shown if bullet.id in trajectory.cited]
     others, left = [], _SHOWN_TOKENS
     for bullet in shown:
-        block = text.render_bullet(bullet)
-        left -= text.count_tokens(block)
-        if bullet not in cited and left > 0:
-            others.append(block)
+        if bullet.id not in trajectory.cited:
+            block = text.render_bullet(bullet)
+            left -= text.count_tokens(block)
+            if left > 0:
+                others.append(block)
     parts = []
     if cited:
         parts.append("Cited:\n" + text.render_bullets(cited))
@@ -154,5 +201,5 @@ def _render_bullets(playbook: Playbook, trajectory: Trajectory) -> str:
 def _render_earlier(attempt: Any) -> str:
     if not isinstance(attempt, Reflection):
         return "(none)"
-    lines = [f"Root cause: {attempt.root_cause}", *(f"- {insight.content}" for insight in attempt.insights)]
-    return "\n".join(lines)
+    causes = [f"Root cause: {attempt.root_cause}"] if attempt.root_cause else []
+    return "\n".join([*causes, *(f"- {insight.content}" for insight in attempt.insights)]) or "(none)"

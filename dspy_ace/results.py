@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .history import Record
 from .playbook import Playbook
 from .usage import Usage
+from .verdict import Verdict, paired, unpaired, verdict
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,9 @@ class Results:
     Args:
         seed_score, best_score: mean validation score of the program before and of the one returned; None
             without a valset.
-        best_step: the step whose playbook was returned; 0 is the seed.
+        best_step: the step whose playbook was returned; 0 is the seed: nothing learned was as good.
+        verdict: what was learned against the seed: better, not shown to be better, or worse, with a 95 % interval
+            and the evidence; None when nothing was learned.
         stopped: why the run ended, in words.
         usage: calls and tokens by role: `task` (the student), `metric` (its own LM calls), `reflector`,
             `curator`. Of this process: what a resumed run spent before is not in it.
@@ -29,6 +33,7 @@ class Results:
     seed_score: float | None
     best_score: float | None
     best_step: int
+    verdict: Verdict | None
     stopped: str
     usage: Mapping[str, Usage]
     rollouts: int
@@ -46,10 +51,18 @@ class Results:
             lines.append(
                 f"validation: {self.seed_score:.3f} before, {self.best_score:.3f} after (step {self.best_step})"
             )
+        if self.verdict is not None:
+            lines.append(f"verdict: {self.verdict}")
         if self.batch_scores:
             lines.append("batches, each before it was learned from: " + " ".join(f"{s:.2f}" for s in self.batch_scores))
         lines.append(f"playbook: {len(self.playbook)} bullets, about {self.playbook.tokens()} tokens")
         lines.append(f"rollouts: {self.rollouts}")
+        rejected = [item["reason"] for record in self.records for item in record.rejected]
+        failures = [f["kind"] for record in self.records for f in record.failures.values()]
+        for what, several in (("left out", rejected), ("failed rollouts", failures)):
+            if several:
+                reason, times = Counter(several).most_common(1)[0]
+                lines.append(f"{what}: {len(several)}; most often ({times}): {reason}")
         names = ("calls", "cached", "failed", "prompt", "of it cached", "completion")
         lines.append("{:<10} {:>6} {:>6} {:>6} {:>9} {:>12} {:>10}".format("role", *names))
         for role, u in self.usage.items():
@@ -58,3 +71,26 @@ class Results:
                 f"{u.cached_tokens:>12} {u.completion_tokens:>10}"
             )
         return "\n".join(lines)
+
+
+def judge(records: Sequence[Record], scale: float) -> Verdict | None:
+    """What was learned against the seed.
+
+    Args:
+        records: all of a run, the seed's first.
+        scale: the width of the metric: perfect minus failure score.
+
+    Returns:
+        The verdict on the best learned playbook; None if no step changed a prompt.
+    """
+    learned = [record for record in records if record.learned]
+    if not learned:
+        return None
+    first = records[0].validation
+    later = [record.validation for record in records[1:] if record.validation is not None]
+    best = max(reversed(later), key=lambda validation: validation.mean, default=None)
+    on_valset = paired(first.scores, best.scores, scale) if first and best else None
+    fresh = [record for record in records if record.batch and record.epoch == 1]  # later epochs have seen it all
+    met_seed = [score for record in fresh if record.step <= learned[0].step for score in record.scores]
+    met_learned = [score for record in fresh if record.step > learned[0].step for score in record.scores]
+    return verdict(on_valset, unpaired(met_seed, met_learned, scale))

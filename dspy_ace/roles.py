@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from .delta import Delta, Rejected
+from .errors import RoleError
 from .playbook import Playbook
 from .trajectory import Trajectory
 
@@ -23,10 +24,17 @@ class Insight:
     Args:
         content: the lesson.
         predictor: the predictor (its path in the program) it is for; None: for all.
+
+    Raises:
+        RoleError: the content is no text, or empty.
     """
 
     content: str
     predictor: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.content, str) or not self.content.strip():
+            raise RoleError(f"An insight is a text (str) that is not empty; got {self.content!r}.")
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class Reflection:
     """What a reflector learned from one trajectory (ACE §3.2).
 
     Args:
-        insights: the lessons, zero or more; a plain str is taken as an Insight for all predictors.
+        insights: the lessons, zero or more, in any iterable; a plain str is taken as an Insight for all
+            predictors, also in place of the iterable.
         tags: bullet id → whether it helped or misled; one vote a bullet and example. Only ids that the
             trajectory was shown count.
         verified: a retry with these insights in view put the failure right (True), failed again (False),
@@ -42,6 +51,9 @@ class Reflection:
         error_identification, root_cause, correct_approach: the reflector's findings, in words.
         trajectory: the first attempt that it is about. Filled in by the adaptation step.
         scores: the score of the first attempt and of each retry. Filled in by the adaptation step.
+
+    Raises:
+        RoleError: an insight that is none, or a tag that is not one of the three votes.
     """
 
     insights: tuple[Insight, ...] = ()
@@ -54,13 +66,22 @@ class Reflection:
     scores: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        insights = (Insight(item) if isinstance(item, str) else item for item in self.insights)
-        object.__setattr__(self, "insights", tuple(insights))
+        given = (self.insights,) if isinstance(self.insights, (str, Insight)) else self.insights
+        insights = tuple(Insight(item) if isinstance(item, str) else item for item in given)
+        for item in insights:
+            if not isinstance(item, Insight):
+                raise RoleError(f"insights holds Insight or str; got {type(item).__name__}.")
+        for name, vote in self.tags.items():
+            if vote not in get_args(Vote):
+                raise RoleError(f"A tag is 'helpful', 'harmful' or 'neutral'; got {vote!r} for {name!r}.")
+        object.__setattr__(self, "insights", insights)
+        object.__setattr__(self, "tags", dict(self.tags))
 
 
 class Reflect(Protocol):
-    """Distils a reflection from one trajectory.
+    """Distils a reflection from one trajectory: `def reflect(playbook, trajectory) -> Reflection`.
 
+    Only `insights` and `tags` of the result are needed; no insight: nothing is curated for this example.
     Called from several threads at once, once for each trajectory and once more for each retry of it.
     `trajectory.attempt` is the reflection that was in view when this attempt was made (None at first): a
     later reflection replaces the earlier one, so it must say all that is to be kept. Must not change its
@@ -71,12 +92,13 @@ class Reflect(Protocol):
 
 
 class Curate(Protocol):
-    """Turns reflections into operations on the playbook.
+    """Turns reflections into operations: `def curate(playbook, reflections) -> (Delta, rejected)`.
 
     Called from several threads at once with different groups of reflections (in the order of the
     examples, each with at least one insight) and the same playbook. Returns a delta made for that very
     playbook and what it left out, each with its reason; operations that do not fit are rejected one by
-    one afterwards all the same. Must not change its arguments. May raise: recorded, the group is skipped.
+    one afterwards all the same. An operation names its examples by `reflection.trajectory.source`. Must not
+    change its arguments. May raise: recorded, the group is skipped.
     """
 
     def __call__(

@@ -18,7 +18,7 @@ from .playbook import Playbook
 from .program import PLAYBOOK_HEADER, own_instructions, rollouts, with_playbook, with_reflection
 from .refine import GrowAndRefine
 from .reflector import Reflector
-from .results import Results
+from .results import Results, judge
 from .roles import Refine, Reflection
 from .schedule import Batch
 from .trajectory import Trajectory
@@ -122,6 +122,7 @@ class Run:
             seed_score=None if first is None else first.mean,
             best_score=state.best_score,
             best_step=state.best_step,
+            verdict=judge(state.records, abs(self.ace.perfect_score - self.ace.failure_score) or 1.0),
             stopped=stopped,
             usage=self.meter.totals(),
             rollouts=self.meter.scopes("task"),

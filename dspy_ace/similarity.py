@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .differences import difference
+from .differences import content_words, difference
 from .errors import EmbedderError
 
 Embedder = Callable[[list[str]], Any]
@@ -37,8 +37,8 @@ class Vectors:
     """Unit vectors of texts, each computed once and kept under a hash of its text.
 
     Args:
-        embedder: `list[str]` → array-like (n, d); None: lexical vectors (hashed words, word pairs and
-            character 4-grams; no download, nothing fitted, the same in every process).
+        embedder: `list[str]` → array-like (n, d); None: lexical vectors (hashed stems of
+            content words; no download, nothing fitted, the same in every process).
 
     Attributes:
         computed: how many vectors were computed so far.
@@ -91,19 +91,13 @@ class Vectors:
 
 
 def lexical(texts: Sequence[str]) -> Any:
-    """Sparse unit vectors of the words of `texts`: float32 CSR of shape (len(texts), 2 × FEATURES)."""
-    from scipy.sparse import hstack
+    """Sparse unit vectors of the content words of `texts`: float32 CSR of shape (len(texts), FEATURES)."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    words = HashingVectorizer(
-        token_pattern=r"\w+", ngram_range=(1, 2), n_features=FEATURES, alternate_sign=False, dtype=np.float32
+    hashing = HashingVectorizer(
+        analyzer=content_words, n_features=FEATURES, alternate_sign=False, norm="l2", dtype=np.float32
     )
-    characters = HashingVectorizer(
-        analyzer="char_wb", ngram_range=(4, 4), n_features=FEATURES, alternate_sign=False, dtype=np.float32
-    )
-    both = hstack([words.transform(texts), characters.transform(texts)], format="csr")
-    lengths = np.sqrt(both.multiply(both).sum(axis=1)).A1
-    return both.multiply(1 / np.maximum(lengths, 1e-9)[:, None]).tocsr().astype(np.float32)
+    return hashing.transform(texts)
 
 
 def embedded(embedder: Embedder, texts: list[str]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -47,15 +47,24 @@ class BulletLike(Protocol):
     """The fields of a bullet that its text needs."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Letters, a hyphen and a number."""
+
     @property
-    def section(self) -> str: ...
+    def section(self) -> str:
+        """One line."""
+
     @property
-    def content(self) -> str: ...
+    def content(self) -> str:
+        """Any text."""
+
     @property
-    def helpful(self) -> int: ...
+    def helpful(self) -> int:
+        """How often it helped."""
+
     @property
-    def harmful(self) -> int: ...
+    def harmful(self) -> int:
+        """How often it misled."""
 
 
 class Line(NamedTuple):

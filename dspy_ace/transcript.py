@@ -33,11 +33,7 @@ def render_calls(trajectory: Trajectory) -> str:
             lines.append(f"  {name}: {shown}")
         lines += [f"  → {name}: {_value(value)}" for name, value in call.outputs.items()]
         blocks.append("\n".join(lines))
-    final = {
-        name: value
-        for name, value in _items(trajectory.prediction)
-        if not _said(trajectory.trace, name, value)
-    }
+    final = {name: value for name, value in _items(trajectory.prediction) if not _said(trajectory.trace, name, value)}
     if final:
         blocks.append("Returned:\n" + render_fields(final))
     return "\n".join(blocks) or "(no call was completed)"
@@ -45,11 +41,10 @@ def render_calls(trajectory: Trajectory) -> str:
 
 def render_outcome(trajectory: Trajectory, perfect_score: float) -> str:
     """How the attempt ended: success, a score short of it, or which part failed."""
-    attempt = (
-        " This attempt was a retry, made with the earlier reflection in view." if trajectory.attempt else ""
-    )
+    attempt = " This attempt was a retry, made with the earlier reflection in view." if trajectory.attempt else ""
     if trajectory.error is not None:
-        return f"FAILED before there was an answer to score ({trajectory.error.kind}): {trajectory.error.message}{attempt}"
+        error = trajectory.error
+        return f"FAILED before there was an answer to score ({error.kind}): {error.message}{attempt}"
     word = "SUCCEEDED" if trajectory.success else "FAILED"
     return f"{word}: score {trajectory.feedback.score:g}, where {perfect_score:g} is full marks.{attempt}"
 

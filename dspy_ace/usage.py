@@ -1,7 +1,7 @@
 """Who spent what: LM calls and tokens, per role, in any number of threads.
 
 DSPy's own tracker sees no call made in a worker thread (it is copied with the context). The tracker here
-is shared by copies and locked, and passes every entry on to a tracker that stood around the compile.
+is shared by copies and locked; when its scope ends, a tracker that stood around the compile gets every entry.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Usage:
 
     Args:
         calls: LM calls answered or failed, those from DSPy's cache included.
-        cached_calls: of these, answered from DSPy's cache: no tokens, no cost.
+        cached_calls: of these, answered from DSPy's cache: no tokens, no cost. An answer whose LM reports no
+            usage at all cannot be told from one, and counts as one.
         failed_calls: of these, ended by an error.
         prompt_tokens, cached_tokens, completion_tokens: as the provider reports them; `cached_tokens` is
             the part of `prompt_tokens` that the provider's prompt cache served.
@@ -41,11 +42,10 @@ class Usage:
 
 
 class _Tracker(UsageTracker):  # type: ignore[misc]  # dspy is untyped
-    """A usage tracker that threads share: copies are itself, additions are locked, an outer one sees them too."""
+    """A usage tracker that threads share: a copy is itself, and additions are locked."""
 
-    def __init__(self, outer: UsageTracker | None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._outer = outer
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tracker:
@@ -54,19 +54,18 @@ class _Tracker(UsageTracker):  # type: ignore[misc]  # dspy is untyped
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         with self._lock:
             super().add_usage(lm, usage_entry)
-            if self._outer is not None:
-                self._outer.add_usage(lm, usage_entry)
 
 
 class _CallCounter(BaseCallback):  # type: ignore[misc]  # dspy is untyped
-    """Counts LM calls as they end."""
+    """Counts the LM calls of a meter's scope as they end."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
         self.ended = 0
         self.failed = 0
         self._lock = threading.Lock()
 
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
         with self._lock:
             self.ended += 1
             self.failed += exception is not None
@@ -75,24 +74,26 @@ class _CallCounter(BaseCallback):  # type: ignore[misc]  # dspy is untyped
 class Spent:
     """The usage of one `Meter.spending` scope, complete when the scope has ended."""
 
-    def __init__(self, outer: UsageTracker | None) -> None:
-        self.tracker = _Tracker(outer)
-        self.counter = _CallCounter()
+    def __init__(self, meter: Meter) -> None:
+        self.tracker = _Tracker()
+        self.counter = _CallCounter(meter)
 
     def usage(self) -> Usage:
         """What was spent so far."""
-        entries = [entry for several in self.tracker.usage_data.values() for entry in several]
+        entries = [entry for _, entry in self.entries()]
         answered = self.counter.ended - self.counter.failed
         return Usage(
             calls=self.counter.ended,
             cached_calls=max(0, answered - len(entries)),
             failed_calls=self.counter.failed,
             prompt_tokens=sum(_count(entry, "prompt_tokens") for entry in entries),
-            cached_tokens=sum(
-                _count(entry.get("prompt_tokens_details"), "cached_tokens") for entry in entries
-            ),
+            cached_tokens=sum(_count(entry.get("prompt_tokens_details"), "cached_tokens") for entry in entries),
             completion_tokens=sum(_count(entry, "completion_tokens") for entry in entries),
         )
+
+    def entries(self) -> list[tuple[str, dict[str, Any]]]:
+        """Model and usage of every call that was answered and paid for."""
+        return [(lm, entry) for lm, several in list(self.tracker.usage_data.items()) for entry in list(several)]
 
 
 class Meter:
@@ -105,17 +106,22 @@ class Meter:
         self._lock = threading.Lock()
 
     @contextmanager
-    def spending(self, role: str) -> Iterator[Spent]:
-        """A scope whose LM calls, in this thread and those it starts, count for `role`."""
-        spent = Spent(self._outer)
-        callbacks = [*(dspy.settings.get("callbacks") or []), spent.counter]
+    def spending(self, role: str, *callbacks: BaseCallback) -> Iterator[Spent]:
+        """A scope whose LM calls, in this thread and those it starts, count for `role`.
+
+        A scope inside a scope keeps its calls to itself. `callbacks` are DSPy's, for this scope alone.
+        """
+        spent = Spent(self)
+        inherited = [c for c in dspy.settings.get("callbacks") or [] if getattr(c, "meter", None) is not self]
         try:
-            with dspy.context(usage_tracker=spent.tracker, callbacks=callbacks):
+            with dspy.context(usage_tracker=spent.tracker, callbacks=[*inherited, *callbacks, spent.counter]):
                 yield spent
         finally:
             with self._lock:
                 self._totals[role] = self._totals.get(role, Usage()) + spent.usage()
                 self._scopes[role] = self._scopes.get(role, 0) + 1
+                for lm, entry in spent.entries() if self._outer is not None else ():
+                    self._outer.add_usage(lm, entry)
 
     def scopes(self, role: str) -> int:
         """How many scopes of `role` have ended: for `task`, the number of rollouts."""

@@ -11,16 +11,15 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import dspy
 import numpy as np
-import numpy.typing as npt
 from dspy.utils.callback import BaseCallback
 
 from dspy_ace.testing import OfflineLM
 
-Scores = npt.NDArray[np.float64]
+Scores: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Scalar = (str, int, float)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 
@@ -146,6 +145,12 @@ def brief(text: object, limit: int = 80) -> str:
     """Text cut for a message."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def check_out(path: Path | None) -> None:
+    """End the script now, not after the run, when a file could not be written to `path`."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        fail(f"--out: cannot write {path}: {'it is a folder' if path.is_dir() else 'no such folder'}")
 
 
 def read_lines(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ in two halves, one to choose the best playbook, one to test it.
 from __future__ import annotations
 
 import argparse
+import importlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from common import (
     add_model_arguments,
     as_number,
     brief,
+    check_out,
     connect,
     fail,
     fold,
@@ -70,7 +72,9 @@ def check_formula(target: str, answer: str) -> Checked:
     """Compare as numbers after removing commas; what is not a plain finite number is wrong."""
     expected, given = as_number(target), as_number(answer)
     if given is None:
-        return Checked(0.0, f"Expected {target.strip()}, got {brief(answer) or 'nothing'}, which is not a plain number.")
+        return Checked(
+            0.0, f"Expected {target.strip()}, got {brief(answer) or 'nothing'}, which is not a plain number."
+        )
     if expected is None or given != expected:
         return Checked(0.0, f"Expected {target.strip()}, got {brief(answer)}.")
     return Checked(1.0, f"Correct: {target.strip()}.")
@@ -107,7 +111,7 @@ def from_folder(folder: Path, task: str) -> tuple[list[dict[str, str]], list[dic
 def from_hub(name: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Training and held-out rows of a data set with the columns `context` and `target`."""
     try:
-        import datasets  # noqa: PLC0415 - optional
+        datasets = importlib.import_module("datasets")  # optional
     except ImportError:
         fail("--hub needs the package `datasets`: pip install datasets (or use --data DIR)")
     try:
@@ -174,6 +178,7 @@ def next_steps(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the example."""
     args = parse(argv)
+    check_out(args.out)
     sets, metric = load(args), make_metric(args.task)
     print(f"Task: {args.task}; {len(sets.train)} training, {len(sets.val)} validation, {len(sets.test)} test examples.")
     counter = connect(args.model)

@@ -49,27 +49,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def make_optimizer(args: argparse.Namespace) -> Any:
     """The optimizer asked for, all with the same metric."""
     if args.optimizer == "gepa":
-        return dspy.GEPA(
-            metric, auto="light", reflection_lm=dspy.settings.lm, num_threads=args.threads, seed=args.seed
-        )
+        return dspy.GEPA(metric, auto="light", reflection_lm=dspy.settings.lm, num_threads=args.threads, seed=args.seed)
     if args.optimizer == "mipro":
         return dspy.MIPROv2(metric, auto="light", num_threads=args.threads, seed=args.seed)
-    return ACE(
-        metric, epochs=args.epochs, batch_size=args.batch_size, num_threads=args.threads, seed=args.seed
-    )
+    return ACE(metric, epochs=args.epochs, batch_size=args.batch_size, num_threads=args.threads, seed=args.seed)
 
 
 def check(args: argparse.Namespace) -> Path:
     """Find what would only fail at the end; returns the folder to save to."""
     if args.optimizer == "mipro" and importlib.util.find_spec("optuna") is None:
         fail("MIPROv2 needs optuna, which DSPy does not bring: pip install optuna")
-    if args.out is None:
-        return Path(tempfile.mkdtemp(prefix="dspy_ace_"))
+    folder = Path(args.out or tempfile.mkdtemp(prefix="dspy_ace_"))
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"cannot make the folder {args.out}: {error.strerror}")
-    return args.out
+        fail(f"cannot make the folder {folder}: {error.strerror}")
+    return folder
 
 
 def report(program: Any, calls: int) -> None:

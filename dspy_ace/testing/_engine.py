@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 from dspy import lm15
 
-from .machine import Fault, Machine, Served
+from .machine import FaultError, Machine, Served
 from .noise import Knobs
 from .reader import Request
 
@@ -34,7 +34,7 @@ class OfflineEngine:
         """One reply, or the lm15 error of a fault."""
         try:
             served = self.machine.serve(_as_request(request), _rollout.get(), request.config.max_tokens)
-        except Fault as fault:
+        except FaultError as fault:
             raise _error(fault) from None
         return _response(request, served)
 
@@ -56,7 +56,7 @@ class AsyncOfflineEngine:
         """One reply, or the lm15 error of a fault."""
         try:
             served = await self.machine.aserve(_as_request(request), _rollout.get(), request.config.max_tokens)
-        except Fault as fault:
+        except FaultError as fault:
             raise _error(fault) from None
         return _response(request, served)
 
@@ -69,7 +69,7 @@ class AsyncOfflineEngine:
         """Nothing to close."""
 
 
-def _error(fault: Fault) -> lm15.LM15Error:
+def _error(fault: FaultError) -> lm15.LM15Error:
     hint = 0.0 if fault.kind in ("rate_limit", "server_error", "timeout") else None
     return _ERRORS[fault.kind](str(fault), status=fault.status, provider="offline", retry_after=hint)
 
@@ -119,7 +119,10 @@ class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
     def __init__(self, model: str, knobs: Knobs, **settings: Any) -> None:
         self.machine = Machine(knobs)
         super().__init__(
-            model, engine=OfflineEngine(self.machine), async_engine=AsyncOfflineEngine(self.machine), **settings
+            model,
+            engine=OfflineEngine(self.machine),
+            async_engine=AsyncOfflineEngine(self.machine),
+            **settings,
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -146,7 +149,11 @@ class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
 
     def _copied(self, machine: Machine, changes: dict[str, Any]) -> OfflineBase:
         if machine is not self.machine:
-            changes = {**changes, "engine": OfflineEngine(machine), "async_engine": AsyncOfflineEngine(machine)}
+            changes = {
+                **changes,
+                "engine": OfflineEngine(machine),
+                "async_engine": AsyncOfflineEngine(machine),
+            }
         copied: OfflineBase = super().copy(**changes)
         copied.machine = machine
         return copied

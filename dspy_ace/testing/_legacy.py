@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 from dspy.utils import exceptions
 
-from .machine import Fault, Machine, Served
+from .machine import FaultError, Machine, Served
 from .noise import Knobs
 from .reader import Request
 from .wire import request_of
@@ -42,7 +42,7 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
                 try:
                     served.append(self.machine.serve(request, salt, limit))
                     break
-                except Fault as fault:
+                except FaultError as fault:
                     self._give_up(fault, attempt)
         return _completion(self.model, served)
 
@@ -55,11 +55,11 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
                 try:
                     served.append(await self.machine.aserve(request, salt, limit))
                     break
-                except Fault as fault:
+                except FaultError as fault:
                     self._give_up(fault, attempt)
         return _completion(self.model, served)
 
-    def _give_up(self, fault: Fault, attempt: int) -> None:
+    def _give_up(self, fault: FaultError, attempt: int) -> None:
         if attempt >= self.num_retries or fault.kind not in _RETRIED:
             raise _ERRORS[fault.kind](message=str(fault), model=self.model, provider="offline") from None
 

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import arithmetic
-from .evidence import Evidence, Verdict, gather
-from .options import Option, as_options, lettered, listed, numbered_questions, yes_no
-from .passage import Passage, passage
-from .reader import Ask, Field, load_json
+from .desk import THINKS, Desk, Pick
+from .evidence import Verdict
+from .options import as_options
+from .passage import passage
+from .reader import Ask, Field
 from .shape import Schema, resolve, schema_of
-from .statements import BULLET, Statement
-from .words import clip, content_stems, normal, sentences
+from .statements import Statement
+from .words import clip, content_stems, sentences
 
-_RULES = re.compile(r"rule|polic|guide|hint|advice|playbook|note|instruction|criteri|lesson|insight", re.IGNORECASE)
-_CHOICES = re.compile(r"option|choice|candidate|label|categor|classes|tags$", re.IGNORECASE)
 _CITES = re.compile(r"bullet|playbook", re.IGNORECASE)
-_THINKS = re.compile(r"reason|rationale|thought|explanation|explain|thinking|analysis|justification", re.IGNORECASE)
-_SAID = re.compile(
-    r"(?:\banswer(?:s|ed)?(?: is| with| must be| should be)?|→|->|=>|\breply(?: with)?|\brespond with|\boutput|\breturn|\blabel it|"
-    r"\bgoes to|\bgo to|\bclassify (?:it )?as)\s*:?\s*(?:\"([^\"]+)\"|“([^”]+)”|`([^`]+)`|'([^']+)'|"
-    r"([^\s\"“`'.,;][^\"“”`.,;\n]{0,60}?)(?=\s*(?:,|;|\.(?:\s|$)|\bnot\b|\binstead\b|\brather\b|\bwhen\b|\bif\b|\bfor\b|$)))",
-    re.IGNORECASE | re.MULTILINE,
-)
-
-
-Pick = Callable[[str, Verdict], int]
-"""(name of the choice, verdict on its options) → index of the option that is answered."""
 
 
 @dataclass
@@ -42,90 +29,10 @@ class Answer:
     chosen: list[str] = field(default_factory=list)
 
 
-class Desk:
-    """One request on the desk: its texts, split into what is judged and what is said about answers."""
-
-    def __init__(self, ask: Ask, pick: Pick | None = None) -> None:
-        self.ask = ask
-        self._pick = pick
-        rules = [text for name, text in ask.values.items() if _RULES.search(name)]
-        self.rules = (ask.instructions, *rules)
-        self.judged = {name: text for name, text in ask.values.items() if not _RULES.search(name)} or dict(ask.values)
-        self.lists = {name: found for name, text in self.judged.items() for found in (_named_list(name, text),) if found}
-        texts = [listed(text).rest for name, text in self.judged.items() if name not in self.lists]
-        self.text = "\n".join(texts)
-        self.questions = next((q for text in texts for q in (numbered_questions(text),) if q), [])
-
-    def options_for(self, asked: Field, schema: Schema) -> tuple[Option, ...]:
-        """The closed choice behind a field, in order of authority: its type, lists in the request, demonstrations."""
-        if schema.get("enum"):
-            return as_options(tuple(schema["enum"]))
-        if schema.get("type") == "boolean":
-            return as_options((True, False), ("true yes " + asked.name, "false no"))
-        if schema.get("type") not in ("string", None):
-            return ()
-        for found in self.lists.values():
-            return as_options(found)
-        sources = (*self.judged.values(), asked.desc, *self.rules)
-        for text in sources:
-            letters = lettered(text)
-            if letters and text not in self.rules:
-                return as_options(tuple(letters), tuple(letters.values()))
-        for text in sources:
-            choices = listed(_above_playbook(text)).options or yes_no(_above_playbook(text))
-            if choices:
-                return as_options(choices)
-        return self._open_options(asked)
-
-    def _open_options(self, asked: Field) -> tuple[Option, ...]:
-        """Answers that the statements or demonstrations name, for a field whose choices are nowhere listed."""
-        if _THINKS.search(asked.name):
-            return ()
-        shown = [d.outputs[asked.name].strip() for d in self.ask.demos if asked.name in d.outputs]
-        named = [next(g for g in m.groups() if g).strip() for text in self.rules for m in _SAID.finditer(text)]
-        found = {normal(v): v for v in reversed(shown + named) if 0 < len(v.split()) <= 6 and normal(v)}
-        return as_options(tuple(sorted(found.values()))) if found else ()
-
-    def pick(self, name: str, verdict: Verdict) -> int:
-        """The option that is answered: the best one, unless the caller decides otherwise."""
-        return self._pick(name, verdict) if self._pick else verdict.best
-
-    def evidence(self, asked: Field, options: tuple[Option, ...]) -> Evidence:
-        """Everything the request says about `options`."""
-        return gather(options, self.rules, tuple(self._shown(asked, options)))
-
-    def _shown(self, asked: Field, options: tuple[Option, ...]) -> list[tuple[str, int]]:
-        index = {normal(str(option.value)): i for i, option in enumerate(options)}
-        found: list[tuple[str, int]] = []
-        for demo in self.ask.demos:
-            text = "\n".join(listed(value).rest for value in demo.inputs.values())
-            reply = demo.outputs.get(asked.name, "")
-            questions = numbered_questions(text)
-            parts = [part.strip() for part in reply.split(",")]
-            pairs = zip(questions, parts, strict=True) if questions and len(questions) == len(parts) else ((text, reply),)
-            found += [(q, index[normal(part)]) for q, part in pairs if normal(part) in index]
-        return found
-
-
-def _above_playbook(text: str) -> str:
-    match = BULLET.search(text)
-    return text[: match.start()] if match else text
-
-
-def _named_list(name: str, text: str) -> tuple[str, ...]:
-    """The items of an input field that is itself a list of choices."""
-    if not _CHOICES.search(name):
-        return ()
-    body = load_json(text) if text.lstrip().startswith("[") else None
-    if isinstance(body, list):
-        return tuple(str(item) for item in body)
-    items = [re.sub(r"^\s*(?:[-*•]|\[?\d+[\].)])\s*", "", line).strip("«» \t") for line in re.split(r"[\n;,]", text)]
-    return tuple(dict.fromkeys(item for item in items if item)) if len(items) > 1 else ()
-
-
 def answer(ask: Ask, pick: Pick | None = None) -> Answer:
     """Values for all output fields of a task request, in the order asked for. `pick`: has the last word on
-    every choice (for sampling and deliberate errors)."""
+    every choice (for sampling and deliberate errors).
+    """
     desk, done = Desk(ask, pick), Answer()
     root: Schema = ask.schema or {}
     if ask.schema is not None and not (len(ask.outputs) > 1 or "answer" not in ask.asks_for):
@@ -145,7 +52,7 @@ def answer(ask: Ask, pick: Pick | None = None) -> Answer:
 
 def _later(asked: Field) -> bool:
     """Fields that speak about the answer are written after it, wherever they stand."""
-    return bool(_THINKS.search(asked.name) and asked.type in ("str", "Reasoning")) or _is_citation(asked)
+    return bool(THINKS.search(asked.name) and asked.type in ("str", "Reasoning")) or _is_citation(asked)
 
 
 def _is_citation(asked: Field) -> bool:
@@ -165,7 +72,7 @@ def _told(asked: Field, done: Answer, desk: Desk) -> Any:
     return clip(f"Judging by the words {words or 'given'}, the best reading is {chosen}.", 60)
 
 
-def _fill(desk: Desk, done: Answer, asked: Field, schema: Schema, root: Schema, depth: int = 0) -> Any:
+def _fill(desk: Desk, done: Answer, asked: Field, node: Node) -> Any:
     """A value for one (possibly nested) schema node."""
     kind = schema.get("type")
     if schema.get("enum") or kind == "boolean":
@@ -198,17 +105,16 @@ def _choose(desk: Desk, done: Answer, asked: Field, schema: Schema) -> Any:
         _note(done, verdicts, [options[p].value for p in picks])
         return ",".join(str(options[p].value) for p in picks)
     verdict = evidence.judge(passage(desk.text))
-    if max(verdict.scores) <= 0 and not schema.get("enum") and schema.get("type") != "boolean" and not _listed(desk, asked):
+    if (
+        max(verdict.scores) <= 0
+        and not schema.get("enum")
+        and schema.get("type") != "boolean"
+        and not desk.lists_options(asked)
+    ):
         return _free(desk, done, asked)
     chosen = options[desk.pick(asked.name, verdict)].value
     _note(done, [verdict], [chosen])
     return chosen
-
-
-def _listed(desk: Desk, asked: Field) -> bool:
-    return bool(desk.lists) or any(
-        listed(_above_playbook(t)).options or yes_no(t) or lettered(t) for t in (*desk.judged.values(), asked.desc, *desk.rules)
-    )
 
 
 def _note(done: Answer, verdicts: Sequence[Verdict], chosen: Sequence[Any]) -> None:
@@ -217,7 +123,7 @@ def _note(done: Answer, verdicts: Sequence[Verdict], chosen: Sequence[Any]) -> N
     done.chosen += [str(value) for value in chosen]
 
 
-def _list(desk: Desk, done: Answer, asked: Field, schema: Schema, root: Schema, depth: int) -> list[Any]:
+def _list(desk: Desk, done: Answer, asked: Field, node: Node) -> list[Any]:
     items = resolve(schema.get("items") or {}, root)
     if depth >= 6:
         return []
@@ -240,7 +146,7 @@ def _list(desk: Desk, done: Answer, asked: Field, schema: Schema, root: Schema, 
 
 
 def _number(desk: Desk, done: Answer, asked: Field, schema: Schema) -> float:
-    said = [v for v in desk._open_options(asked) if re.fullmatch(r"-?\d+(?:\.\d+)?", str(v.value))]
+    said = [v for v in desk.open_options(asked) if re.fullmatch(r"-?\d+(?:\.\d+)?", str(v.value))]
     if said:
         verdict = desk.evidence(asked, tuple(said)).judge(passage(desk.text))
         if max(verdict.scores) > 0:
@@ -274,11 +180,16 @@ def _free(desk: Desk, done: Answer, asked: Field) -> str:
 
 
 def _telling(desk: Desk) -> str:
-    """The sentence of the longest input that shares most words with the other inputs (or else its first)."""
+    """The most telling sentence of what was observed, or else of the longest input."""
     texts = sorted(desk.judged.values(), key=len)
     if not texts:
         return "There is nothing to answer."
-    others = set(content_stems(" ".join(texts[:-1])))
-    pieces = sentences(texts[-1]) or ["There is nothing to answer."]
-    best = max(pieces, key=lambda s: (len(others & set(content_stems(s))), -pieces.index(s)))
-    return clip(best, 40)
+    return telling(" ".join(texts[:-1]), texts[-1])
+
+
+def telling(question: str, text: str) -> str:
+    """The sentence of `text` that shares most words with `question` (the first one among equals)."""
+    asked = set(content_stems(question))
+    pieces = sentences(text) or ["There is nothing to answer."]
+    best = max(range(len(pieces)), key=lambda i: (len(asked & set(content_stems(pieces[i]))), -i))
+    return clip(pieces[best], 40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .agent import is_step, step
 from .answer import answer
 from .curate import curate
 from .evidence import Verdict
@@ -13,7 +14,6 @@ from .reader import Request, read
 from .reflect import reflect
 from .roles import CURATOR, PROPOSER, REFLECTOR, role_of
 from .shape import write
-
 
 _OPEN = 0.3
 """Margin below which samples of one request may differ."""
@@ -39,6 +39,8 @@ def respond(request: Request, knobs: Knobs, salt: str = "") -> Reply:
         values = curate(ask, dice.happens("junk", knobs.junk))
     elif role == PROPOSER:
         values = propose(ask, dice, knobs.rewrite_limit)
+    elif is_step(ask):
+        values = step(ask)
     else:
         values = answer(ask, lambda name, verdict: _pick(dice, knobs, bool(salt), name, verdict)).values
     text = write(ask, values)

@@ -15,12 +15,18 @@ from .words import content_stems, normal
 
 _REVIEW = re.compile(r"^[ \t#*]*Review[ \t]+(\d+)\b.*$", re.MULTILINE | re.IGNORECASE)
 _INSIGHT = re.compile(r"^[ \t]*[-*•][ \t]+(.+)$", re.MULTILINE)
-_COUNTS = re.compile(r"\[?([A-Za-z][\w&+.]*-\d+)\]?\W+(?:.*?)helpful\W+(\d+)\W+harmful\W+(\d+)", re.IGNORECASE)
+_COUNTS = re.compile(
+    r"\[?([A-Za-z][\w&+.]*-\d+)\]?[^\w\n+-]*(?:\+|helpful\W+)(\d+)\W*?(?:-|harmful\W+)(\d+)", re.IGNORECASE
+)
 _ANSWER = re.compile(
-    r"(?:answer|→|->|=>|is)\s+(?:\w+ = )?[\"'`]?([^\"'`,;.\n]{1,180}?)[\"'`]?(?=\s*(?:,|;|\.|$|\bwhen\b|\bwhere\b|\bif\b|\bfor\b))",
+    r"(?:answer|→|->|=>|is)\s+(?:\w+ = )?[\"'`]?([^\"'`,;.\n]{1,180}?)[\"'`]?"
+    r"(?=\s*(?:,|;|\.|$|\bwhen\b|\bwhere\b|\bif\b|\bfor\b))",
     re.IGNORECASE,
 )
-_NOT = re.compile(r"(?:,\s*not\s+|\bis not\s+|\bdo not answer\s+|\bnot call for\s+)(?:\w+ = )?([^\"'`,;.\n]{1,180})", re.IGNORECASE)
+_NOT = re.compile(
+    r"(?:,\s*not\s+|\bis not\s+|\bdo not answer\s+|\bnot call for\s+)(?:\w+ = )?([^\"'`,;.\n]{1,180})",
+    re.IGNORECASE,
+)
 _CUE = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”")
 _MISLEADS = re.compile(r"\bdoes not call for\b")
 _PLACEHOLDER = re.compile(r"^\W*(?:none|empty|no insights?|n/a)\b", re.IGNORECASE)
@@ -50,7 +56,9 @@ def read_point(text: str, source: str = "") -> Point:
     named = answer[1].strip() if answer else ""
     if ruled and named.startswith("not "):
         named = ""
-    cues = tuple(next(g for g in m.groups() if g) for m in _CUE.finditer(text)) or tuple(dict.fromkeys(content_stems(text)))
+    cues = tuple(next(g for g in m.groups() if g) for m in _CUE.finditer(text)) or tuple(
+        dict.fromkeys(content_stems(text))
+    )
     return Point(" ".join(text.split()), normal(named), normal(ruled[1]) if ruled else "", cues, id=source)
 
 
@@ -108,7 +116,9 @@ def curate(ask: Ask, junk: bool = False) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for asked in ask.outputs:
         value: Any = operations if "operation" in asked.name else told
-        values[asked.name] = json.dumps(value, ensure_ascii=False) if asked.type == "str" and value is operations else value
+        values[asked.name] = (
+            json.dumps(value, ensure_ascii=False) if asked.type == "str" and value is operations else value
+        )
     return values
 
 
@@ -152,7 +162,12 @@ def _place(point: Point, now: dict[str, Point], fresh: list[Point], tight: float
     near = max(alike, key=lambda p: overlap(p, point), default=None)
     shared = overlap(near, point) if near else 0.0
     close, full = (_CLOSE, _FULL) if tight < 0.6 else (_CLOSE / 3, _FULL * 2)
-    if near is None or shared < close or (len(near.cues) >= full and shared < 0.8) or not (point.answer or shared >= 0.8):
+    if (
+        near is None
+        or shared < close
+        or (len(near.cues) >= full and shared < 0.8)
+        or not (point.answer or shared >= 0.8)
+    ):
         if tight < 1.0:
             fresh.append(point)
         return

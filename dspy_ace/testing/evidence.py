@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .arithmetic import numbers
 from .options import Option
-from .passage import PHRASE, Passage, kind_named, kind_of_pattern
+from .passage import PHRASE, Passage, kind_named, kind_of_pattern, passage
 from .statements import Statement, statements
 from .words import STOP_STEMS
 
@@ -20,7 +21,8 @@ _OWN, _AGAINST, _BESIDES, _NEXT, _MISFIT = 0.55, 0.6, 0.1, 0.5, 0.25
 @dataclass(frozen=True)
 class Verdict:
     """`scores`: one per option; `best`: index of the chosen one; `used`: statements that bore on the choice,
-    strongest first; `margin`: share of the best score that the runner-up lacks (0 tie … 1 unrivalled)."""
+    strongest first; `margin`: share of the best score that the runner-up lacks (0 tie … 1 unrivalled).
+    """
 
     scores: tuple[float, ...]
     best: int
@@ -44,9 +46,7 @@ class Evidence:
             for word in option.words:
                 if word not in STOP_STEMS and not word.isdigit():
                     self._own[word].append(index)
-        self._lengths = [
-            sum(self._rarity(w) for w in o.words if w in self._own) or 1.0 for o in options
-        ]
+        self._lengths = [sum(self._rarity(w) for w in o.words if w in self._own) or 1.0 for o in options]
         self._option_kinds = [kind_named(str(o.value)) for o in options]
 
     def _rarity(self, word: str) -> float:
@@ -66,13 +66,13 @@ class Evidence:
         even = 1.0 / max(2, len({s.target for s in self.said if s.sign > 0}))
         for number, said in enumerate(self.said):
             for cue, weight in raw[number].items():
-                mine = votes.get(cue, {})
-                total = sum(mine.values())
-                share = (mine.get(said.target, 0) + 0.2) / (total + 0.2) if said.sign > 0 else 1.0
+                cast = votes.get(cue, {})
+                total = sum(cast.values())
+                share = (cast.get(said.target, 0) + 0.2) / (total + 0.2) if said.sign > 0 else 1.0
                 share = max(0.05, (share - even) / (1.0 - even))
-                weight *= math.log(2.0 + count / (1.0 + total)) * share
-                self._cues[cue].append((number, weight))
-                self._totals[number] += weight
+                telling = weight * math.log(2.0 + count / (1.0 + total)) * share
+                self._cues[cue].append((number, telling))
+                self._totals[number] += telling
             for cue in said.blocked:
                 self._blocked[cue].append(number)
 
@@ -85,7 +85,7 @@ class Evidence:
         for gram in text.grams:
             for number in self._blocked.get(gram, ()):
                 hits[number] *= 0.1
-        strengths = {n: self._strength(n, hit, text.kind) for n, hit in hits.items()}
+        strengths = {n: self._strength(n, hit, text) for n, hit in hits.items()}
         scores = self._own_words(text)
         for sign, factor in ((1, 1.0), (-1, -_AGAINST)):
             per_option: dict[int, list[float]] = defaultdict(list)
@@ -103,10 +103,12 @@ class Evidence:
         used = tuple(self.said[n] for n in ranked[:12] if strengths[n] >= 0.25 * top and strengths[n] > 0)
         return Verdict(tuple(scores), best, used, margin)
 
-    def _strength(self, number: int, hit: float, kind: str) -> float:
+    def _strength(self, number: int, hit: float, text: Passage) -> float:
         coverage = min(1.0, hit / self._totals[number]) if self._totals[number] else 0.0
         strength = hit * (0.4 + 0.6 * coverage) * (_BESIDES if self.said[number].aside else 1.0)
-        stated = self._kinds[number]
+        stated, kind = self._kinds[number], text.kind
+        if self.said[number].limits:
+            strength *= 1.5 if self.said[number].admits(numbers(text.text)) else 0.1
         return strength * _MISFIT if kind and stated and kind != stated else strength
 
     def _own_words(self, text: Passage) -> list[float]:
@@ -148,8 +150,6 @@ def gather(options: tuple[Option, ...], texts: tuple[str, ...], shown: tuple[tup
 
 
 def _example(text: str, target: int) -> Statement:
-    from .passage import passage
-
     grams = passage(text).grams
     ranked = sorted((g for g in grams if " " not in g and g != "#"), key=lambda g: -grams[g])
     return Statement("", target, 1, tuple(ranked[:24]), (), (), text)

@@ -15,29 +15,29 @@ from .reader import Request, read
 from .roles import role_of
 from .tokens import PrefixCache, clip_tokens, count_tokens
 
+_FAULTS = {
+    "rate_limit": (429, "offline: rate limit reached"),
+    "server_error": (503, "offline: the server is overloaded"),
+    "timeout": (408, "offline: the request timed out"),
+    "context_overflow": (400, "offline: This model's maximum context length is exceeded"),
+    "auth": (401, "offline: Incorrect API key provided"),
+}
 
-class Fault(Exception):
+
+class FaultError(Exception):
     """A provider fault that was asked for. `kind`: one of `FAULTS`; `status`: the HTTP status it stands for."""
-
-    STATUS = {"rate_limit": 429, "server_error": 503, "timeout": 408, "context_overflow": 400, "auth": 401}
-    MESSAGE = {
-        "rate_limit": "offline: rate limit reached",
-        "server_error": "offline: the server is overloaded",
-        "timeout": "offline: the request timed out",
-        "context_overflow": "offline: maximum context length exceeded",
-        "auth": "offline: invalid API key",
-    }
 
     def __init__(self, kind: str, detail: str = "") -> None:
         self.kind = kind
-        self.status = self.STATUS[kind]
-        super().__init__(self.MESSAGE[kind] + (f" ({detail})" if detail else ""))
+        self.status, message = _FAULTS[kind]
+        super().__init__(message + (f" ({detail})" if detail else ""))
 
 
 @dataclass(frozen=True)
 class Record:
     """One request received. Tokens are counted by `count_tokens`; `cached` of the prompt tokens came from the prefix
-    cache; `fault` is the name of the fault that was raised instead of a reply, or None."""
+    cache; `fault` is the name of the fault that was raised instead of a reply, or None.
+    """
 
     role: str
     prompt_tokens: int
@@ -94,8 +94,8 @@ class Machine:
 
     def __init__(self, knobs: Knobs, log: Log | None = None, cache: PrefixCache | None = None) -> None:
         self.knobs = knobs
-        self.log = log or Log()
-        self.cache = cache or PrefixCache(knobs.cache_block, knobs.cache_minimum)
+        self.log = Log() if log is None else log
+        self.cache = PrefixCache(knobs.cache_block, knobs.cache_minimum) if cache is None else cache
         self._attempts: Counter[int] = Counter()
         self._lock = threading.Lock()
 
@@ -113,7 +113,7 @@ class Machine:
         """Answer after the latency that the knobs ask for.
 
         Raises:
-            Fault: a fault that the knobs ask for, after the fixed latency.
+            FaultError: a fault that the knobs ask for, after the fixed latency.
         """
         served, fault = self._work(request, salt, max_tokens)
         time.sleep(served.seconds)
@@ -129,7 +129,7 @@ class Machine:
             raise fault
         return served
 
-    def _work(self, request: Request, salt: str, max_tokens: int | None) -> tuple[Served, Fault | None]:
+    def _work(self, request: Request, salt: str, max_tokens: int | None) -> tuple[Served, FaultError | None]:
         text = request.text
         prompt = count_tokens(text)
         fault = self._fault(text, salt, prompt)
@@ -142,17 +142,25 @@ class Machine:
         cached = self.cache.visit(text) if self.knobs.prefix_cache else 0
         completion = count_tokens(said)
         self.log.add(Record(reply.role, prompt, cached, completion, None, text, said))
-        return Served(said, reply.role, prompt, cached, completion, truncated, self._seconds(prompt - cached, completion)), None
+        return Served(
+            said,
+            reply.role,
+            prompt,
+            cached,
+            completion,
+            truncated,
+            self._seconds(prompt - cached, completion),
+        ), None
 
     def _seconds(self, uncached: int, completion: int) -> float:
         knobs = self.knobs
         written = completion * knobs.latency_per_completion_token
         return knobs.latency + uncached * knobs.latency_per_prompt_token + written
 
-    def _fault(self, text: str, salt: str, prompt: int) -> Fault | None:
+    def _fault(self, text: str, salt: str, prompt: int) -> FaultError | None:
         window = self.knobs.context_window
         if window is not None and prompt > window:
-            return Fault("context_overflow", f"{prompt} tokens, {window} allowed")
+            return FaultError("context_overflow", f"{prompt} tokens, {window} allowed")
         if not any(self.knobs.faults.values()):
             return None
         key = hash((text, salt))
@@ -161,4 +169,4 @@ class Machine:
             self._attempts[key] += 1
         dice = Dice(f"{self.knobs.seed}\x1f{salt}\x1f{attempt}\x1f{text}")
         hit = next((kind for kind in FAULTS if dice.happens(kind, self.knobs.faults.get(kind, 0.0))), None)
-        return Fault(hit) if hit else None
+        return FaultError(hit) if hit else None

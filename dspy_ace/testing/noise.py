@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -103,13 +104,11 @@ class Dice:
 
 
 def spoil(text: str, dice: Dice) -> str:
-    """`text` made unparsable in one of four ways: prose, cut in its first half, markers broken, or empty."""
+    """`text` made unparsable in one of four ways: prose, cut within its first name, all marks lost, or empty."""
     way = dice.below("way", 4)
     if way == 0:
         return "I am sorry, but I would rather talk this over first. It depends on many things."
     if way == 1:
-        cut = max(1, len(text) // 3)
-        return text[:cut].replace("##", "#").replace("</", "<")
-    if way == 2:
-        return text.replace("[[ ##", "**").replace("## ]]", "**").replace("{", "(").replace("}", ")").replace("<", "‹")
-    return ""
+        first = re.search(r"\w", text)
+        return text[: first.start() + 2].replace("##", "#") if first else ""
+    return re.sub(r"[\[\]{}<>#\":]", "", text).strip() if way == 2 else ""

@@ -67,9 +67,8 @@ class OfflineLM(OfflineBase):
 
     def dump_state(self) -> dict[str, Any]:
         """State for `load_state`: model, settings and knobs."""
-        state: dict[str, Any] = super().dump_state()
-        dropped = ("engine", "async_engine", "finetuning_model", "launch_kwargs", "train_kwargs")
-        return {key: value for key, value in state.items() if key not in dropped} | self.machine.knobs.as_dict()
+        state: dict[str, Any] = dspy.BaseLM.dump_state(self)  # not that of `dspy.LM`: it would save the engine too
+        return state | self.machine.knobs.as_dict()
 
     @classmethod
     def load_state(cls, state: dict[str, Any], **_: Any) -> OfflineLM:

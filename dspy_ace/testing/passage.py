@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,23 +14,26 @@ PHRASE = 3
 """Longest phrase, in tokens, that a quoted cue is matched by."""
 
 _QUOTED = re.compile(r"[\"“'‘`]([^\"“”'‘’`\n]{1,60})[\"”'’`]")
+_KIND_WORDS = {
+    "percent": "percent percentage % rate ratio",
+    "money": "amount dollar dollars $ million billion cost expense cash money value",
+    "duration": "year years month months day days term period life duration",
+    "date": "date",
+    "count": "number count shares",
+}
 _KINDS = (
-    ("percent", frozenset("percent percentage % rate ratio".split())),
-    ("price", frozenset(("price", "per share", "par value"))),
-    ("money", frozenset("amount dollar dollars $ million billion cost expense cash money value".split())),
-    ("duration", frozenset("year years month months day days term period life duration".split())),
-    ("date", frozenset(("date",))),
-    ("count", frozenset("number count shares".split())),
+    *((kind, tuple(names.split())) for kind, names in _KIND_WORDS.items()),
+    ("price", ("price", "per share", "par value")),
 )
-_MONTHS = frozenset(
-    "january february march april may june july august september october november december".split()
-)
+_MONTH_NAMES = "january february march april may june july august september october november december"
+_MONTHS = frozenset(_MONTH_NAMES.split())
 
 
 @dataclass(frozen=True)
 class Passage:
     """`grams`: phrase of up to three stems → closeness (1 at the focus, less further off, 1 without a focus);
-    `kind`: percent, price, money, duration, date, count, or empty; `near`: surface words by distance."""
+    `kind`: percent, price, money, duration, date, count, or empty; `near`: surface words by distance.
+    """
 
     text: str
     grams: Mapping[str, float]
@@ -70,7 +74,7 @@ def _find(words: list[str], wanted: list[str]) -> int | None:
 
 def closeness(distance: int) -> float:
     """Weight of a token that stands `distance` tokens from the focus."""
-    return max(0.12, 1.0 / (1.0 + (distance / 6.0) ** 1.5))
+    return max(0.12, 1.0 / (1.0 + math.pow(distance / 6.0, 1.5)))
 
 
 def _grams(folded: list[str], centre: int | None) -> dict[str, float]:

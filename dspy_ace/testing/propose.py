@@ -26,7 +26,9 @@ _SOURCES = re.compile(
 )
 _FENCED = re.compile(r"```(?:\w+\n|\n)?(.*?)```", re.DOTALL)
 _PLAIN = re.compile(r"\b(?:new|improved|better|revised) (?:instructions?|prompt)\b", re.IGNORECASE)
-_EXAMPLE = re.compile(r"^#+[ \t]*(?:Example|Item)[ \t]+\d+[ \t]*$|^=*[ \t]*Example[ \t]+\d+[ \t]*:?[ \t=]*$", re.MULTILINE)
+_EXAMPLE = re.compile(
+    r"^#+[ \t]*(?:Example|Item)[ \t]+\d+[ \t]*$|^=*[ \t]*Example[ \t]+\d+[ \t]*:?[ \t=]*$", re.MULTILINE
+)
 _PART = re.compile(r"^##[ \t]+(\w[\w ]*?)[ \t]*$", re.MULTILINE)
 _KEY = re.compile(r"^###+[ \t]+(\w[\w ]*?)[ \t]*$", re.MULTILINE)
 _LESSON = re.compile(r'For "[^\n]+? answer [^\n]+?\.(?=For "|\s|$)')
@@ -57,9 +59,8 @@ def _text(ask: Ask, asked: Field, old: str, cases: list[Case], dice: Dice, limit
     name = asked.name
     if "advice" in name:
         lessons = " ".join(_lines(cases)[:6]) or "N/A"
-        if schema_of(asked).get("type") != "object":
-            return lessons
-        return {module: lessons for module in _modules(ask)}
+        named = schema_of(asked).get("type") == "object"
+        return dict.fromkeys(_modules(ask), lessons) if named else lessons
     if "rule" in name:
         return "\n".join(_lines(cases)[:_MOST]) or "Read the whole input before answering."
     if "prefix" in name:
@@ -68,8 +69,8 @@ def _text(ask: Ask, asked: Field, old: str, cases: list[Case], dice: Dice, limit
         return _shorten(ask.values.get("instruction", old), _length(ask.values.get("length_limit", "")))
     if "instruction" in name or "prompt" in name:
         return _instruction(old, cases, limit, dice, _said_lines(ask))
-    if name in ("observations", "summary") and (lessons := _lines(cases)[:_MOST] or _said_lines(ask)):
-        return "\n".join(lessons)
+    if name in ("observations", "summary") and (told := _lines(cases)[:_MOST] or _said_lines(ask)):
+        return "\n".join(told)
     words = list(dict.fromkeys(content_stems(" ".join(ask.values.values())[:4000])))[:8]
     return f"Inputs that speak of {', '.join(words) or 'little'}; each asks for one answer."
 
@@ -90,7 +91,11 @@ def _best_attempt(text: str) -> str:
     found = re.findall(r"Instruction #\d+:\s*(.*?)\n(?:.*?)Resulting Score #\d+:\s*(-?[\d.]+)", text, re.DOTALL)
     body = load_json(text) if text.lstrip().startswith("[") else None
     if isinstance(body, list):
-        found = re.findall(r"Instruction #\d+:\s*(.*?)\n(?:.*?)Resulting Score #\d+:\s*(-?[\d.]+)", "\n".join(map(str, body)), re.DOTALL)
+        found = re.findall(
+            r"Instruction #\d+:\s*(.*?)\n(?:.*?)Resulting Score #\d+:\s*(-?[\d.]+)",
+            "\n".join(map(str, body)),
+            re.DOTALL,
+        )
     return max(found, key=lambda f: float(f[1].rstrip(".") or 0))[0].strip() if found else clip(text, 60)
 
 
@@ -103,7 +108,12 @@ def _instruction(
     fresh = [f"- {line}" for line in [*_lines(cases), *more] if normal(line) not in known]
     fresh = list(dict.fromkeys(fresh))[:_MOST]
     if not fresh and dice is not None:
-        closing = ("Read every word.", "Weigh all options.", "Prefer the most specific reading.", "Answer exactly.")
+        closing = (
+            "Read every word.",
+            "Weigh all options.",
+            "Prefer the most specific reading.",
+            "Answer exactly.",
+        )
         line = closing[dice.below("closing", len(closing))]
         fresh = [line] if line not in kept else []
     text = "\n".join([kept, *fresh])
@@ -125,7 +135,9 @@ def _length(text: str) -> int | None:
 
 
 def _modules(ask: Ask) -> list[str]:
-    names = load_json(ask.values.get("module_names", "")) or re.findall(r"[\w.\[\]]+", ask.values.get("module_names", ""))
+    names = load_json(ask.values.get("module_names", "")) or re.findall(
+        r"[\w.\[\]]+", ask.values.get("module_names", "")
+    )
     return [str(name) for name in names] or ["self"]
 
 
@@ -189,6 +201,7 @@ def _sections(pattern: re.Pattern[str], text: str) -> dict[str, str]:
 
 def _reflective(item: Mapping[str, Any]) -> Case:
     """A case from `Inputs`, `Generated Outputs` and `Feedback`."""
+
     def part(word: str) -> Any:
         return next((v for k, v in item.items() if word in str(k).lower()), "")
 
@@ -226,4 +239,3 @@ def _contrast(ask: Ask) -> Iterator[Case]:
 def _plain_fields(text: str) -> dict[str, str]:
     found = {k: v for k, v in fields_in(text).items() if v not in ("null", "N/A")}
     return {k: v for k, v in found.items() if not re.search(r"reason|rationale|thought", k, re.IGNORECASE)}
-

@@ -49,7 +49,9 @@ class Demo:
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request asks. `style`: `chat`, `json`, `xml` or `plain`; `values`: input name → text."""
+    """What a request asks. `style`: `chat`, `json`, `xml` or `plain`; `values`: input name → text; `earlier`: the
+    (role, text) turns before the last one, demonstrations included.
+    """
 
     style: str
     inputs: tuple[Field, ...] = ()
@@ -58,6 +60,7 @@ class Ask:
     demos: tuple[Demo, ...] = ()
     values: Mapping[str, str] = field(default_factory=dict)
     schema: Mapping[str, Any] | None = None
+    earlier: tuple[tuple[str, str], ...] = ()
 
     @property
     def asks_for(self) -> frozenset[str]:
@@ -101,7 +104,16 @@ def read(request: Request) -> Ask:
     style = frame.style
     if style == "chat" and (request.json_mode or "Respond with a JSON object" in last):
         style = "json"
-    return Ask(style, frame.inputs, frame.outputs, frame.instructions, demos, _inputs(frame, last), request.schema)
+    return Ask(
+        style=style,
+        inputs=frame.inputs,
+        outputs=frame.outputs,
+        instructions=frame.instructions,
+        demos=demos,
+        values=_inputs(frame, last),
+        schema=request.schema,
+        earlier=tuple(turns[:-1]),
+    )
 
 
 def _turns(frame: _Frame, turns: Sequence[tuple[str, str]]) -> tuple[tuple[Demo, ...], str]:
@@ -134,9 +146,7 @@ def _frame(text: str) -> _Frame | None:
     else:
         style = "json"
     notes = _notes(structure, style)
-    outputs = tuple(
-        Field(f.name, f.type, f.desc, notes.get(f.name, "")) for f in _entries(match["outputs"])
-    )
+    outputs = tuple(Field(f.name, f.type, f.desc, notes.get(f.name, "")) for f in _entries(match["outputs"]))
     return _Frame(style, _entries(match["inputs"]), outputs, instructions)
 
 
@@ -221,6 +231,18 @@ def load_json(text: str) -> Any:
             except (ValueError, RecursionError):
                 continue
     return None
+
+
+_OBSERVED = re.compile(
+    r"\[\[ ## observation_\d+ ## \]\]\s*(.*?)\s*(?=\[\[ ## \w+ ## \]\]|\Z)|<(observation_\d+)>\s*(.*?)\s*</\2>"
+    r"|\"value\": \"((?:[^\"\\]|\\.)*)\"",
+    re.DOTALL,
+)
+
+
+def observations(text: str) -> list[str]:
+    """What the tools of an agent returned, as its trajectory or history shows it."""
+    return [m[1] or m[3] or m[4] or "" for m in _OBSERVED.finditer(text)]
 
 
 def _plain(request: Request) -> Ask:

@@ -23,10 +23,15 @@ _EXPECTED = re.compile(
 )
 _GOOD = re.compile(r"\b(?:success\w*|succeeded|correct|right|passed|pass|solved|perfect|ok|true)\b", re.IGNORECASE)
 _BAD = re.compile(
-    r"\b(?:fail\w*|incorrect|wrong|error\w*|exception|not (?:correct|right|solved)|mistake\w*|false|unsuccessful)\b", re.IGNORECASE
+    r"\b(?:fail\w*|incorrect|wrong|error\w*|exception|not (?:correct|right|solved)|mistake\w*|false|unsuccessful)\b",
+    re.IGNORECASE,
 )
 _SCORE = re.compile(r"score\s*(?:of|is|was|[:=])?\s*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?", re.IGNORECASE)
 _LINE = re.compile(r"^[ \t]*[-*]?[ \t]*[`\"']?(\w[\w ]{0,40}?)[`\"']?[ \t]*[:=][ \t]*(\S.*)$", re.MULTILINE)
+
+
+_ARROW = re.compile(r"^[ \t]*(?:→|->|=>)[ \t]*(\w+)[ \t]*[:=][ \t]*", re.MULTILINE)
+_CALL = re.compile(r"^(?:Call \d+|Step \d+|Returned)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,22 @@ class Case:
 
 
 def fields_in(text: str) -> dict[str, str]:
-    """Field name → value from JSON, `[[ ## name ## ]]` headers, `<name>` tags or `name: value` lines; else {'': text}."""
+    """Field name → value from JSON, `[[ ## name ## ]]` headers, `<name>` tags or `name: value` lines.
+
+    Any other text stands under the empty name.
+    """
     text = text.strip()
-    if not text or text.lower() in ("none", "n/a", "null", "{}", "(none)", "not shown", "unknown", "(not shown)", "-"):
+    if not text or text.lower() in (
+        "none",
+        "n/a",
+        "null",
+        "{}",
+        "(none)",
+        "not shown",
+        "unknown",
+        "(not shown)",
+        "-",
+    ):
         return {}
     body = load_json(text) if text[0] in "{[" else None
     if isinstance(body, dict):
@@ -126,7 +144,10 @@ def _given(trajectory: str, expected: Mapping[str, str]) -> dict[str, str]:
                     found[name] = next(g for g in value.groups() if g is not None).strip().rstrip(",}")
     if found or not trajectory.strip():
         return found
-    read = {k: v for k, v in fields_in(trajectory).items() if not re.search(r"reason|thought|cited", k)}
+    marks = list(_ARROW.finditer(trajectory))
+    ends = [m.start() for m in marks[1:]] + [len(trajectory)]
+    told = {m[1]: _CALL.split(trajectory[m.end() : e])[0].strip() for m, e in zip(marks, ends, strict=False)}
+    read = {k: v for k, v in (told or fields_in(trajectory)).items() if not re.search(r"reason|thought|cited", k)}
     return dict(list(read.items())[-1:])
 
 
@@ -151,13 +172,18 @@ def lessons_of(case: Case) -> list[Lesson]:
     if not case.expected and case.good is None:
         return []
     for name, right in expected.items():
-        wrong = case.given.get(name) or (next(iter(case.given.values()), "") if not name or len(case.given) == 1 else "")
+        wrong = case.given.get(name) or (
+            next(iter(case.given.values()), "") if not name or len(case.given) == 1 else ""
+        )
         questions = numbered_questions(text)
         rights, wrongs = [p.strip() for p in right.split(",")], [p.strip() for p in wrong.split(",")]
         label = name if named else ""
         if len(questions) > 1 and len(questions) in (len(rights), len(wrongs)):
             for number, question in enumerate(questions):
-                pair = (rights[number] if number < len(rights) else "", wrongs[number] if number < len(wrongs) else "")
+                pair = (
+                    rights[number] if number < len(rights) else "",
+                    wrongs[number] if number < len(wrongs) else "",
+                )
                 found += _lesson(case, question, *pair, label)
         else:
             found += _lesson(case, text, right.strip(), wrong.strip(), label)
@@ -239,7 +265,7 @@ def tags_of(case: Case, lessons: list[Lesson]) -> dict[str, str]:
     found: dict[str, str] = {}
     for source, body in blocks(case.bullets):
         if source:
-            head, _, tail = normal(body).partition(" not ")
+            head = normal(body).partition(" not ")[0]
             relevant = bool(here & set(content_stems(body)))
             parts = [p for r in rights for p in ([r] if "," not in r else r.split(","))]
             if relevant and any(p and f" {p} " in f" {head} " for p in parts):

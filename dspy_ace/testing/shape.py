@@ -13,7 +13,14 @@ from xml.sax.saxutils import escape
 from .reader import Ask, Field
 
 Schema = Mapping[str, Any]
-_NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "NoneType": "null", "None": "null"}
+_NAMES = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "NoneType": "null",
+    "None": "null",
+}
 _LISTS = {"list", "List", "set", "Set", "tuple", "Tuple", "Sequence", "frozenset", "Iterable"}
 _DICTS = {"dict", "Dict", "Mapping"}
 
@@ -129,13 +136,17 @@ def resolve(schema: Any, root: Schema, depth: int = 0) -> Schema:
 def write(ask: Ask, values: Mapping[str, Any]) -> str:
     """The reply: `values` (output field → value) in the format that the request asked for."""
     if ask.style == "plain":
-        return "\n".join(as_text(value) for value in values.values())
+        return "\n".join(as_text(value) for value in values.values()) or "There is nothing to answer."
     if ask.style == "json":
         return json.dumps(dict(values), ensure_ascii=False, default=str)
     if ask.style == "xml":
         return "\n\n".join(_xml(name, value) for name, value in values.items())
-    body = "\n\n".join(f"[[ ## {name} ## ]]\n{as_text(value)}" for name, value in values.items())
+    body = "\n\n".join(f"[[ ## {name} ## ]]\n{_HEADER.sub('[ ## ', as_text(v))}" for name, v in values.items())
     return f"{body}\n\n[[ ## completed ## ]]"
+
+
+_HEADER = re.compile(r"\[\[ ## (?=\w+ ## \]\])")
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def as_text(value: Any) -> str:
@@ -152,4 +163,4 @@ def _xml(name: str, value: Any) -> str:
         return f"<{name}>{''.join(_xml(str(k), v) for k, v in value.items())}</{name}>"
     if isinstance(value, list):
         return f"<{name}>{''.join(_xml('item', v) for v in value)}</{name}>" if value else f"<{name} />"
-    return f"<{name}>\n{escape(as_text(value))}\n</{name}>"
+    return f"<{name}>\n{escape(_NOT_XML.sub(' ', as_text(value)))}\n</{name}>"

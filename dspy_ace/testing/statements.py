@@ -18,10 +18,15 @@ BULLET = re.compile(r"^[ \t]*(?:[-*•]\s+)?\[([A-Za-z][\w&+.]*-\d+)\][ \t]*(?:\
 """A playbook line: `[str-00012] (SECTION) content`; group 1 is the id, group 2 the section."""
 
 
+Limit = tuple[bool, float]
+"""(True for above, False for at most; the number)."""
+
+
 @dataclass(frozen=True)
 class Statement:
     """One sentence's claim. `target`: index of an option; `sign`: +1 for it, -1 against it; `aside`: it is against an
-    option only beside speaking for another one (`X, not Y`)."""
+    option only beside speaking for another one (`X, not Y`).
+    """
 
     source: str
     target: int
@@ -31,6 +36,11 @@ class Statement:
     blocked: tuple[str, ...]
     text: str
     aside: bool = False
+    limits: tuple[Limit, ...] = ()
+
+    def admits(self, numbers: Sequence[float]) -> bool:
+        """Whether one of `numbers` keeps within all limits that the sentence states."""
+        return any(all(number > n if above else number <= n for above, n in self.limits) for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -66,15 +76,24 @@ _AGAINST = re.compile(
 )
 _IS_WRONG = re.compile(r"^[\"'”’`*]*\s+(?:is|was|would be|are)\s+(?:wrong|incorrect|not\b|a mistake)", re.IGNORECASE)
 _CHAIN = re.compile(r"^[\"'”’`*\s]*(?:,|/|\bor\b|\band\b|\bnor\b|\s)+(?:to|the|as)?[\"'“‘`*\s]*$", re.IGNORECASE)
-_QUOTE = re.compile(r"\"([^\"\n]{2,80})\"|“([^”\n]{2,80})”|`([^`\n]{2,80})`|(?<!\w)'([^'\n]{2,80})'(?!\w)|‘([^’\n]{2,80})’")
+_QUOTE = re.compile(
+    r"\"([^\"\n]{2,80})\"|“([^”\n]{2,80})”|`([^`\n]{2,80})`|(?<!\w)'([^'\n]{2,80})'(?!\w)|‘([^’\n]{2,80})’"
+)
 _BLOCK = re.compile(
     r"\b(?:unless|without|except(?: for| when| if)?|excluding|other than|if not|when not|"
     r"(?:does not|doesn['’]t|do not|don['’]t|is not|isn['’]t|not) (?:mention|contain|include|involve|have|about|say)\w*)\b"
     r"([^,;.→]*)",
     re.IGNORECASE,
 )
+_LIMIT = re.compile(
+    r"(?:\b(above|over|more than|exceed(?:s|ing)?|greater than|higher than|at least|below|under|less than|at most|"
+    r"up to|no more than|fewer than)|([<>≤≥]=?))\s*[$€£]?\s*(\d[\d,]*(?:\.\d+)?)(?![\d%])"
+    r"|(\d[\d,]*(?:\.\d+)?)\s*(?:\w+\s+)?(or (?:less|more|below|above|fewer|higher|lower|over|under))\b",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"\w+(?:['’]\w+)?")
-_SHY = frozenset("yes no true false none other a b c d e f g h i j high low medium good bad new open up down on off".split())
+_SHY_WORDS = "yes no true false none other a b c d e f g h i j high low medium good bad new open up down on off"
+_SHY = frozenset(_SHY_WORDS.split())
 _GENERIC = STOP_STEMS | frozenset(
     stems("route routed send sent belong belongs assign assigned direct forward team department queue option options "
           "ticket message text input word words phrase phrases talk talks speak speaks contain contains include includes "
@@ -166,7 +185,9 @@ def claims(sentence: str, options: tuple[Option, ...], source: str = "") -> tupl
             for mention in {m.option: m for m in inside}.values():
                 sign = 1 if mention.role > 0 else -1
                 aside = sign < 0 and bool(rivals)
-                made.append(Statement(source, mention.option, sign, cues, phrases, blocked, sentence, aside))
+                made.append(
+                    Statement(source, mention.option, sign, cues, phrases, blocked, sentence, aside, _limits(piece))
+                )
     return tuple(made)
 
 
@@ -209,6 +230,18 @@ def _cues(piece: str, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str,
     bare = stems(_QUOTE.sub(" ", piece))
     cues = dict.fromkeys(s for s in bare if s not in _GENERIC and s != "#" and len(s) > 1)
     return tuple(cues), tuple(dict.fromkeys(phrases)), tuple(dict.fromkeys(blocked))
+
+
+def _limits(piece: str) -> tuple[Limit, ...]:
+    """Limits on a number that a sentence states in words: `above 500`, `500 or less`, `at least 3`."""
+    found: list[Limit] = []
+    for match in _LIMIT.finditer(_QUOTE.sub(" ", piece)):
+        word = (match[1] or match[2] or match[5]).lower()
+        number = float((match[3] or match[4]).replace(",", ""))
+        above = bool(re.search(r"above|over|more|exceed|greater|least|higher|>|≥", word)) and "no more" not in word
+        inclusive = bool(re.search(r"least|most|up to|no more|or |[≥≤=]", word))
+        found.append((above, number - 1e-9 if above == inclusive else number))
+    return tuple(found)
 
 
 def statements(text: str, options: tuple[Option, ...]) -> list[Statement]:

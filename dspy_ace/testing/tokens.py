@@ -40,11 +40,7 @@ class PrefixCache:
             key = hash((key, tuple(pieces[start : start + self.block])))
             keys.append(key)
         with self._lock:
-            known = 0
-            for known, key in enumerate(keys, start=1):  # noqa: B007 - the count of blocks is read after the loop
-                if key not in self._seen:
-                    known -= 1
-                    break
+            known = next((i for i, key in enumerate(keys) if key not in self._seen), len(keys))
             self._seen.update(keys)
         shared = known * self.block
         return shared if shared >= self.minimum else 0

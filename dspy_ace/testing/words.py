@@ -9,19 +9,19 @@ import re
 from functools import lru_cache
 
 _STOP = """
-a about above after again against all also am an and any are aren't as asked at be because been before being below
-between both but by can cannot could did do does doing done down during each either else etc every few for from
-further get gets given go goes going had has have having he her here hers him his how however i if in into is isn't
-it its itself just let like likely made make many may me might more most much must my near neither no nor not now of
-off on once one only onto or other our out over own per please quite rather same say says shall she should since so
-some someone something still such text than that the their them then there these they thing this those though
-through thus to too toward under until up upon us use used uses using very via was we were what when where whether
-which while who whom whose why will with within without would yes yet you your
-answer answers case cases choose class classify correct entity example expected field give input instead label
-labelled mean means mention mentioned mentions output pick question questions reply request response return right
-route sentence tag task wrong
-""".split()
-STOP_WORDS: frozenset[str] = frozenset(_STOP)
+a about above after again against all also am an and any are aren't as asked at be because been before being
+below between both but by can cannot could did do does doing done down during each either else etc every few for
+from further get gets given go goes going had has have having he her here hers him his how however i if in into
+is isn't it its itself just let like likely made make many may me might more most much must my near neither no
+nor not now of off on once one only onto or other our out over own per please quite rather same say says shall
+she should since so some someone something still such text than that the their them then there these they thing
+this those though through thus to too toward under until up upon us use used uses using very via was we were
+what when where whether which while who whom whose why will with within without would yes yet you your answer
+answers case cases choose class classify correct entity example expected field give input instead label labelled
+mean means mention mentioned mentions output pick question questions reply request response return right route
+sentence tag task wrong
+"""
+STOP_WORDS: frozenset[str] = frozenset(_STOP.split())
 """General function words and the vocabulary of asking itself; never used as cues."""
 
 _TOKEN = re.compile(r"\d[\d.,]*\d|\d|[^\W\d_]+(?:['’][^\W\d_]+)?|[$€£¥%#]")
@@ -52,8 +52,7 @@ def stem(word: str) -> str:
     if word[0].isdigit():
         return "#"
     w = word.lower().replace("’", "'")
-    if w.endswith("'s"):
-        w = w[:-2]
+    w = w.removesuffix("'s")
     if len(w) <= 3 or not w.isascii():
         return w
     for ending, put in _ENDINGS:

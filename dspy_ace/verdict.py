@@ -1,0 +1,129 @@
+"""Is the playbook better than the seed? A difference, its 95 % interval, and a plain word.
+
+Two kinds of evidence, pooled by their number of examples:
+
+* *validation*: seed and playbook on the same valset, paired by example;
+* *progressive validation*: every example is rolled out before it is learned from, so each batch of the
+  first epoch is a fair test of the playbook it met. Batches met by the seed against batches met by what
+  was learned; not paired, and not affected by a valset that is too small or too noisy to see a gain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+BETTER, UNCLEAR, WORSE = "better", "not shown to be better", "worse"
+_Z = 1.96  # two-sided 95 %
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One comparison of the seed with what was learned.
+
+    Args:
+        before, after: mean scores.
+        examples_before, examples_after: how many examples stand behind each; equal when `paired`.
+        paired: whether they are the same examples.
+        estimate, error: the difference drawn towards 0, and its standard error, never 0: the centre and
+            width of an interval that holds also for ten ties in a row (see `_smoothed`).
+    """
+
+    before: float
+    after: float
+    examples_before: int
+    examples_after: int
+    paired: bool
+    estimate: float
+    error: float
+
+    @property
+    def difference(self) -> float:
+        """After minus before."""
+        return self.after - self.before
+
+    @property
+    def weight(self) -> float:
+        """The number of pairs it is worth: their number, or the harmonic equivalent of two groups."""
+        if self.paired:
+            return float(self.examples_before)
+        return 1 / (1 / self.examples_before + 1 / self.examples_after)
+
+    def __str__(self) -> str:
+        count = f"{self.examples_before} pairs" if self.paired else f"{self.examples_before} and {self.examples_after}"
+        return f"{self.before:.3f} → {self.after:.3f} ({count})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the evidence says of the playbook against the seed.
+
+    Args:
+        word: "better" or "worse" when the 95 % interval leaves 0 out, else "not shown to be better".
+        difference, low, high: the pooled difference and its interval, in units of the metric.
+        validation, progressive: the evidence it rests on; None where there is none.
+    """
+
+    word: str
+    difference: float
+    low: float
+    high: float
+    validation: Evidence | None
+    progressive: Evidence | None
+
+    def __str__(self) -> str:
+        parts = [f"{self.word}: {self.difference:+.3f}, 95 % interval {self.low:+.3f} to {self.high:+.3f}"]
+        if self.validation is not None:
+            parts.append(f"valset {self.validation}")
+        if self.progressive is not None:
+            parts.append(f"before learning, batch by batch {self.progressive}")
+        return "; ".join(parts)
+
+
+def paired(before: Sequence[float], after: Sequence[float], scale: float) -> Evidence | None:
+    """Evidence of two playbooks scored on the same examples, in the same order; None without any."""
+    if not before:
+        return None
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    estimate, error = _smoothed(differences, 0.0, scale)
+    return Evidence(_mean(before), _mean(after), len(before), len(after), True, estimate, error)
+
+
+def unpaired(before: Sequence[float], after: Sequence[float], scale: float) -> Evidence | None:
+    """Evidence of two groups of examples; None if one of them is empty."""
+    if not before or not after:
+        return None
+    middle = _mean([*before, *after])
+    (low, low_error), (high, high_error) = _smoothed(before, middle, scale / 2), _smoothed(after, middle, scale / 2)
+    error = math.hypot(low_error, high_error)
+    return Evidence(_mean(before), _mean(after), len(before), len(after), False, high - low, error)
+
+
+def verdict(validation: Evidence | None, progressive: Evidence | None) -> Verdict | None:
+    """Pool the evidence; None if there is none."""
+    evidence = [each for each in (validation, progressive) if each is not None]
+    if not evidence:
+        return None
+    total = sum(each.weight for each in evidence)
+    difference = sum(each.weight * each.difference for each in evidence) / total
+    centre = sum(each.weight * each.estimate for each in evidence) / total
+    error = math.sqrt(sum((each.weight * each.error) ** 2 for each in evidence)) / total
+    low, high = centre - _Z * error, centre + _Z * error
+    word = BETTER if low > 0 else WORSE if high < 0 else UNCLEAR
+    return Verdict(word, difference, low, high, validation, progressive)
+
+
+def _smoothed(values: Sequence[float], middle: float, scale: float) -> tuple[float, float]:
+    """Mean and standard error of `values` with two more observations, `scale` below and above `middle`.
+
+    Without them ten ties in a row would look like certainty (Agresti and Min, 2005, for paired
+    proportions; Agresti and Caffo, 2000, for two groups).
+    """
+    more = [*values, middle - scale, middle + scale]
+    mean = _mean(more)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in more)) / len(more)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

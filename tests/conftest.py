@@ -1,0 +1,90 @@
+"""What every test has: no network, no cache on disk, DSPy's settings as they were."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy_ace_tests_")  # before DSPy opens one at home
+
+import dspy
+import pytest
+
+from dspy_ace import Bullet, Playbook
+from dspy_ace.testing import OfflineLM
+
+QUIET = ("dspy.predict", "dspy.evaluate", "dspy.utils", "dspy.primitives", "dspy.teleprompt", "dspy.adapters")
+
+
+def _is_local(address: Any) -> bool:
+    if not isinstance(address, tuple):  # a Unix socket
+        return True
+    try:
+        return ipaddress.ip_address(address[0]).is_loopback
+    except ValueError:
+        return address[0] in ("localhost", "")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """Sockets reach this machine alone; a name that is not local is not even looked up."""
+    connect, connect_ex, lookup = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def refuse(address: Any) -> None:
+        raise OSError(f"tests do not use the network: {address!r}")
+
+    def local_connect(self: socket.socket, address: Any) -> Any:
+        return connect(self, address) if _is_local(address) else refuse(address)
+
+    def local_connect_ex(self: socket.socket, address: Any) -> Any:
+        return connect_ex(self, address) if _is_local(address) else refuse(address)
+
+    def local_lookup(host: Any, *args: Any, **kwargs: Any) -> Any:
+        return lookup(host, *args, **kwargs) if host is None or _is_local((host,)) else refuse(host)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", local_connect)
+    patch.setattr(socket.socket, "connect_ex", local_connect_ex)
+    patch.setattr(socket, "getaddrinfo", local_lookup)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _settings_as_they_were() -> Iterator[None]:
+    """What a test does to DSPy's settings ends with it; DSPy's own complaints of failing calls are not shown."""
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with dspy.context():
+        yield
+
+
+@pytest.fixture
+def offline() -> Iterator[OfflineLM]:
+    """The offline language model, in force while the test runs."""
+    lm = OfflineLM()
+    with dspy.context(lm=lm):
+        yield lm
+
+
+@pytest.fixture
+def playbook() -> Playbook:
+    """Three bullets for all predictors."""
+    return Playbook(
+        (
+            Bullet("str-00001", "STRATEGIES & INSIGHTS", "Read the question twice."),
+            Bullet("cmt-00002", "COMMON MISTAKES TO AVOID", "Do not round before the end."),
+            Bullet("misc-00003", "OTHERS", "Name the unit."),
+        )
+    )
+
+
+@pytest.fixture
+def examples() -> list[dspy.Example]:
+    """Eight questions that the offline model need not get right."""
+    return [dspy.Example(question=f"What is {n} + {n}?", answer=str(2 * n)).with_inputs("question") for n in range(8)]
