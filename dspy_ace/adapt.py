@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .delta import Delta, Rejected, Tag, admit, apply, combine
+from .errors import RunError
 from .parallel import ordered_map
 from .playbook import Playbook
 from .roles import Curate, Refine, Reflect, Reflection
@@ -63,6 +64,9 @@ def adapt(
 
     Returns:
         The step. The same batch gives the same step, whichever thread ends first.
+
+    Raises:
+        RunError: a role said that it is of no use to go on. Other failures of a role are recorded in the step.
     """
     taught = [t for t in trajectories if t.teaches and (reflect_on == "all" or not t.success)]
     reflected = ordered_map(lambda t: _reflect(playbook, t, reflect, retry, rounds), taught, num_threads)
@@ -99,6 +103,8 @@ def _reflect(
     for _ in range(max(1, rounds)):
         try:
             reflection = reflect(playbook, attempt)
+        except RunError:
+            raise
         except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
             reason = f"reflection on example {first.source} failed: {type(error).__name__}: {error}"
             failed.append(Rejected(None, reason))
@@ -121,6 +127,8 @@ def _curate(playbook: Playbook, group: Sequence[Reflection], curate: Curate) -> 
     """Curate one group; a failed call loses this group's lessons only, and says so."""
     try:
         return curate(playbook, group)
+    except RunError:
+        raise
     except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
         examples = ", ".join(r.trajectory.source for r in group if r.trajectory is not None)
         reason = f"curation of examples {examples} failed: {type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -96,12 +97,8 @@ def check_playbook(playbook: Any) -> Playbook:
 
 def check_number(name: str, value: Any, least: float, *, whole: bool = True, most: float | None = None) -> None:
     """Raise SettingsError unless `value` is a (whole) number in range."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int if whole else (int, float))
-        or value < least
-        or (most is not None and value > most)
-    ):
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not fits or not math.isfinite(value) or value < least or (most is not None and value > most):
         wanted = f"a {'whole ' if whole else ''}number, {least} or more" + (
             f", at most {most}" if most is not None else ""
         )

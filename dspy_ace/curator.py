@@ -124,7 +124,7 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         """The input fields, before they are cut to size. What changes least comes first: it stays cached."""
         counted = (f"{b.id}: helpful {b.helpful}, harmful {b.harmful}" for b in playbook if b.helpful or b.harmful)
         used = playbook.tokens()
-        share = self.max_prompt_tokens // (2 * max(1, len(reflections)))
+        share = 3 * self.max_prompt_tokens // (10 * max(1, len(reflections)))  # `fit` never cuts into that
         reviews = (_review(number, item, share) for number, item in enumerate(reflections, 1))
         return {
             "playbook": playbook.render() or "(empty)",

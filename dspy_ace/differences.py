@@ -64,7 +64,6 @@ _DROP = frozenset(
     "we me this that these those which who whom whose there here of so very quite really as such eg ie etc then "
     "thus therefore hence however instead too also please well itself themselves yourself whether let".split()
 )
-_ARTICLES = frozenset("the a an its their his her your our my on by of each every".split())
 _SOFT = {  # words of grammar: left out is no difference; one in place of another is, across groups
     word: group
     for group, words in {
@@ -117,7 +116,7 @@ _PHRASES = {
     )
 }
 _BOUNDS = {"over": "above", "under": "below"}  # before a number
-_OPENINGS = frozenset(phrase[0] for phrase in _PHRASES) | _BOUNDS.keys()
+_OPENINGS = frozenset(phrase[0] for phrase in _PHRASES)
 _SYNONYMS = {
     _stem(word): group.split()[0]
     for group in (
@@ -239,20 +238,24 @@ def difference(a: str, b: str) -> str | None:
     Returns:
         A reason in words, such as `"numbers differ: 3 / 5"`, or None. Pure; total on any text.
     """
-    if b < a:
-        return _difference(b, a, swapped=True)
-    return _difference(a, b, swapped=False)
-
-
-def _difference(a: str, b: str, *, swapped: bool) -> str | None:
-    raw_a, raw_b = tokens(a), tokens(b)
-    if not raw_a or not raw_b:  # no content at all: only the very words can tell
-        return None if re.findall(r"\w+", a.lower()) == re.findall(r"\w+", b.lower()) else "words differ"
-    if _keys(raw_a) == _keys(raw_b):
+    first, second = sorted((a, b))
+    all_first, all_second = tokens(first), tokens(second)
+    if not all_first or not all_second:  # no content at all: only the very words can tell
+        return None if re.findall(r"\w+", first.lower()) == re.findall(r"\w+", second.lower()) else "words differ"
+    if _keys(all_first) == _keys(all_second):
         return None
-    if len(raw_a) * len(raw_b) > MOST:
+    if len(all_first) * len(all_second) > MOST:
         return "too long to compare word by word"
-    return _verdict(_canonical(raw_a), _canonical(raw_b), swapped)
+    verdict = _verdict(_canonical(all_first), _canonical(all_second))
+    if verdict is None:
+        return None
+    what, *sides = verdict
+    shown = [" ".join(dict.fromkeys(token.shown for token in side)) or "–" for side in sides]
+    return (
+        f"{what}: {shown[0]}"
+        if what == "order differs"
+        else f"{what}: " + " / ".join(shown if first == a else shown[::-1])
+    )
 
 
 def _keys(sequence: Iterable[Token]) -> list[str]:
@@ -309,7 +312,6 @@ class _Piece:
     group: str  # of _TOKEN
     quoted: str = ""  # code, phrase
     first: bool = False  # opens a sentence, or follows a colon
-    adverb: bool = True  # does not follow an article
 
     @cached_property
     def low(self) -> str:
@@ -364,21 +366,26 @@ def _scanned(text: str, start: int, end: int, quoted: str, before: Sequence[_Pie
         else:
             opened = previous is None or previous.group == "stop" or previous.raw == ":"
             first = opened or (previous is not None and previous.first and previous.group == "number")
-        after_article = previous is not None and previous.low in _ARTICLES
-        found.append(_Piece(match[0], group, quoted, first, not after_article))
+        found.append(_Piece(match[0], group, quoted, first))
     return found
 
 
 def _phrase(pieces: Sequence[_Piece], at: int) -> tuple[int, list[_Piece]]:
-    if pieces[at].low in _OPENINGS:
-        following = pieces[at + 1].group if at + 1 < len(pieces) else ""
-        if pieces[at].low in _BOUNDS and following in ("number", "sign"):
-            return 1, [_Piece(_BOUNDS[pieces[at].low], "word")]
+    """The number of pieces from `at` that belong together, and the words that stand for them."""
+    piece = pieces[at]
+    following = pieces[at + 1] if at + 1 < len(pieces) else _Piece("", "stop")
+    if piece.low == "first":  # "First, read …", "read it first": an order of steps, which the sequence tells anyway
+        before = pieces[at - 1].group if at else "stop"
+        if before in ("stop", "pause") or following.group in ("stop", "pause") or following.low in ("to", "and"):
+            return 1, []
+    if piece.low in _BOUNDS and following.group in ("number", "sign"):
+        return 1, [_Piece(_BOUNDS[piece.low], "word")]
+    if piece.low in _OPENINGS:
         for width in (4, 3, 2, 1):
             words = tuple(piece.low for piece in pieces[at : at + width])
             if words in _PHRASES:
                 return width, [_Piece(word, "word") for word in _PHRASES[words]]
-    return 1, [pieces[at]]
+    return 1, [piece]
 
 
 def _token(piece: _Piece, reason: int) -> Token | None:
@@ -395,7 +402,7 @@ def _token(piece: _Piece, reason: int) -> Token | None:
     if group == "whole":
         return Token(raw, "literal", raw, reason)
     if group == "other":
-        if unicodedata.category(raw)[0] in "PZCM":
+        if unicodedata.category(raw)[0] in "PZC":
             return None
         return Token(raw, "literal", raw, reason)
     if group != "word":
@@ -439,8 +446,6 @@ def _word(piece: _Piece, reason: int) -> Token | None:
         return Token(raw, "literal", raw, reason)
     if raw[0].isupper() and not piece.first and key not in _WEAK and low not in ("api", "apis", "id", "ids"):
         return Token(_stem(low), "name", raw, reason)
-    if low == "first" and piece.adverb:
-        return Token(key, "weak", raw, reason)
     weak = key in _WEAK or (reason and (key in _PRAISE or low in _QUALITIES))
     return Token(key, "weak" if weak else "word", raw, reason)
 
@@ -507,48 +512,43 @@ def _active(sentence: list[Token]) -> list[Token]:
                 r"ed$|^(sent|kept|made|given|taken|written|paid|shown)$", sentence[end].shown
             ):
                 start = max((i + 1 for i in range(at) if sentence[i].kind == "pause"), default=0)
-                return (
-                    sentence[:start] + sentence[at + 1 : end + 1] + sentence[start:at] + sentence[end + 1 :]
-                )
+                return sentence[:start] + sentence[at + 1 : end + 1] + sentence[start:at] + sentence[end + 1 :]
     return sentence
 
 
 _Region = tuple[list[Token], list[Token]]  # the unmatched tokens of either text at one place
-_WEIGHTS = {"soft": 1, "weak": 2}
-_STRONG = ("word", "name", "literal", "number")
+_Verdict = tuple[str, Sequence[Token], Sequence[Token]]  # what differs, and how in either text
+_WEIGHTS = {"soft": 1, "scene": 1, "weak": 2}  # of a match; 4 for content
 _GRAMMAR = ("soft", "scene")
+_CONTENT = ("word", "name", "literal", "number")
 _HARD_KINDS = ("negation", "restriction")
 
 
-def _verdict(a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str | None:
+def _verdict(a: Sequence[Token], b: Sequence[Token]) -> _Verdict | None:
     a, b = _unquoted(a, b), _unquoted(b, a)
-    new = [_missing(a, b), _missing(b, a)]
+    new = _missing(a, b), _missing(b, a)
     for kind in ("number", "literal", "name"):
-        hard = [[token for token in side if token.kind == kind and token.shown.lower() != "one"] for side in new]
+        hard = [[token for token in side if token.kind == kind and not _is_one(token)] for side in new]
         if hard[0] or hard[1]:
-            return _say(f"{kind}s differ", *hard, swapped)
+            return f"{kind}s differ", hard[0], hard[1]
     regions, matched = _align(a, b)
-    regions = list(zip(_apart(a, [r[0] for r in regions]), _apart(b, [r[1] for r in regions]), strict=True))
-    common = {token.key for token in matched}
-    is_long = sum(token.kind in _STRONG for token in matched) >= LONG
-    new = [[token for token in side if _counts(token, is_long)] for side in new]
-    changed = [[[t for t in side if _counts(t, is_long)] for side in region] for region in regions]
-    telling = [region for region in changed if any(not token.reason for side in region for token in side)]
-    plain_new = [[t for t in side if not t.reason] for side in new]
-    mutual = bool(plain_new[0]) == bool(plain_new[1])  # new words on one side alone: it says more, not the same anew
-    loose = is_long and len(telling) >= 3 and mutual and sum(map(len, plain_new)) <= 4
-    moved = _moved(changed)
-    blocks = [[token.key for token in side] for region in changed for side in region if len(side) > 2]
-    intact = {key for block in blocks if blocks.count(block) == 2 for key in block}
-    often = common | {key for side in (a, b) for key, times in Counter(t.key for t in side).items() if times > 1}
-    if moved and not (loose and all(t.key in intact or (t.kind == "word" and t.key in often) for t in moved)):
-        return "order differs: " + ", ".join(dict.fromkeys(token.shown for token in moved))
+    is_long = sum(token.kind in _CONTENT for token in matched) >= LONG
+    sides = [_apart(whole, [region[at] for region in regions]) for at, whole in enumerate((a, b))]
+    telling = [[[token for token in part if _tells(token, is_long)] for part in side] for side in sides]
+    moved = _moved(telling[0], telling[1])
+    if moved:
+        return "order differs", moved, ()
     unknown = {token.key for side in new for token in side}
-    for region, strong in zip(regions, changed, strict=True):
-        reason = _strong(strong[0], strong[1], common, unknown, is_long, loose, swapped)
-        reason = reason or _faint(region[0], region[1], strong, is_long, swapped)
-        if reason is not None:
-            return reason
+    said = {token.key for token in matched} if is_long else set()
+    for part_a, part_b, content_a, content_b in zip(*sides, *telling, strict=True):
+        if content_a and content_b:
+            verdict = _replaced(content_a, content_b, unknown)
+        elif content_a or content_b:
+            verdict = _added(content_a, content_b, said)
+        else:
+            verdict = _reworded(part_a, part_b, is_long)
+        if verdict is not None:
+            return verdict
     return None
 
 
@@ -558,15 +558,19 @@ def _missing(a: Sequence[Token], b: Sequence[Token]) -> list[Token]:
     return [token for token in a if token.key not in keys]
 
 
+def _is_one(token: Token) -> bool:
+    """The word "one", which counts in place of another number only."""
+    return token.shown.lower() == "one"
+
+
 def _unquoted(a: Sequence[Token], b: Sequence[Token]) -> list[Token]:
     """`a` with literals that `b` writes as plain words as those words: `genre` quoted is the word genre."""
     plain = {token.key for token in b if token.kind in ("word", "weak", "name")}
     keys = {token.key for token in b}
     result = []
     for token in a:
-        key = _canon(token.key)
-        if token.kind == "literal" and token.key not in keys and token.key.isalpha() and key in plain:
-            token = replace(token, key=key)
+        if token.kind == "literal" and token.key not in keys and token.key.isalpha() and _canon(token.key) in plain:
+            token = replace(token, key=_canon(token.key))
         result.append(token)
     return result
 
@@ -579,74 +583,54 @@ def _apart(whole: Sequence[Token], unmatched: Sequence[list[Token]]) -> list[lis
     return [[replace(token, reason=0) if token.reason in shared else token for token in part] for part in unmatched]
 
 
-def _counts(token: Token, is_long: bool) -> bool:
+def _tells(token: Token, is_long: bool) -> bool:
     """Whether a token can carry a difference by being there or not."""
-    return token.kind not in ("soft", "weak") and not (is_long and token.kind == "word" and token.key in _SLACK)
+    padding = token.kind in ("weak", *_GRAMMAR) or (is_long and token.kind == "word" and token.key in _SLACK)
+    return not padding
 
 
-def _moved(changed: Sequence[Sequence[Sequence[Token]]]) -> list[Token]:
-    """Unmatched tokens that both sides have: they stand in another place."""
-    left = [[token for region in changed for token in region[side] if not token.reason] for side in (0, 1)]
-    shared = {token.key for token in left[1]}
-    return [token for token in left[0] if token.key in shared]
+def _moved(a: Sequence[Sequence[Token]], b: Sequence[Sequence[Token]]) -> list[Token]:
+    """Unmatched content that both texts have: it stands in another place."""
+    there = {token.key for part in b for token in part if not token.reason}
+    return [token for part in a for token in part if not token.reason and token.key in there]
 
 
-def _strong(
-    a: Sequence[Token], b: Sequence[Token], common: set[str], unknown: set[str], is_long: bool, loose: bool, swapped: bool
-) -> str | None:
-    """What the unmatched content at one place, `a` on the one side and `b` on the other, changes; None: nothing.
+def _replaced(a: Sequence[Token], b: Sequence[Token], unknown: set[str]) -> _Verdict | None:
+    """One text has `a` where the other has `b`. `unknown`: keys that one of the texts lacks altogether."""
+    keys = {token.key for token in b}
+    opposite = [token for token in a if _OPPOSITES.get(token.key) in keys]
+    if opposite:
+        poles = {_OPPOSITES[token.key] for token in opposite}
+        return "opposites", opposite, [token for token in b if token.key in poles]
+    both_new = all(any(token.key in unknown for token in side) for side in (a, b))
+    if all(token.reason for token in (*a, *b)) and (not both_new or max(len(a), len(b)) > 2):
+        return None  # two wordings of a reason
+    return "words differ", a, b
 
-    `unknown`: the keys that one text lacks altogether; `loose`: both texts are long and differ here and
-    there in wording, so that one side may say a little more.
-    """
-    strong = [*a, *b]
-    aside = all(token.reason for token in strong)
-    if a and b:
-        keys = {token.key for token in b}
-        opposite = [token for token in a if _OPPOSITES.get(token.key) in keys]
-        if opposite:
-            poles = {_OPPOSITES[token.key] for token in opposite}
-            return _say("opposites", opposite, [token for token in b if token.key in poles], swapped)
-        both_new = all(any(token.key in unknown for token in side) for side in (a, b))
-        if aside and (not both_new or max(len(a), len(b)) > 2):
-            return None
-        if loose and not both_new and max(len(a), len(b)) > 3 and not _hard(strong):
-            return None
-        return _say("words differ", a, b, swapped)
-    if not strong or aside or [token.shown.lower() for token in strong] == ["one"]:
+
+def _added(a: Sequence[Token], b: Sequence[Token], said: set[str]) -> _Verdict | None:
+    """Only one text has something here. `said`: keys that both texts have anyway, if they are long."""
+    extra = [*a, *b]
+    if all(token.reason for token in extra) or (len(extra) == 1 and _is_one(extra[0])):
         return None
-    hard = _hard(strong)
+    hard = [token.kind for token in extra if token.kind in _HARD_KINDS]
     if hard:
-        return _say(f"{hard[0].kind} differs", hard if a else [], hard if b else [], swapped)
-    if loose or (is_long and all(token.kind != "number" and token.key in common for token in strong)):
+        return f"{hard[0]} differs", a, b
+    if all(token.kind != "number" and token.key in said for token in extra):
         return None
-    return _say("only one says", a, b, swapped)
+    return "only one says", a, b
 
 
-def _hard(tokens: Sequence[Token]) -> list[Token]:
-    return [token for token in tokens if token.kind in _HARD_KINDS]
-
-
-def _faint(
-    a: Sequence[Token], b: Sequence[Token], strong: Sequence[Sequence[Token]], is_long: bool, swapped: bool
-) -> str | None:
-    """The same for the words of grammar and padding at a place where no content differs."""
-    if strong[0] or strong[1]:
-        return None
-    weak = [[token for token in side if token.kind not in ("soft", *_HARD_KINDS) and not token.reason] for side in (a, b)]
-    soft = [{token.key for token in side} for side in (a, b) if all(token.kind in _GRAMMAR for token in side)]
-    if all(token.kind == "scene" for token in (*a, *b)):
-        return None
-    if weak[0] and weak[1] and not is_long:
-        return _say("words differ", weak[0], weak[1], swapped)
-    if len(soft) == 2 and soft[0] and soft[1] and not soft[0] & soft[1]:
-        return _say("words differ", a, b, swapped)
+def _reworded(a: Sequence[Token], b: Sequence[Token], is_long: bool) -> _Verdict | None:
+    """Only words of grammar and padding differ here."""
+    padding = [[token for token in side if token.kind not in _GRAMMAR and not token.reason] for side in (a, b)]
+    if padding[0] and padding[1] and not is_long:
+        return "words differ", padding[0], padding[1]
+    grammar = [{token.key for token in side} for side in (a, b) if all(token.kind in _GRAMMAR for token in side)]
+    scenes = all(token.kind == "scene" for token in (*a, *b))
+    if len(grammar) == 2 and all(grammar) and not scenes and not grammar[0] & grammar[1]:
+        return "words differ", a, b
     return None
-
-
-def _say(what: str, a: Sequence[Token], b: Sequence[Token], swapped: bool) -> str:
-    sides = [" ".join(dict.fromkeys(token.shown for token in side)) or "–" for side in (a, b)]
-    return f"{what}: " + " / ".join(reversed(sides) if swapped else sides)
 
 
 def _align(a: Sequence[Token], b: Sequence[Token]) -> tuple[list[_Region], list[Token]]:

@@ -7,11 +7,13 @@ AceError
 ├── EmbedderError     an embedder that did not return one finite vector a text           (also a ValueError)
 ├── MetricError       a metric that raises on every example, or returns no score
 ├── RoleError         a reflector or curator whose reply could not be used
-├── RunError          a run that cannot go on (a dead provider, a wrong key)
+├── RunError          a run that cannot go on (a dead provider, a wrong key, a role that never works)
 └── JournalError      a run folder that is not ours, not this run's, or cannot be written
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class AceError(Exception):
@@ -43,7 +45,13 @@ class RoleError(AceError):
 
 
 class RunError(AceError):
-    """The run cannot go on: the provider refuses every call. Nothing learned so far is lost."""
+    """The run cannot go on: the LM fails on every call, or a role never works.
+
+    Nothing learned so far is lost: `program` is the student with the best playbook so far, as `compile` would
+    have returned it; None where the error did not come from `compile`.
+    """
+
+    program: Any = None
 
 
 class JournalError(AceError):

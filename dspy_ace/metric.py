@@ -73,9 +73,12 @@ def feedback_of(result: Any) -> Feedback:
         MetricError: None, text, NaN, an infinity, or an object without a score.
     """
     score: Any
+    words: Any
     if inspect.iscoroutine(result):
         result.close()  # it will never be awaited
-    if isinstance(result, Mapping):
+    if isinstance(result, Feedback):
+        score, words = result.score, result.text
+    elif isinstance(result, Mapping):
         score, words = result.get("score"), result.get("feedback")
     elif hasattr(result, "score") and not isinstance(result, (bool, int, float)):
         score, words = result.score, getattr(result, "feedback", None)

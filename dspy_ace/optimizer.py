@@ -13,6 +13,7 @@ from dspy.teleprompt import Teleprompter
 
 from . import checks
 from .adapt import ReflectOn
+from .errors import RunError
 from .history import Record, State
 from .journal import Journal
 from .metric import Metric, Scorer
@@ -130,7 +131,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
 
         Raises:
             SettingsError, PlaybookError: a mistake in the arguments, found before the first LM call.
-            MetricError, RunError: the first rollout shows that the metric or the LM cannot work.
+            MetricError: the first rollout shows that the metric cannot score.
+            RunError: the LM, or a role, cannot work; `error.program` is the best program so far.
             JournalError: `log_dir` cannot be used, or holds another run.
         """
         trainset, valset = self._check(student, trainset, valset)
@@ -138,21 +140,25 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         order = schedule(len(trainset), self.epochs, self.batch_size, self.seed)
         journal = Journal.open(self.log_dir, run.fingerprint())
         state = journal.replay(State.of(run.seed))
-        if state.step < 0:
-            state = _keep(journal, state, Record(0, validation=run.validate(state.playbook)))
         stopped = f"all {self.epochs} epochs done"
-        for batch in order[state.step :]:
-            if _nothing_left(state, batch, self.perfect_score):
-                stopped = "nothing left to learn: an epoch without a failure or a new lesson"
-                break
-            trajectories = run.rollouts(state.playbook, batch)
-            step = run.adapt(state.playbook, trajectories)
-            record = record_of(batch, trajectories, step)
-            if run.due(state, record):
-                record = replace(record, validation=run.validate(step.playbook))
-            state = _keep(journal, state, record)
-        if run.valset and state.unvalidated:
-            state = _keep(journal, state, Record(state.step, validation=run.validate(state.playbook)))
+        try:
+            if state.step < 0:
+                state = _keep(journal, state, Record(0, validation=run.validate(state.playbook)))
+            for batch in order[state.step :]:
+                if _nothing_left(state, batch, self.perfect_score):
+                    stopped = "nothing left to learn: an epoch without a failure or a new lesson"
+                    break
+                trajectories = run.rollouts(state.playbook, batch)
+                step = run.adapt(state.playbook, trajectories)
+                record = record_of(batch, trajectories, step)
+                if run.due(state, record):
+                    record = replace(record, validation=run.validate(step.playbook))
+                state = _keep(journal, state, record)
+            if run.valset and state.unvalidated:
+                state = _keep(journal, state, Record(state.step, validation=run.validate(state.playbook)))
+        except RunError as error:
+            error.program = run.finished(state, f"stopped by an error: {error}")  # what was learned is not lost
+            raise
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
         return run.finished(state, stopped)
 

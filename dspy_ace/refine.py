@@ -104,7 +104,9 @@ class GrowAndRefine:
         evicted = self._evicted(kept)
         for group in kept:
             if group.bullets[0].id in evicted:
-                reason = f"over the budget of {self.max_tokens} tokens; helpful {group.helpful}, harmful {group.harmful}"
+                reason = (
+                    f"over the budget of {self.max_tokens} tokens; helpful {group.helpful}, harmful {group.harmful}"
+                )
                 operations += [Delete(bullet.id, reason) for bullet in group.bullets]
             elif len(group.bullets) > 1:
                 operations.append(Merge(tuple(bullet.id for bullet in group.bullets), group.content))

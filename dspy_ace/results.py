@@ -86,7 +86,7 @@ def judge(records: Sequence[Record], scale: float) -> Verdict | None:
     learned = [record for record in records if record.learned]
     if not learned:
         return None
-    first = records[0].validation
+    first = records[0].validation  # the seed's
     later = [record.validation for record in records[1:] if record.validation is not None]
     best = max(reversed(later), key=lambda validation: validation.mean, default=None)
     on_valset = paired(first.scores, best.scores, scale) if first and best else None

@@ -12,6 +12,7 @@ from .curator import Curator
 from .delta import operation_to_json
 from .errors import MetricError, RunError
 from .fingerprint import describe_callable, describe_data, describe_program, fingerprint
+from .guard import Guard
 from .history import Record, State, Validation
 from .metric import Scorer
 from .playbook import Playbook
@@ -56,8 +57,11 @@ class Run:
             max_tokens=ace.max_playbook_tokens,
             max_prompt_tokens=2 * ace.max_prompt_tokens,
         )
+        self.proven = False
         self.num_threads = ace.num_threads or dspy.settings.num_threads or 8
         self.meter = Meter()
+        self.reflect = Guard(_metered(self.reflector, self.meter, "reflector"), "reflector")
+        self.curate = Guard(_metered(self.curator, self.meter, "curator"), "curator")
         if any(PLAYBOOK_HEADER in own for own in own_instructions(student).values()):
             logger.warning(
                 "ACE: the student's instructions already hold a playbook that came without its values (a program "
@@ -75,13 +79,13 @@ class Run:
 
         def retry(first: Trajectory, reflection: Reflection) -> Trajectory:
             program = with_reflection(self.student, playbook, [insight.content for insight in reflection.insights])
-            return self._roll(program, [first.example], [first.source])[0]
+            return self._rolled(program, [first.example], [first.source])[0]
 
         return adapt(
             playbook,
             trajectories,
-            _metered(self.reflector, self.meter, "reflector"),
-            _metered(self.curator, self.meter, "curator"),
+            self.reflect,
+            self.curate,
             self.refine,
             retry=retry,
             rounds=self.ace.max_reflection_rounds,
@@ -117,7 +121,7 @@ class Run:
     def finished(self, state: State, stopped: str) -> dspy.Module:
         """The student with the best playbook, and the account of the run."""
         program = with_playbook(self.student, state.best)
-        first = state.records[0].validation
+        first = state.records[0].validation if state.records else None
         program.detailed_results = Results(
             seed_score=None if first is None else first.mean,
             best_score=state.best_score,
@@ -153,11 +157,16 @@ class Run:
         )
 
     def _roll(self, program: dspy.Module, examples: list[dspy.Example], sources: list[str] | None) -> list[Trajectory]:
+        """Roll out, and stop the run when there is no sense in going on."""
         names = sources or [str(position) for position in range(len(examples))]
-        first = [] if self.meter.scopes("task") else self._rolled(program, examples[:1], names[:1])
-        if first and first[0].error is not None:
-            _refuse(first[0])
-        return first + self._rolled(program, examples[len(first) :], names[len(first) :])
+        done: list[Trajectory] = []
+        while not self.proven and len(done) < len(examples):  # one at a time, until one shows that metric and LM work
+            done += self._rolled(program, examples[len(done) : len(done) + 1], names[len(done) : len(done) + 1])
+            self.proven = _works(done)
+        done += self._rolled(program, examples[len(done) :], names[len(done) :])
+        if all(trajectory.error is not None and trajectory.error.kind == "provider" for trajectory in done):
+            raise RunError(_dead(done))
+        return done
 
     def _rolled(self, program: dspy.Module, examples: list[dspy.Example], names: list[str]) -> list[Trajectory]:
         return rollouts(
@@ -172,13 +181,24 @@ class Run:
         )
 
 
-def _refuse(first: Trajectory) -> None:
-    """The first rollout runs alone: a metric or a provider that cannot work is found before a batch is paid for."""
-    failure = first.error
+def _works(first: list[Trajectory]) -> bool:
+    """Whether the latest of a run's first rollouts shows that metric and LM work at all."""
+    failure = first[-1].error
     if failure is not None and failure.kind == "metric":
-        raise MetricError(f"The metric failed on the first example ({first.source}): {failure.message}")
+        raise MetricError(f"The metric failed on the first example it saw ({first[-1].source}): {failure.message}")
     if failure is not None and failure.kind == "provider":
-        raise RunError(f"The LM failed on the first example ({first.source}): {failure.message}")
+        if len(first) == 3:
+            raise RunError(_dead(first))
+        return False
+    return True
+
+
+def _dead(trajectories: list[Trajectory]) -> str:
+    last = trajectories[-1]
+    return (
+        f"The LM failed on every one of {len(trajectories)} examples in a row; on example {last.source}: "
+        f"{last.error.message if last.error else ''} Check the model's name, key, address and limits."
+    )
 
 
 def refiner(ace: Any) -> Refine:

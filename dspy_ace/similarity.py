@@ -176,9 +176,7 @@ def duplicates(vectors: Vectors, texts: Sequence[str], new: Sequence[int], thres
     for pair in repeats(texts, new):
         candidates.setdefault((pair.first, pair.second), pair)
     return [
-        pair
-        for (first, second), pair in sorted(candidates.items())
-        if difference(texts[first], texts[second]) is None
+        pair for (first, second), pair in sorted(candidates.items()) if difference(texts[first], texts[second]) is None
     ]
 
 

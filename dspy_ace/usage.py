@@ -97,7 +97,10 @@ class Spent:
 
 
 class Meter:
-    """Adds up usage per role (`task`, `reflector`, `curator`, …). Thread-safe."""
+    """Adds up usage per role (`task`, `reflector`, `curator`, …). Thread-safe.
+
+    A `dspy.track_usage()` in force where the meter is made is passed every entry.
+    """
 
     def __init__(self) -> None:
         self._outer = dspy.settings.usage_tracker

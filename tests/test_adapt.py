@@ -68,8 +68,8 @@ def test_a_vote_counts_once_an_example_and_only_for_bullets_that_were_shown() ->
     step = adapt(START, batch, tags, keep, no_change)
     assert (step.playbook["s-00001"].helpful, step.playbook["s-00002"].harmful) == (4, 2)
     assert sorted(r.reason for r in step.rejected) == [
-        "no bullet 's-00002 (not shown)' in the playbook",
-        *["no bullet 's-00009 (not shown)' in the playbook"] * 3,
+        "tag s-00002 (not shown): no bullet 's-00002 (not shown)' in the playbook",
+        *["tag s-00009 (not shown): no bullet 's-00009 (not shown)' in the playbook"] * 3,
     ]
     assert Tag("s-00001", helpful=1, source="a") in step.delta.operations
     neutral = adapt(START, batch, lambda p, t: Reflection(tags={"s-00001": "neutral"}), keep, no_change)
@@ -160,7 +160,7 @@ def test_groups_see_the_tagged_snapshot_and_their_repeats_collapse() -> None:
     assert len(step.playbook) == 3
     assert step.playbook["s-00003"].sources == ("a", "b")
     assert step.playbook["s-00002"].content == "Second, says a."
-    assert [r.reason for r in step.rejected] == ["s-00002: already edited here by a update"]
+    assert [r.reason for r in step.rejected] == ["update s-00002: already edited here by a update"]
 
 
 def test_a_failed_role_loses_itself_alone_and_says_so() -> None:

@@ -248,9 +248,7 @@ def test_a_reply_that_is_broken_elsewhere_is_a_format_failure(kind: str, playboo
 @pytest.mark.compat
 def test_ids_of_another_predictor_do_not_count() -> None:
     """A predictor can only cite what its own prompt shows."""
-    book = Playbook(
-        (Bullet("str-00001", "S", "for react", predictor="react"), Bullet("str-00002", "S", "for all"))
-    )
+    book = Playbook((Bullet("str-00001", "S", "for react", predictor="react"), Bullet("str-00002", "S", "for all")))
     lm = model("chat", **{FIELD: ["str-00001", "str-00002"]})
 
     def answer(messages: Messages) -> str:

@@ -75,7 +75,9 @@ def test_better_together_runs_ace_before_and_after_another(order: str) -> None:
 def test_ace_keeps_the_instructions_and_demos_of_another_optimizer() -> None:
     """On a program that was optimized before, ACE only appends."""
     student = dspy.ChainOfThought(Route)
-    student.predict.signature = student.predict.signature.with_instructions("An instruction found by a search.\n\nTwo parts.")
+    student.predict.signature = student.predict.signature.with_instructions(
+        "An instruction found by a search.\n\nTwo parts."
+    )
     student.predict.demos = [dspy.Example(message="Lost parcel", reasoning="A parcel.", desk="Summit", augmented=True)]
     with dspy.context(lm=OfflineLM()):
         program = ACE(gepa_metric, epochs=1, num_threads=2).compile(student, TRAIN)

@@ -209,11 +209,23 @@ def test_what_a_metric_may_return(result: Any, feedback: Feedback) -> None:
 @pytest.mark.compat
 @pytest.mark.parametrize(
     "result",
-    [None, "1.0", "", math.nan, math.inf, np.nan, {}, {"score": None}, {"feedback": "x"}, dspy.Prediction(answer=1), [1]],
+    [
+        None,
+        "1.0",
+        "",
+        math.nan,
+        math.inf,
+        np.nan,
+        {},
+        {"score": None},
+        {"feedback": "x"},
+        dspy.Prediction(answer=1),
+        [1],
+    ],
 )
 def test_what_is_no_score(result: Any) -> None:
     """Anything else is an error that shows it and says what to return; no silent zero."""
-    with pytest.raises(MetricError, match="Expected the metric to return .*; got .*Let it return a number"):
+    with pytest.raises(MetricError, match=r"(?s)Expected the metric to return .*; got .*Let it return a number"):
         feedback_of(result)
 
 
@@ -255,7 +267,9 @@ def shared_metric(gold: Any, pred: Any, trace: Any = None, pred_name: Any = None
 @pytest.mark.compat
 def test_the_same_metric_serves_evaluate_gepa_and_ace() -> None:
     """One object, given to dspy.Evaluate, to GEPA and to a rollout, is scored alike by all."""
-    examples = [dspy.Example(question=str(n), answer="Paris" if n else "Rome").with_inputs("question") for n in range(4)]
+    examples = [
+        dspy.Example(question=str(n), answer="Paris" if n else "Rome").with_inputs("question") for n in range(4)
+    ]
     lm = scripted(lambda messages: "[[ ## answer ## ]]\nParis\n\n[[ ## completed ## ]]")
     program = dspy.Predict("question -> answer")
     with dspy.context(lm=lm):

@@ -189,7 +189,7 @@ def test_append_only_prompts_stay_cached() -> None:
 )
 def test_knobs_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     """A probability, time or size outside its range is an error with the knob's name."""
-    with pytest.raises(ValueError, match="expected|cannot|must"):
+    with pytest.raises(ValueError, match=r"expected|cannot|must"):
         OfflineLM(**wrong)
 
 

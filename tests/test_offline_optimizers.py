@@ -101,9 +101,10 @@ def test_optimizers_run_to_their_end(optimize: Callable[[OfflineLM], dspy.Module
 def test_instruction_is_asked_for_in_a_fence() -> None:
     """A plain request for new instructions gets them in a fenced block: the old text and what the examples teach."""
     request = (
-        "I provided an assistant with the following instructions:\n```\nPick the desk.\n```\nThe following are examples:\n"
-        "```\n# Example 1\n## Inputs\n### note\nthe kayak leaks\n\n## Generated Outputs\n### desk\neast\n\n## Feedback\n"
-        "Wrong, expected: north\n\n```\nYour task is to write a new instruction. Provide the new instructions within ``` blocks."
+        "I provided an assistant with the following instructions:\n```\nPick the desk.\n```\n"
+        "The following are examples:\n```\n# Example 1\n## Inputs\n### note\nthe kayak leaks\n\n"
+        "## Generated Outputs\n### desk\neast\n\n## Feedback\nWrong, expected: north\n\n```\n"
+        "Your task is to write a new instruction. Provide the new instructions within ``` blocks."
     )
     (reply,) = OfflineLM()(request)
     assert reply.startswith("```\nPick the desk.\n")

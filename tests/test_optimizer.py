@@ -205,7 +205,10 @@ def test_a_tie_goes_to_the_later_playbook() -> None:
 def test_a_run_with_nothing_left_to_learn_ends() -> None:
     """An epoch without a failure or a new lesson is the last one."""
     program = compiled(
-        OfflineLM(), metric=lambda example, prediction: True, reflect=lambda playbook, trajectory: Reflection(), epochs=5
+        OfflineLM(),
+        metric=lambda example, prediction: True,
+        reflect=lambda playbook, trajectory: Reflection(),
+        epochs=5,
     )
     assert len([r for r in program.detailed_results.records if r.batch]) == len(TRAIN) // 8
     assert "nothing left to learn" in program.detailed_results.stopped
@@ -236,9 +239,46 @@ def test_a_metric_that_never_scores_stops_at_the_first_example() -> None:
 def test_a_dead_provider_stops_at_the_first_example() -> None:
     """An LM that refuses every call ends the run with its own words."""
     lm = OfflineLM(faults={"auth": 1.0})
-    with pytest.raises(RunError, match="first example"):
+    with pytest.raises(RunError, match="LM failed") as caught:
         compiled(lm)
     assert lm.calls <= 3
+    assert caught.value.program.detailed_results.rollouts <= 3
+
+
+@pytest.mark.parametrize("settings", [{"unparsable": 1.0}, {"faults": {"auth": 1.0}}])
+def test_a_dead_reflection_lm_stops_within_one_batch_and_four_calls(settings: dict[str, Any]) -> None:
+    """Prose for JSON for ever, or a wrong key: the error names the role and the reply, and little was paid."""
+    task, coach = OfflineLM(), OfflineLM(**settings)
+    with pytest.raises(RunError, match="reflector"):
+        compiled(task, reflection_lm=coach, valset=None)
+    assert task.calls <= 8
+    assert coach.calls <= 4
+
+
+def test_a_provider_that_dies_in_the_middle_keeps_what_was_learned() -> None:
+    """The error carries the best program so far; the batch that met the dead provider is no step of it."""
+    lm = OfflineLM()
+    scored = 0
+
+    class Desk(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.route = dspy.ChainOfThought(Route)
+
+        def forward(self, message: str) -> Any:
+            with dspy.context(lm=OfflineLM(faults={"auth": 1.0}) if scored >= 16 else lm):
+                return self.route(message=message)
+
+    def metric(example: Any, prediction: Any) -> float:
+        nonlocal scored
+        scored += 1
+        return float(example.desk == prediction.desk)
+
+    with pytest.raises(RunError, match="8 examples in a row") as caught:
+        compiled(lm, Desk(), metric, valset=None, max_reflection_rounds=0)
+    results = caught.value.program.detailed_results
+    assert [record.step for record in results.records] == [0, 1, 2]
+    assert len(caught.value.program.playbook) > 0
 
 
 @pytest.mark.compat

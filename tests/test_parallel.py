@@ -334,7 +334,9 @@ def test_a_failing_predictor_still_showed_its_bullets() -> None:
             self.second(question="format")
             return self.third(question=question)
 
-    book = Playbook(tuple(Bullet(f"str-{n:05d}", "S", "x", predictor=p) for n, p in enumerate(("first", "second", "third"), 1)))
+    book = Playbook(
+        tuple(Bullet(f"str-{n:05d}", "S", "x", predictor=p) for n, p in enumerate(("first", "second", "third"), 1))
+    )
     with dspy.context(lm=scripted(by_question)):
         made = rollouts(with_playbook(Two(), book), asked(1))[0]
     assert made.error is not None

@@ -223,7 +223,7 @@ _LONG = st.builds(
 
 
 @given(_LONG, _LONG, _LONG, _LONG, st.integers(500, 3000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_prompt_is_bounded_and_keeps_inputs_and_outcome(a: str, b: str, c: str, d: str, bound: int) -> None:
     """Whatever is long is cut in the middle, visibly; where inputs begin and end, and the outcome, survive."""
     example = dspy.Example(question=f"BEGIN {a} END", answer=d).with_inputs("question")
@@ -261,7 +261,7 @@ def test_the_offline_model_reflects_through_every_adapter(adapter: Any) -> None:
     with dspy.context(adapter=adapter, lm=lm):
         reflection = Reflector()(Playbook(), trajectory(example=example, trace=(call,)))
     assert reflection.insights
-    assert len(lm.requests) == 1
+    assert lm.calls == 1
 
 
 def test_real_reflections_come_through_whole() -> None:
@@ -271,9 +271,12 @@ def test_real_reflections_come_through_whole() -> None:
         if row["role"] == "reflector":
             said = sections(row["completion"])
             reply = chat(
-                error_identification="", root_cause=said["root_cause"], correct_approach="", key_insights=said["insights"],
+                error_identification="",
+                root_cause=said["root_cause"],
+                correct_approach="",
+                key_insights=said["insights"],
                 bullet_tags=said["bullet_tags"],
-            )  # fmt: skip
+            )
             reflection = reflect(reply)
             assert reflection.root_cause == said["root_cause"]
             insights, votes = insights + len(reflection.insights), votes + len(reflection.tags)

@@ -171,7 +171,7 @@ _JSON = st.recursive(
 )
 _PIECES = st.sampled_from(
     ['{"', '"}', "[", "]", "{", "}", '"', "'", ",", ":", "\\", "\n", "```", "```json\n", "- ", "1. ", "//", "#", "/*",
-     "*/", "[[ ## operations ## ]]", "\ud800", "é", "数", " ", "a", "None", "null", "[x-00001]", "type", "::", "(S)", "\x00"]
+     "*/", "[[ ## operations ## ]]", "\ud800", "é", "数", " ", "a", "None", "null", "[x-00001]", "type", "::", "\x00"]
 )  # fmt: skip
 _TEXT = st.text(max_size=200) | st.lists(_PIECES, max_size=40).map("".join) | _JSON.map(json.dumps) | _JSON.map(repr)
 

@@ -16,7 +16,9 @@ from dspy_ace.verdict import BETTER, UNCLEAR, WORSE, paired, unpaired, verdict
 pytestmark = pytest.mark.compat
 
 
-def step(number: int, scores: list[float], *, learned: bool = True, epoch: int = 1, valid: list[float] | None = None) -> Record:
+def step(
+    number: int, scores: list[float], *, learned: bool = True, epoch: int = 1, valid: list[float] | None = None
+) -> Record:
     """A record with these batch scores."""
     delta = Delta((Add("S", f"Lesson {number}."),)) if learned else Delta()
     validation = Validation(tuple(valid)) if valid else None

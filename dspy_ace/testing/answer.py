@@ -10,6 +10,7 @@ from typing import Any
 from . import arithmetic
 from .desk import THINKS, Desk, Pick
 from .evidence import Verdict
+from .formula import work_out
 from .options import as_options
 from .passage import passage
 from .reader import Ask, Field
@@ -29,6 +30,22 @@ class Answer:
     chosen: list[str] = field(default_factory=list)
 
 
+_DEEPEST = 6
+
+
+@dataclass(frozen=True)
+class Node:
+    """A place in a schema: the node itself, the whole schema that its references point into, how deep it lies."""
+
+    schema: Schema
+    root: Schema
+    depth: int = 0
+
+    def below(self, part: Any) -> Node:
+        """The node of a property or of the items."""
+        return Node(resolve(part, self.root), self.root, self.depth + 1)
+
+
 def answer(ask: Ask, pick: Pick | None = None) -> Answer:
     """Values for all output fields of a task request, in the order asked for. `pick`: has the last word on
     every choice (for sampling and deliberate errors).
@@ -36,13 +53,13 @@ def answer(ask: Ask, pick: Pick | None = None) -> Answer:
     desk, done = Desk(ask, pick), Answer()
     root: Schema = ask.schema or {}
     if ask.schema is not None and not (len(ask.outputs) > 1 or "answer" not in ask.asks_for):
-        body = _fill(desk, done, Field("answer"), resolve(root, root), root)
+        body = _fill(desk, done, Field("answer"), Node(resolve(root, root), root))
         done.values = body if isinstance(body, dict) else {"answer": body}
         return done
     for asked in ask.outputs:
         if not _later(asked):
             schema = schema_of(asked)
-            done.values[asked.name] = _fill(desk, done, asked, resolve(schema, schema), schema)
+            done.values[asked.name] = _fill(desk, done, asked, Node(resolve(schema, schema), schema))
     for asked in ask.outputs:
         if _later(asked):
             done.values[asked.name] = _told(asked, done, desk)
@@ -74,24 +91,24 @@ def _told(asked: Field, done: Answer, desk: Desk) -> Any:
 
 def _fill(desk: Desk, done: Answer, asked: Field, node: Node) -> Any:
     """A value for one (possibly nested) schema node."""
-    kind = schema.get("type")
-    if schema.get("enum") or kind == "boolean":
+    schema, kind = node.schema, node.schema.get("type")
+    if schema.get("enum") or kind not in ("object", "array", "integer", "number", "null"):
         return _choose(desk, done, asked, schema)
-    if kind == "object" and depth < 6:
-        properties = schema.get("properties") or {}
-        return {
-            name: _fill(desk, done, Field(name, desc=str(part.get("description", "")) if isinstance(part, Mapping) else ""),
-                        resolve(part, root), root, depth + 1)
-            for name, part in properties.items()
-        }  # fmt: skip
     if kind == "array":
-        return _list(desk, done, asked, schema, root, depth)
+        return _list(desk, done, asked, node)
     if kind in ("integer", "number"):
         value = _number(desk, done, asked, schema)
         return int(value) if kind == "integer" else value
-    if kind == "null" or (kind == "object" and depth >= 6):
+    if kind == "null" or node.depth >= _DEEPEST:
         return None if kind == "null" else {}
-    return _choose(desk, done, asked, schema)
+    return {
+        str(name): _fill(desk, done, Field(str(name), desc=_described(part)), node.below(part))
+        for name, part in (schema.get("properties") or {}).items()
+    }
+
+
+def _described(part: Any) -> str:
+    return str(part.get("description", "")) if isinstance(part, Mapping) else ""
 
 
 def _choose(desk: Desk, done: Answer, asked: Field, schema: Schema) -> Any:
@@ -105,12 +122,8 @@ def _choose(desk: Desk, done: Answer, asked: Field, schema: Schema) -> Any:
         _note(done, verdicts, [options[p].value for p in picks])
         return ",".join(str(options[p].value) for p in picks)
     verdict = evidence.judge(passage(desk.text))
-    if (
-        max(verdict.scores) <= 0
-        and not schema.get("enum")
-        and schema.get("type") != "boolean"
-        and not desk.lists_options(asked)
-    ):
+    closed = bool(schema.get("enum")) or schema.get("type") == "boolean"
+    if max(verdict.scores) <= 0 and not closed and not desk.lists_options(asked):
         return _free(desk, done, asked)
     chosen = options[desk.pick(asked.name, verdict)].value
     _note(done, [verdict], [chosen])
@@ -124,8 +137,9 @@ def _note(done: Answer, verdicts: Sequence[Verdict], chosen: Sequence[Any]) -> N
 
 
 def _list(desk: Desk, done: Answer, asked: Field, node: Node) -> list[Any]:
-    items = resolve(schema.get("items") or {}, root)
-    if depth >= 6:
+    below = node.below(node.schema.get("items") or {})
+    items = below.schema
+    if node.depth >= _DEEPEST:
         return []
     if items.get("enum"):
         options = as_options(tuple(items["enum"]))
@@ -135,7 +149,7 @@ def _list(desk: Desk, done: Answer, asked: Field, node: Node) -> list[Any]:
         _note(done, [verdict], chosen)
         return chosen
     if items.get("type") == "object":
-        return [_fill(desk, done, asked, items, root, depth + 1)]
+        return [_fill(desk, done, asked, below)]
     if items.get("type") in ("integer", "number"):
         found = arithmetic.numbers(desk.text)
         return [int(n) if items["type"] == "integer" else n for n in found[:20]]
@@ -153,7 +167,7 @@ def _number(desk: Desk, done: Answer, asked: Field, schema: Schema) -> float:
             chosen = said[desk.pick(asked.name, verdict)].value
             _note(done, [verdict], [chosen])
             return float(str(chosen))
-    value = arithmetic.solve(desk.text)
+    value = _computed(desk)
     if value is None:
         value = next(iter(arithmetic.numbers(desk.text)), 0.0)
     low, high = schema.get("minimum"), schema.get("maximum")
@@ -161,11 +175,17 @@ def _number(desk: Desk, done: Answer, asked: Field, schema: Schema) -> float:
     return min(value, float(high)) if isinstance(high, int | float) else value
 
 
+def _computed(desk: Desk) -> float | None:
+    value = work_out(desk.text)
+    return arithmetic.solve(desk.text) if value is None else value
+
+
 def _free(desk: Desk, done: Answer, asked: Field) -> str:
     """An open answer: an arithmetic result, the nearest demonstration's answer, or the most telling sentence."""
-    value = arithmetic.solve(desk.text)
+    value = _computed(desk)
     if value is not None:
-        done.chosen.append(arithmetic.show(value))
+        rounded = re.search(r"\b2 decimal|\btwo decimal", desk.text, re.IGNORECASE)
+        done.chosen.append(f"{value:.2f}" if rounded else arithmetic.show(value))
         return done.chosen[-1]
     here = set(content_stems(desk.text))
     best, score = "", 0.35

@@ -11,7 +11,7 @@ from collections.abc import Callable
 _NUMBER = re.compile(
     r"(?<![\w.])-?[$€£]?\s?(\d[\d,]*(?:\.\d+)?)\s*(%|percent\b|(?:thousand|million|billion|trillion)\b|[kKmMbB]\b)?",
 )
-_SCALE = {"thousand": 1e3, "k": 1e3, "million": 1e6, "m": 1e6, "billion": 1e9, "b": 1e9, "trillion": 1e12}
+SCALE = {"thousand": 1e3, "k": 1e3, "million": 1e6, "m": 1e6, "billion": 1e9, "b": 1e9, "trillion": 1e12}
 _SUM = re.compile(r"(?<![\w.])\(*-?\d[\d.,]*\)*(?:\s*[-+*/×÷^]\s*\(*-?\d[\d.,]*\)*)+")
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: math.pow,
@@ -23,7 +23,7 @@ def numbers(text: str) -> list[float]:
     found = []
     for match in _NUMBER.finditer(text):
         value = float(match[1].replace(",", "") or 0)
-        found.append(value * _SCALE.get((match[2] or "").lower(), 1.0))
+        found.append(value * SCALE.get((match[2] or "").lower(), 1.0))
     return found
 
 

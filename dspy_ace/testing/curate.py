@@ -147,7 +147,8 @@ def plan(held: list[Point], points: list[Point], evidence: str, tight: float = 0
     for point in points:
         if not _MISLEADS.search(point.text):
             _place(_sharpened(point, common), now, fresh, tight)
-    operations += [{"type": "UPDATE", "id": p.id, "content": now[p.id].text} for p in held if now[p.id].text != p.text]
+    changed = [now[p.id] for p in held if now[p.id].text != p.text]
+    operations += [{"type": "UPDATE", "id": p.id, "content": p.text} for p in changed]
     operations += [
         {"type": "ADD", "section": section_of(p), "content": p.text, "reviews": sorted(p.reviews)} for p in fresh
     ]
@@ -155,7 +156,7 @@ def plan(held: list[Point], points: list[Point], evidence: str, tight: float = 0
 
 
 def _place(point: Point, now: dict[str, Point], fresh: list[Point], tight: float) -> None:
-    """Put a lesson where it belongs: nowhere when it is known, into a bullet or lesson that is close, or beside them."""
+    """Put a lesson where it belongs: nowhere if it is known, into a bullet that is close, or beside the others."""
     alike = [p for p in (*now.values(), *fresh) if p.answer == point.answer and _sort(p) == _sort(point)]
     if not point.answer:
         alike = [p for p in alike if p.wrong == point.wrong]

@@ -28,8 +28,8 @@ class Listed:
 
 
 _LEAD = re.compile(
-    r"\b(?:options?|choices|labels|categories|candidates|classes|possible (?:answers|values|tags|labels)|allowed values)"
-    r"\b[^:\n.]{0,40}:[ \t]*"
+    r"\b(?:options?|choices|labels|categories|candidates|classes|possible (?:answers|values|tags|labels)|"
+    r"allowed values)\b[^:\n.]{0,40}:[ \t]*"
     r"|\b(?:one of|choose (?:from|between|among)|pick (?:from|between)|select (?:from|between)|classify (?:as|into))\b"
     r"[^:\n.,]{0,30}?:?[ \t]*(?=[\w\"'`\[(])",
     re.IGNORECASE,

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .case import Case, fields_in, read_feedback
 from .noise import Dice
 from .reader import Ask, Field, load_json
-from .reflect import Case, fields_in, lessons_of, read_feedback, say
+from .reflect import lessons_of, say
 from .shape import schema_of
 from .words import clip, content_stems, normal
 
@@ -52,10 +53,14 @@ def propose(ask: Ask, dice: Dice, limit: int | None = None) -> dict[str, Any]:
         return {"answer": f"```\n{_instruction(fences[0] if fences else '', list(_cases_in(text)), limit)}\n```"}
     old = _old_instruction(ask)
     cases = [case for text in _evidence(ask) for case in _cases_in(text)] or list(_contrast(ask))
-    return {asked.name: _text(ask, asked, old, cases, dice, limit) for asked in ask.outputs}
+    values = {asked.name: _text(ask, asked, old, cases, dice) for asked in ask.outputs}
+    return {
+        k: _shorten(v, None, limit) if limit and "instruction" in k and isinstance(v, str) else v
+        for k, v in values.items()
+    }
 
 
-def _text(ask: Ask, asked: Field, old: str, cases: list[Case], dice: Dice, limit: int | None) -> Any:
+def _text(ask: Ask, asked: Field, old: str, cases: list[Case], dice: Dice) -> Any:
     name = asked.name
     if "advice" in name:
         lessons = " ".join(_lines(cases)[:6]) or "N/A"
@@ -68,7 +73,7 @@ def _text(ask: Ask, asked: Field, old: str, cases: list[Case], dice: Dice, limit
     if "shortened" in name:
         return _shorten(ask.values.get("instruction", old), _length(ask.values.get("length_limit", "")))
     if "instruction" in name or "prompt" in name:
-        return _instruction(old, cases, limit, dice, _said_lines(ask))
+        return _instruction(old, cases, None, dice, _said_lines(ask))
     if name in ("observations", "summary") and (told := _lines(cases)[:_MOST] or _said_lines(ask)):
         return "\n".join(told)
     words = list(dict.fromkeys(content_stems(" ".join(ask.values.values())[:4000])))[:8]

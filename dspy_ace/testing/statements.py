@@ -81,7 +81,8 @@ _QUOTE = re.compile(
 )
 _BLOCK = re.compile(
     r"\b(?:unless|without|except(?: for| when| if)?|excluding|other than|if not|when not|"
-    r"(?:does not|doesn['’]t|do not|don['’]t|is not|isn['’]t|not) (?:mention|contain|include|involve|have|about|say)\w*)\b"
+    r"(?:does not|doesn['’]t|do not|don['’]t|is not|isn['’]t|not) "
+    r"(?:mention|contain|include|involve|have|about|say)\w*)\b"
     r"([^,;.→]*)",
     re.IGNORECASE,
 )
@@ -96,8 +97,8 @@ _SHY_WORDS = "yes no true false none other a b c d e f g h i j high low medium g
 _SHY = frozenset(_SHY_WORDS.split())
 _GENERIC = STOP_STEMS | frozenset(
     stems("route routed send sent belong belongs assign assigned direct forward team department queue option options "
-          "ticket message text input word words phrase phrases talk talks speak speaks contain contains include includes "
-          "handle handled treat rather prefer always never category value nearby next")
+          "ticket message text input word words phrase phrases talk talks speak speaks contain contains include "
+          "includes handle handled treat rather prefer always never category value nearby next")
 )  # fmt: skip
 
 

@@ -1,0 +1,79 @@
+"""Works out a formula that a request writes down, with the numbers of its question. No code is ever executed."""
+
+from __future__ import annotations
+
+import re
+
+from .arithmetic import SCALE, evaluate
+from .words import content_stems, stem, tokens
+
+_FORMULA = re.compile(r"\bformula:\s*([^=\n]{1,120})=\s*(.+?)(?=,?\s*\bexplanation:|\.?\s*\bquestion:|\n|$)", re.IGNORECASE)
+_EXPLAINED = re.compile(r"\bexplanation:\s*(.+?)(?=\.?\s*\bquestion:|\n|$)", re.IGNORECASE)
+_ENTRY = re.compile(r"(?:^|,\s+)([^:,]{1,80}):\s*([^:]*?)(?=,\s+[^:,]{1,80}:|$)")
+_NUMBER = re.compile(
+    r"(?<![\w.])([$€£]?)\s?(\d[\d,]*(?:\.\d+)?)\s*(%|percent\b|(?:thousand|million|billion|trillion)\b)?", re.IGNORECASE
+)
+_NAME = re.compile(r"[^\W\d_][\w'’.&-]*(?:\s+[^\W\d_][\w'’.&-]*)*")
+
+
+def work_out(text: str) -> float | None:
+    """The value of the formula written in `text` (`Formula: X = A / B`) for the numbers of its question, or None."""
+    written = _FORMULA.search(text)
+    if written is None:
+        return None
+    question = text[text.lower().rfind("question:") + 9 :] if "question:" in text.lower() else text[written.end() :]
+    expression, names = _variables(written[2], _EXPLAINED.search(text))
+    if not names or len(names) > 8:
+        return None
+    values = _assign(names, question)
+    if values is None:
+        return None
+    value = evaluate(expression, {f"v{i}": v for i, v in enumerate(values)})
+    return None if value is None or not abs(value) < 1e15 else value
+
+
+def _variables(written: str, explained: re.Match[str] | None) -> tuple[str, list[str]]:
+    """The expression over `v0`, `v1` … and what is said of each variable, in that order."""
+    known = {m[1].strip(): f"{m[1]} {m[2]}" for m in _ENTRY.finditer(explained[1])} if explained else {}
+    names: list[str] = []
+    expression = written
+    for key in sorted(known, key=len, reverse=True):
+        if re.search(rf"(?<![\w@]){re.escape(key)}(?![\w])", expression):
+            expression = re.sub(rf"(?<![\w@]){re.escape(key)}(?![\w])", f"@{len(names)}@", expression)
+            names.append(known[key])
+    for key in dict.fromkeys(_NAME.findall(re.sub(r"@\d+@", " ; ", expression))):
+        expression = expression.replace(key, f"@{len(names)}@")
+        names.append(key)
+    expression = re.sub(r"@(\d+)@", r"v\1", expression)
+    for sign, plain in (("×", "*"), ("÷", "/"), ("−", "-"), ("–", "-"), ("^", "**"), ("[", "("), ("]", ")"), (",", "")):
+        expression = expression.replace(sign, plain)
+    return re.sub(r"(\w|\))\s*\((?=)", r"\1 * (", expression).strip(" ."), names
+
+
+def _assign(names: list[str], question: str) -> list[float] | None:
+    """A number of the question for each variable, by the words that both stand with; None when there are too few."""
+    found = list(_NUMBER.finditer(question))
+    if len(found) < len(names):
+        return None
+    closeness = []
+    for match in found:
+        before = [stem(w) for w in tokens(question[: match.start()])][-8:]
+        after = [stem(w) for w in tokens(question[match.end() :])][:6]
+        near = {word: 1.0 / (1 + i) for i, word in reversed(list(enumerate(after)))}
+        for i, word in enumerate(reversed(before)):
+            near[word] = max(near.get(word, 0.0), 1.2 / (1 + i))
+        closeness.append([sum(near.get(w, 0.0) for w in set(content_stems(name))) for name in names])
+    values: dict[int, float] = {}
+    free = set(range(len(found)))
+    ranked = sorted(((-closeness[n][v], v, n) for n in free for v in range(len(names))))
+    for _, variable, number in ranked:
+        if variable not in values and number in free:
+            values[variable] = _number(found[number])
+            free.discard(number)
+    return [values[v] for v in range(len(names))]
+
+
+def _number(match: re.Match[str]) -> float:
+    value = float(match[2].replace(",", ""))
+    unit = (match[3] or "").lower()
+    return value / 100 if unit in ("%", "percent") else value * SCALE.get(unit, 1.0)
