@@ -18,24 +18,33 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
-MOST = 1_000_000  # pairs of tokens aligned at most: texts of a thousand words each
+MOST = 1_000_000  # pairs of tokens aligned at most: two texts of a thousand words
 LONG = 15  # content words in common from which on a text counts as long: single filler words carry less there
-
 _UNSPACED = 0x2E80  # first character of the scripts that are written without spaces
-_VOWELS = set("aeiouy")
-_IRREGULAR = dict(
-    pair.split(":")
-    for pair in (
-        "sent:send found:find made:make got:get took:take taken:take chose:choose chosen:choose wrote:write "
-        "written:write paid:pay bought:buy sold:sell kept:keep gave:give given:give shown:show built:build "
-        "read:read ran:run began:begin begun:begin came:come went:go gone:go said:say told:tell brought:bring "
-        "lost:lose saw:see seen:see knew:know known:know drawn:draw spent:spend meant:mean held:hold fell:fall "
-        "fallen:fall rose:rise risen:rise colour:color behaviour:behavior favour:favor centre:center "
-        "people:person children:child ids:id apis:api indices:index indexes:index criteria:criterion analyses:analysis"
-    ).split()
+
+
+def _listed(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+def _grouped(table: str) -> dict[str, str]:
+    """`"in: in within | on: on onto"` → each word to the name of its group."""
+    groups = [entry.split(":") for entry in table.split("|")]
+    return {word: name.strip() for name, words in groups for word in words.split()}
+
+
+_IRREGULAR = _grouped(
+    "send: sent | find: found | make: made | get: got | take: took taken | choose: chose chosen |"
+    "write: wrote written | pay: paid |"
+    "buy: bought | sell: sold | keep: kept | give: gave given | show: shown | build: built | run: ran |"
+    "begin: began begun | come: came | go: went gone | say: said | tell: told | bring: brought | lose: lost |"
+    "see: saw seen | know: knew known | draw: drawn | spend: spent | mean: meant | hold: held | fall: fell fallen |"
+    "rise: rose risen | color: colour | behavior: behaviour | favor: favour | center: centre | person: people |"
+    "child: children | id: ids | api: apis | index: indices indexes | criterion: criteria | analysis: analyses"
 )
 
 
@@ -47,7 +56,7 @@ def _stem(word: str) -> str:
         word = word[:-3] + "y" if word.endswith("ies") and len(word) > 4 else word[:-1]
         word = re.sub(r"(sse|xe|che|she|zze)$", lambda end: end[0][:-1], word)
     base = re.sub(r"(?<!e)ed$|ing$", "", word)
-    if base != word and len(base) > 1 and _VOWELS & set(base):
+    if base != word and len(base) > 1 and re.search("[aeiouy]", base):
         if len(base) > 3 and base[-1] == base[-2] and base[-1] not in "lsz":
             base = base[:-1]
         elif re.fullmatch(r"[^aeiouy]{0,3}[aeiouy][^aeiouywx]", base):
@@ -59,89 +68,83 @@ def _stem(word: str) -> str:
     return word[:-1] if len(word) > 4 and word.endswith("e") else word
 
 
-_DROP = frozenset(
-    "a an the is are was were be been being am has have had having do does did it its they them i you "
-    "we me this that these those which who whom whose there here of so very quite really as such eg ie etc then "
-    "thus therefore hence however instead too also please well itself themselves yourself whether let".split()
-)
-_SOFT = {  # words of grammar: left out is no difference; one in place of another is, across groups
-    word: group
-    for group, words in {
-        "in": "in within inside into across", "on": "on onto", "at": "at", "for": "for", "to": "to towards toward",
-        "with": "with via", "and": "and plus both", "or": "or either", "if": "if when whenever where while",
-        "but": "but yet although though", "than": "than", "about": "about regarding concerning", "he": "he him his",
-        "she": "she her hers", "my": "my mine", "our": "our us", "your": "your", "their": "their",
-        "must": "must shall need needs needed", "should": "should ought", "can": "can could", "any": "any",
-        "all": "all every each",
-    }.items()
-    for word in words.split()
-}  # fmt: skip
-_HARD = {  # one of these on one side alone is a difference
-    word: (group, kind)
-    for kind, groups in {
-        "negation": {
-            "not": "not never", "no": "no none nobody nothing", "nor": "nor neither", "without": "without",
-            "insteadof": "insteadof", "except": "except excluding exclude excludes", "unless": "unless", "non": "non",
-            "hardly": "hardly rarely seldom",
-        },
-        "restriction": {
-            "only": "only solely exclusively", "may": "may might optionally optional", "until": "until till",
-            "even": "even", "will": "will would",
-        },
-    }.items()
-    for group, words in groups.items()
-    for word in words.split()
-}  # fmt: skip
-_PHRASES = {
-    tuple(phrase.split()): (target,) if target else ()
-    for phrase, target in (
-        line.split(":")
-        for line in (
-            "instead of:insteadof|rather than:insteadof|prior to:before|at least:atleast|at most:atmost|"
-            "no more than:atmost|no less than:atleast|no fewer than:atleast|up to:atmost|more than:above|"
-            "greater than:above|higher than:above|larger than:above|less than:below|fewer than:below|lower than:below|"
-            "smaller than:below|in order to:to|make sure:check|making sure:check|makes sure:check|as well as:and|"
-            "together with:with|along with:with|as well:|such as:|for example:|for instance:|in case:if|"
-            "other than:except|apart from:except|except for:except|except when:unless|except if:unless|not ever:not|never ever:not|refrain from:not|per cent:%|percent:%|most recent:latest|"
-            "at once:immediately|right away:immediately|if available:|when available:|where available:|"
-            "in addition:|due to:because|because of:because|has to:must|have to:must|needs to:must|need to:must|"
-            "the importance of:|emphasize the importance of:|stress the importance of:|recognize the importance of:|"
-            "understand the importance of:|stress the need to:|the necessity of:|be mindful of:|be aware of:|"
-            "take care to:|take note of:|pay attention to:|keep in mind:|keep in mind that:|note that:|"
-            "implement a system to:|implement a process to:|establish a process to:|"
-            "based on:according|tailored to:according|according to:according|depending on:according|"
-            "in accordance with:according|in line with:according|within the context of:in|in the context of:in|"
-            "the one:|one of:|each of:each|all of:all|any of:any|cannot:not|can not:not"
-        ).split("|")
-    )
-}
-_BOUNDS = {"over": "above", "under": "below"}  # before a number
-_OPENINGS = frozenset(phrase[0] for phrase in _PHRASES)
 _SYNONYMS = {
-    _stem(word): group.split()[0]
-    for group in (
-        "check verify confirm validate ensure|use utilize|get fetch retrieve obtain|find locate|identify determine|"
-        "choose select pick|remove delete|buy purchase|start begin|finish complete end|compute calculate|"
-        "fast quick rapid|big large|small little|help assist|contain comprise|change modify edit alter|show display|"
-        "reply respond|mistake error|wrong incorrect|exact precise|enough sufficient|identical same|whole entire|"
-        "because since|keep retain preserve maintain|allow permit|build construct|reduce minimize lessen|"
-        "improve enhance|avoid prevent|given provided specified|unnecessary redundant needless superfluous|"
-        "need require|immediately instantly|above exceed surpass|almost nearly|often frequently|many numerous|"
-        "latest newest|try attempt|individually separately"
-    ).split("|")
-    for word in group.split()
+    _stem(word): name
+    for word, name in _grouped(
+        "check: check verify confirm validate ensure | use: use utilize | get: get fetch retrieve obtain |"
+        "find: find locate | identify: identify determine | choose: choose select pick | remove: remove delete |"
+        "buy: buy purchase | start: start begin | finish: finish complete end | compute: compute calculate |"
+        "fast: fast quick rapid | big: big large | small: small little | help: help assist |"
+        "contain: contain comprise |"
+        "change: change modify edit alter | show: show display | reply: reply respond | error: error mistake |"
+        "wrong: wrong incorrect | exact: exact precise | enough: enough sufficient | same: same identical |"
+        "whole: whole entire | because: because since | keep: keep retain preserve maintain | allow: allow permit |"
+        "build: build construct | reduce: reduce minimize lessen | improve: improve enhance | avoid: avoid prevent |"
+        "given: given provided specified | redundant: redundant unnecessary needless superfluous | need: need require |"
+        "immediately: immediately instantly | above: above exceed surpass | almost: almost nearly |"
+        "often: often frequently | many: many numerous | latest: latest newest | try: try attempt |"
+        "individually: individually separately"
+    ).items()
 }
 
 
 def _canon(word: str) -> str:
-    stem = _stem(word)
-    return _SYNONYMS.get(stem, stem)
+    """The key of a lower-case word: its stem, or the name of its synonyms."""
+    return _SYNONYMS.get(_stem(word), _stem(word))
 
 
 def _canons(words: str) -> frozenset[str]:
     return frozenset(map(_canon, words.split()))
 
 
+def _paired(table: str) -> dict[str, str]:
+    """`"buy sell|open close"` → each word's key to that of the other; of several others the last."""
+    pairs = [pair.split() for pair in table.split("|")]
+    return {_stem(one): _stem(other) for pair in pairs for one, other in (pair, pair[::-1])}
+
+
+_DROP = _listed(
+    "a an the is are was were be been being am has have had having do does did it its they them i you we me this that "
+    "these those which who whom whose there here of so very quite really as such eg ie etc then thus therefore hence "
+    "however instead too also please well itself themselves yourself whether let"
+)
+_SOFT = _grouped(  # words of grammar: left out is no difference; one in place of another is, across groups
+    "in: in within inside into across | on: on onto | at: at | for: for | to: to towards toward | with: with via |"
+    "and: and plus both | or: or either | if: if when whenever where while | but: but yet although though |"
+    "than: than | about: about regarding concerning | he: he him his | she: she her hers | my: my mine | our: our us |"
+    "your: your | their: their | must: must shall need needs needed | should: should ought | can: can could |"
+    "any: any | all: all every each"
+)
+_NEGATIONS = _grouped(  # one of these on one side alone is a difference, as with the next
+    "not: not never | no: no none nobody nothing | nor: nor neither | without: without | insteadof: insteadof |"
+    "except: except excluding exclude excludes | unless: unless | non: non | hardly: hardly rarely seldom"
+)
+_RESTRICTIONS = _grouped(
+    "only: only solely exclusively | may: may might optionally optional | until: until till | even: even |"
+    "will: will would"
+)
+_PHRASES = {
+    tuple(phrase.split()): tuple(target.split())
+    for target, phrases in {
+        "insteadof": "instead of|rather than", "before": "prior to", "atleast": "at least|no less than|no fewer than",
+        "atmost": "at most|no more than|up to", "above": "more than|greater than|higher than|larger than",
+        "below": "less than|fewer than|lower than|smaller than", "to": "in order to", "and": "as well as",
+        "check": "make sure|making sure|makes sure", "with": "together with|along with", "if": "in case",
+        "except": "other than|apart from|except for", "unless": "except when|except if", "%": "per cent|percent",
+        "not": "not ever|never ever|refrain from|cannot|can not", "latest": "most recent", "each": "each of",
+        "immediately": "at once|right away", "because": "due to|because of", "all": "all of", "any": "any of",
+        "must": "has to|have to|needs to|need to", "in": "within the context of|in the context of",
+        "according": "based on|tailored to|according to|depending on|in accordance with|in line with",
+        "": "as well|such as|for example|for instance|if available|when available|where available|in addition|"
+            "the importance of|emphasize the importance of|stress the importance of|recognize the importance of|"
+            "understand the importance of|stress the need to|the necessity of|be mindful of|be aware of|take care to|"
+            "take note of|pay attention to|keep in mind|keep in mind that|note that|implement a system to|"
+            "implement a process to|establish a process to|the one|one of",
+    }.items()
+    for phrase in phrases.split("|")
+}  # fmt: skip
+_OPENINGS = frozenset(phrase[0] for phrase in _PHRASES)
+_BOUNDS = {"over": "above", "under": "below"}  # before a number
 _WEAK = _canons(  # padding: said by one text alone it is no difference
     "always carefully properly proper correctly correct appropriate appropriately respective specifically explicitly "
     "directly simply just successfully accurately thoroughly systematically efficiently effectively gracefully "
@@ -154,49 +157,50 @@ _SLACK = _canons(  # words that carry little in a long text, and much in a short
     "rely build prefer process resort assume default examine conclude proceed focus involve calculation assessment "
     "analysis optimization processing handling management scenario purpose guide example requirement"
 )
-_OPPOSITES = {
-    _stem(one): _stem(other)
-    for line in (
-        "always never|before after|first last|first second|min max|minimum maximum|ascending descending|include exclude|"
-        "increase decrease|above below|greater less|more less|more fewer|buy sell|enable disable|true false|and or|"
-        "all any|must may|left right|higher lower|high low|older newer|oldest newest|sender recipient|sender receiver|"
-        "from to|most least|accept reject|approve reject|approve deny|allow deny|open close|start finish|start stop|"
-        "add remove|add subtract|multiply divide|debit credit|asset liability|income expense|gross net|lender borrower|"
-        "buyer seller|employer employee|input output|import export|push pull|early late|earlier later|long short|"
-        "hot cold|full empty|full partial|public private|internal external|inbound outbound|upper lower|top bottom|"
-        "front back|odd even|positive negative|present absent|online offline|read write|encode decode|"
-        "encrypt decrypt|lock unlock|follow unfollow|like unlike|send receive|give take|win lose|hide show|"
-        "horizontal vertical|row column|daily weekly|weekly monthly|monthly yearly|million billion|thousand million|"
-        "morning evening|day night|source target|parent child|local remote|static dynamic|sync async|with without"
-    ).split("|")
-    for one, other in (line.split(), line.split()[::-1])
-}
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-_NUMBERS = {word: str(value) for value, word in enumerate(_UNITS)} | {
-    word: str(value)
-    for word, value in {
-        "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19,
-        "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
-    }.items()
-}  # fmt: skip
-_ORDINALS = dict(zip("1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th".split(),
-                     "first second third fourth fifth sixth seventh eighth ninth tenth".split(), strict=True))  # fmt: skip
-_FRONTED = frozenset(
-    "before after when whenever if while once until unless because since for in to with during on at by where upon".split()
+_OPPOSITES = _paired(
+    "always never|before after|first last|first second|min max|minimum maximum|ascending descending|"
+    "include exclude|increase decrease|above below|greater less|more less|more fewer|buy sell|enable disable|"
+    "true false|left right|higher lower|high low|older newer|oldest newest|sender recipient|sender receiver|"
+    "most least|accept reject|approve reject|approve deny|allow deny|open close|start finish|start stop|"
+    "add remove|add subtract|multiply divide|debit credit|asset liability|income expense|gross net|"
+    "lender borrower|buyer seller|employer employee|input output|import export|push pull|early late|"
+    "earlier later|long short|hot cold|full empty|full partial|public private|internal external|"
+    "inbound outbound|upper lower|top bottom|odd even|positive negative|present absent|read write|encode decode|"
+    "encrypt decrypt|lock unlock|follow unfollow|send receive|win lose|horizontal vertical|row column|"
+    "daily weekly|weekly monthly|monthly yearly|million billion|thousand million|source target|parent child"
 )
-_REASON_KEYS = _canons(
+_NUMBERS = _grouped(
+    "0: zero | 1: one | 2: two | 3: three | 4: four | 5: five | 6: six | 7: seven | 8: eight | 9: nine | 10: ten |"
+    "11: eleven | 12: twelve | 13: thirteen | 14: fourteen | 15: fifteen | 16: sixteen | 17: seventeen |"
+    "18: eighteen | 19: nineteen | 20: twenty | 30: thirty | 40: forty | 50: fifty | 60: sixty | 70: seventy |"
+    "80: eighty | 90: ninety"
+)
+_ORDINALS = _grouped(
+    "first: 1st | second: 2nd | third: 3rd | fourth: 4th | fifth: 5th | sixth: 6th | seventh: 7th | eighth: 8th |"
+    "ninth: 9th | tenth: 10th"
+)
+_FRONTED = _listed(  # words that open a clause which may stand before or behind its main clause
+    "before after when whenever if while once until unless because since for in to with during on at by where upon"
+)
+_REASON_VERBS = _canons(  # what an instruction is good for: "to avoid …", "This ensures …", ", reducing …"
     "ensure prevent avoid reduce minimize improve help guarantee optimize account eliminate save make allow increase "
     "provide preserve promote foster"
 )
-_BACK_TO_WORK = ("then", "and", "but", "unless", "except", "if")  # after a pause: the reason is over
-_STRESSED = frozenset("important crucial essential critical vital especially".split())
-_PRAISE = _canons(
-    "improve ensure guarantee help optimize promote foster important crucial essential critical vital relevant specific"
+_TOO_MUCH = _listed("increase keep allow make provide")  # "to …" of these is part of what is asked
+_WORK = _listed("then and but unless except if")  # after a pause: back from a reason to what is asked
+_STRESSED = _listed("important crucial essential critical vital especially")
+_PRAISE = _canons("improve ensure guarantee help optimize promote foster relevant specific") | _canons(
+    "important crucial essential critical vital accuracy consistency clarity correctness reliability efficiency "
+    "completeness quality compliance precision relevance coherence readability robustness accurate consistent correct "
+    "reliable compliant"
 )
-_QUALITIES = frozenset(
+_QUALITIES = _listed(
     "accuracy consistency clarity correctness reliability efficiency completeness quality compliance precision "
-    "relevance coherence readability robustness accurate consistent correct reliable compliant".split()
+    "relevance coherence readability robustness accurate consistent correct reliable compliant"
 )
+_SIGNS = {"×": "*", "≤": "<=", "≥": ">=", "≠": "!=", "→": "->", "÷": "/"}
+_CAPITALS = _listed("us it who am me")  # words that in capitals are names
+_ACRONYMS = _listed("api apis id ids")  # capitals that are no names
 
 _TOKEN = re.compile(
     r"""
@@ -215,8 +219,8 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_PARTICIPLE = re.compile(r"ed$|^(sent|kept|made|given|taken|written|paid|shown)$")
 _QUOTED = re.compile(r"`([^`]+)`|\"([^\"\n]{1,120})\"|(?<![\w'])'([^'\n]{1,120})'(?!\w)")
-_SIGNS = {"×": "*", "≤": "<=", "≥": ">=", "≠": "!=", "→": "->", "÷": "/"}
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,7 @@ class Token:
     """One unit of meaning: `key` is what is compared, `shown` what a reason quotes."""
 
     key: str
-    kind: str  # number, literal, name, negation, restriction, word, weak, soft, pause, stop
+    kind: str  # number, literal, name, negation, restriction, word, weak, soft, scene, pause, stop
     shown: str
     reason: int = 0  # the number of the stated reason ("…, to avoid errors") it stands in; 0: none
 
@@ -287,7 +291,7 @@ def content_words(text: str) -> list[str]:
     found: list[str] = []
     for word in re.findall(r"[^\W_]+", text.lower()):
         if ord(max(word)) >= _UNSPACED:
-            found += [*word, *(one + other for one, other in zip(word, word[1:], strict=False))]
+            found += [*word, *(one + other for one, other in pairwise(word))]
         elif word not in _DROP and word not in _SOFT:
             found.append(_canon(word))
     return found
@@ -306,16 +310,17 @@ def _clean(text: str) -> str:
     return re.sub(r"\b([Rr]e|[Cc]o|[Ee])-(?=[a-z])", r"\1", text)
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     raw: str
-    group: str  # of _TOKEN
+    group: str  # of _TOKEN; whole: a quoted span
     quoted: str = ""  # code, phrase
     first: bool = False  # opens a sentence, or follows a colon
+    low: str = ""  # in lower case, if it is a word of prose
 
-    @cached_property
-    def low(self) -> str:
-        return self.raw.lower() if self.group == "word" and self.quoted != "code" else ""
+
+def _said(word: str) -> _Piece:
+    """A piece of our own making: the word that stands for a phrase."""
+    return _Piece(word, "word", low=word)
 
 
 class _Span(NamedTuple):
@@ -366,88 +371,75 @@ def _scanned(text: str, start: int, end: int, quoted: str, before: Sequence[_Pie
         else:
             opened = previous is None or previous.group == "stop" or previous.raw == ":"
             first = opened or (previous is not None and previous.first and previous.group == "number")
-        found.append(_Piece(match[0], group, quoted, first))
+        low = match[0].lower() if group == "word" and quoted != "code" else ""
+        found.append(_Piece(match[0], group, quoted, first, low))
     return found
 
 
 def _phrase(pieces: Sequence[_Piece], at: int) -> tuple[int, list[_Piece]]:
     """The number of pieces from `at` that belong together, and the words that stand for them."""
     piece = pieces[at]
-    following = pieces[at + 1] if at + 1 < len(pieces) else _Piece("", "stop")
-    if piece.low == "first":  # "First, read …", "read it first": an order of steps, which the sequence tells anyway
-        before = pieces[at - 1].group if at else "stop"
-        if before in ("stop", "pause") or following.group in ("stop", "pause") or following.low in ("to", "and"):
+    before = pieces[at - 1] if at else _Piece("", "stop")
+    after = pieces[at + 1] if at + 1 < len(pieces) else _Piece("", "stop")
+    if piece.low == "first":  # an order of steps, which the sequence tells anyway
+        pause = {before.group, after.group} & {"stop", "pause"}
+        if pause or before.low in ("you", "we", "always", "then") or after.low in ("to", "and"):
             return 1, []
-    if piece.low in _BOUNDS and following.group in ("number", "sign"):
-        return 1, [_Piece(_BOUNDS[piece.low], "word")]
+    if piece.low in _BOUNDS and after.group in ("number", "sign"):
+        return 1, [_said(_BOUNDS[piece.low])]
     if piece.low in _OPENINGS:
         for width in (4, 3, 2, 1):
             words = tuple(piece.low for piece in pieces[at : at + width])
             if words in _PHRASES:
-                return width, [_Piece(word, "word") for word in _PHRASES[words]]
+                return width, [_said(word) for word in _PHRASES[words]]
     return 1, [piece]
 
 
 def _token(piece: _Piece, reason: int) -> Token | None:
     raw, group = piece.raw, piece.group
+    if group == "word" and piece.quoted != "code":
+        return _word(piece, reason)
     if group in ("stop", "pause"):
         return Token(raw, group, raw)
     if group == "number":
-        key = _number(raw)
-        return Token(key, "number" if key[:1].isdigit() or key[:1] == "-" else "word", raw, reason)
-    if group == "sign":
-        if raw == "&":
-            return Token("and", "soft", raw, reason)
-        return Token(_SIGNS.get(raw, raw), "literal", raw, reason)
-    if group == "whole":
-        return Token(raw, "literal", raw, reason)
-    if group == "other":
-        if unicodedata.category(raw)[0] in "PZC":
-            return None
-        return Token(raw, "literal", raw, reason)
-    if group != "word":
-        return Token(raw.rstrip(".,:;"), "literal", raw, reason)
-    return _word(piece, reason)
-
-
-def _number(raw: str) -> str:
-    found = re.fullmatch(r"(\d+)(st|nd|rd|th)", raw)
-    if found:
-        return _ORDINALS.get(raw, raw)
-    return raw.replace(",", "")
+        ordinal = _ORDINALS.get(raw)
+        return Token(ordinal or raw.replace(",", ""), "word" if ordinal else "number", raw, reason)
+    if raw == "&":
+        return Token("and", "soft", raw, reason)
+    if group == "other" and unicodedata.category(raw)[0] in "PZC":  # punctuation, space, control characters
+        return None
+    key = raw.rstrip(".,:;") if group in ("link", "path") else _SIGNS.get(raw, raw)
+    return Token(key, "literal", raw, reason)
 
 
 def _word(piece: _Piece, reason: int) -> Token | None:
     raw = piece.raw
-    if piece.quoted == "code":
-        return Token(raw, "literal", raw, reason)
+    low = raw.lower().split("'")[0]
+    key, kind = _canon(low), "word"
+    capital = raw[0].isupper() and not piece.first
     if re.search(r"[_.:\d#+]|[a-z][A-Z]", raw) and not re.fullmatch(r"[A-Z]{2,}s", raw):
-        return Token(raw, "literal", raw, reason)
-    low = raw.lower()
-    if low.endswith("n't"):
-        return Token("not", "negation", raw, reason)
-    low = low.split("'")[0] if not low.startswith("'") else low
-    common = low in _DROP or low in _SOFT or low in _HARD
-    if common and raw.isupper() and low in ("us", "it", "who", "am", "me"):
-        return Token(raw, "name", raw, reason)
-    if low in _HARD:
-        key, kind = _HARD[low]
-        return Token(key, kind, raw, reason)
-    if low == "avoid" and piece.first:
-        return Token("not", "negation", raw, reason)
-    if low in _DROP:
-        return Token(raw, "name", raw, reason) if raw == "A" and not piece.first else None
-    if low in _SOFT:
-        return Token(_SOFT[low], "soft", raw, reason)
-    if low in _NUMBERS:
-        return Token(_NUMBERS[low], "number", raw, reason)
-    key = _canon(low)
-    if piece.quoted == "phrase" and raw != low and not piece.first:
-        return Token(raw, "literal", raw, reason)
-    if raw[0].isupper() and not piece.first and key not in _WEAK and low not in ("api", "apis", "id", "ids"):
-        return Token(_stem(low), "name", raw, reason)
-    weak = key in _WEAK or (reason and (key in _PRAISE or low in _QUALITIES))
-    return Token(key, "weak" if weak else "word", raw, reason)
+        key, kind = raw, "literal"
+    elif (raw.isupper() and low in _CAPITALS) or (raw == "A" and capital):
+        key, kind = raw, "name"
+    elif raw.lower().endswith("n't") or (low == "avoid" and piece.first):
+        key, kind = "not", "negation"
+    elif low in _NEGATIONS:
+        key, kind = _NEGATIONS[low], "negation"
+    elif low in _RESTRICTIONS:
+        key, kind = _RESTRICTIONS[low], "restriction"
+    elif low in _DROP:
+        return None
+    elif low in _SOFT:
+        key, kind = _SOFT[low], "soft"
+    elif low in _NUMBERS:
+        key, kind = _NUMBERS[low], "number"
+    elif piece.quoted == "phrase" and capital:
+        key, kind = raw, "literal"
+    elif capital and key not in _WEAK and low not in _ACRONYMS:
+        key, kind = _stem(low), "name"
+    elif key in _WEAK or (reason and key in _PRAISE):
+        kind = "weak"
+    return Token(key, kind, raw, reason)
 
 
 def _reasons(pieces: Sequence[_Piece]) -> list[int]:
@@ -455,8 +447,8 @@ def _reasons(pieces: Sequence[_Piece]) -> list[int]:
     numbers = []
     latest = current = 0
     for at, piece in enumerate(pieces):
-        ahead = [other.low for other in pieces[at + 1 : at + 6]]
-        if piece.group == "stop" or (piece.group == "pause" and ahead[:1] and ahead[0] in _BACK_TO_WORK):
+        ahead = [other.low for other in pieces[at + 1 : at + 6]] or [""]
+        if piece.group == "stop" or (piece.group == "pause" and ahead[0] in _WORK):
             current = 0
         elif _opens_reason(piece, pieces[at - 1].raw if at else "", ahead, current > 0):
             latest = current = latest + 1
@@ -465,54 +457,57 @@ def _reasons(pieces: Sequence[_Piece]) -> list[int]:
 
 
 def _opens_reason(piece: _Piece, before: str, ahead: Sequence[str], inside: bool) -> bool:
-    verbs = [_canon(word) in _REASON_KEYS for word in (piece.low, *ahead[:4], "")]
-    if piece.first and piece.low in ("this", "these", "that", "it", "doing"):
-        return any(verbs) or not _STRESSED.isdisjoint(ahead)
-    if piece.low == "to" and verbs[1]:
-        return ahead[0] not in ("increase", "keep", "allow", "make", "provide") and (
-            _canon(ahead[0]) != "check" or not _QUALITIES.isdisjoint(ahead[1:])
-        )
-    if piece.low == "for" or (piece.low == "ensuring" and before != ","):
+    """Whether a reason begins with `piece`, which stands between `before` and the words `ahead`."""
+    low, key, following = piece.low, _canon(piece.low), _canon(ahead[0])
+    if piece.first and low in ("this", "these", "that", "it", "doing"):
+        return any(_canon(word) in _REASON_VERBS for word in ahead[:4]) or not _STRESSED.isdisjoint(ahead)
+    if low == "to" and following in _REASON_VERBS and ahead[0] not in _TOO_MUCH:
+        return following != "check" or not _QUALITIES.isdisjoint(ahead[1:])
+    if low == "for" or (low == "ensuring" and before != ","):
         return not inside and not _QUALITIES.isdisjoint(ahead[:2])
-    if piece.low == "and" and ahead:
-        return _canon(ahead[0]) in ("improve", "promote", "foster") or (inside and verbs[1])
-    if before == ",":
-        bare = _canon(piece.low) != "check" or (ahead[:1] and ahead[0] not in _SOFT and ahead[0] not in _DROP)
-        return piece.low in ("since", "as", "because") or (piece.low.endswith("ing") and verbs[0] and bool(bare))
-    if piece.low in _STRESSED:
-        return not inside and ahead[:1] in (["for"], ["to"])
-    return piece.low == "because" or (piece.low == "so" and ahead[:1] == ["that"])
+    if low == "and":
+        return following in ("improve", "promot", "foster") or (inside and following in _REASON_VERBS)
+    if before == "," and low.endswith("ing") and key in _REASON_VERBS:
+        return key != "check" or not (ahead[0] in _SOFT or ahead[0] in _DROP)
+    if low in _STRESSED:
+        return not inside and ahead[0] in ("for", "to")
+    return low == "because" or (before == "," and low in ("since", "as")) or (low == "so" and ahead[0] == "that")
 
 
 def _canonical(found: Sequence[Token]) -> list[Token]:
-    """The tokens with fronted clauses behind their main clause and "X must be done" as "do X"."""
+    """The tokens, sentence by sentence, with fronted clauses behind the main clause and "X must be done" as "do X"."""
     result: list[Token] = []
     sentence: list[Token] = []
     for token in (*found, Token(".", "stop", ".")):
-        if token.kind != "stop":
+        if token.kind == "stop":
+            result += [other for other in _active(_unfronted(sentence)) if other.kind != "pause"]
+            sentence = []
+        else:
             sentence.append(token)
-            continue
-        pauses = {other.key: at for at, other in reversed(list(enumerate(sentence))) if other.kind == "pause"}
-        fronted = sentence[:1] and sentence[0].shown.lower() in _FRONTED
-        pause = pauses.get(":", pauses.get(",", 0))
-        if fronted and pause and len(sentence) - pause > 2:
-            if sentence[0].key in ("for", "in", "on", "at"):  # "For refunds, …" and "In refunds, …" set one scene
-                sentence[0] = replace(sentence[0], kind="scene")
-            sentence = sentence[pause + 1 :] + sentence[:pause]
-        result += [other for other in _active(sentence) if other.kind != "pause"]
-        sentence = []
     return result
+
+
+def _unfronted(sentence: list[Token]) -> list[Token]:
+    if not sentence or sentence[0].shown.lower() not in _FRONTED:
+        return sentence
+    pauses = {token.key: at for at, token in reversed(list(enumerate(sentence))) if token.kind == "pause"}
+    pause = pauses.get(":", pauses.get(",", 0))
+    if not pause or len(sentence) - pause < 3:
+        return sentence
+    opening = sentence[0]
+    if opening.key in ("for", "in", "on", "at"):  # "For refunds, …" and "In refunds, …" set one scene
+        opening = replace(opening, kind="scene")
+    return [*sentence[pause + 1 :], opening, *sentence[1:pause]]
 
 
 def _active(sentence: list[Token]) -> list[Token]:
     for at, token in enumerate(sentence[:-1]):
-        if token.kind == "soft" and token.key in ("must", "should"):
-            end = at + 2 if sentence[at + 1].kind == "negation" else at + 1
-            if end < len(sentence) and re.search(
-                r"ed$|^(sent|kept|made|given|taken|written|paid|shown)$", sentence[end].shown
-            ):
-                start = max((i + 1 for i in range(at) if sentence[i].kind == "pause"), default=0)
-                return sentence[:start] + sentence[at + 1 : end + 1] + sentence[start:at] + sentence[end + 1 :]
+        if token.kind != "soft" or token.key not in ("must", "should"):
+            continue
+        end = at + 2 if sentence[at + 1].kind == "negation" else at + 1
+        if end < len(sentence) and _PARTICIPLE.search(sentence[end].shown):
+            start = max((i + 1 for i in range(at) if sentence[i].kind == "pause"), default=0)
+            return sentence[:start] + sentence[at + 1 : end + 1] + sentence[start:at] + sentence[end + 1 :]
     return sentence
 
 
@@ -569,9 +564,8 @@ def _unquoted(a: Sequence[Token], b: Sequence[Token]) -> list[Token]:
     keys = {token.key for token in b}
     result = []
     for token in a:
-        if token.kind == "literal" and token.key not in keys and token.key.isalpha() and _canon(token.key) in plain:
-            token = replace(token, key=_canon(token.key))
-        result.append(token)
+        quoted = token.kind == "literal" and token.key not in keys and token.key.isalpha()
+        result.append(replace(token, key=_canon(token.key)) if quoted and _canon(token.key) in plain else token)
     return result
 
 
@@ -670,7 +664,7 @@ def _weights(a: Sequence[Token], b: Sequence[Token]) -> list[list[int]]:
         row, below, key = best[i], best[i + 1], a[i].key
         weight = _WEIGHTS.get(a[i].kind, 4)
         for j in range(len(b) - 1, -1, -1):
-            value = below[j] if below[j] >= row[j + 1] else row[j + 1]
+            value = max(below[j], row[j + 1])
             if key == keys[j] and below[j + 1] + weight >= value:
                 value = below[j + 1] + weight
             row[j] = value

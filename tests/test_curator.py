@@ -389,7 +389,7 @@ _LONG = st.builds(
 
 
 @given(_LONG, _LONG, st.integers(1, 6), st.integers(0, 40), st.integers(500, 4000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_prompt_is_bounded_and_every_review_stays_in_view(
     a: str, b: str, several: int, bullets: int, bound: int
 ) -> None:

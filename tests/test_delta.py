@@ -208,6 +208,15 @@ def test_apply_in_one_go_or_in_steps(data: st.DataObject) -> None:
     assert apply(playbook, first + second) == apply(middle, second)
 
 
+def test_ids_do_not_depend_on_what_stood_before() -> None:
+    """A new id takes its letters from the section alone, not from its neighbours, gone or still there."""
+    playbook = Playbook((Bullet("abc-00001", "Tools", "x"),))
+    gone, new = Delta((Delete("abc-00001"),)), Delta((Add("tools", "y"),))
+    ids = [[b.id for b in after] for after in (apply(playbook, gone + new), apply(apply(playbook, gone), new))]
+    assert ids == [["tool-00002"]] * 2
+    assert [b.id for b in apply(playbook, combine([new + gone])[0])] == ["tool-00002"]
+
+
 @relaxed
 @given(st.data())
 def test_ids_are_given_once(data: st.DataObject) -> None:

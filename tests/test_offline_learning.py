@@ -110,9 +110,8 @@ def reflect(text: str, field: str, given: str, right: str, bullets: str = "", **
         "expected_outputs": f"{field}: {right}",
         "earlier_reflection": "(none)",
     }
-    return dspy.Predict(Reflect)(
-        task_inputs=text, trajectory=f"Call 1: self\n  → {field}: {given}", bullets=bullets, **{**shown, **fields}
-    )
+    shown["trajectory"] = f"Call 1: self\n  → {field}: {given}"
+    return dspy.Predict(Reflect)(task_inputs=text, bullets=bullets, **{**shown, **fields})
 
 
 def curate(book: str, reviews: list[list[str]], evidence: str = "", budget: str = "8000 tokens in all") -> list[Any]:
@@ -332,3 +331,50 @@ def test_real_financial_tags_are_learned() -> None:
                 reviews.append(json.loads(reply.key_insights))
             apply(book, curate(render(book), reviews, budget="15000 tokens in all"))
         assert score(book) >= bare + 0.08
+
+
+def test_policy_in_an_input_decides_a_truth_value() -> None:
+    """What a rule says of the field's own name is said of True, and its denial of False."""
+    policy = (
+        "Travel by train is allowed. Business class flights are not allowed. Alcohol is never allowed. "
+        "Hotels above 200 euro are not allowed. Hotels of 200 euro or less are allowed."
+    )
+    wanted = {
+        "a train to Lyon": True,
+        "a business class flight": False,
+        "a hotel for 150 euro": True,
+        "a hotel for 450 euro": False,
+    }
+    with dspy.context(lm=OfflineLM()):
+        predict = dspy.Predict("policy, request -> allowed: bool")
+        assert {text: predict(policy=policy, request=text).allowed for text in wanted} == wanted
+
+
+def test_written_formulas_are_worked_out_and_scaled_by_lessons() -> None:
+    """A formula in the request is computed with the numbers of its question; a lesson may set the scale."""
+    question = (
+        "Answer with 2 decimal places. Formula: Margin = Profit / Revenue, Explanation: Profit: what is left, "
+        'Revenue: total sales. Question: "Sales (revenue) were $2 million and the profit was $500,000. The margin?"'
+    )
+    sign = dspy.Signature("question -> answer")
+    with dspy.context(lm=OfflineLM()):
+        assert dspy.Predict(sign)(question=question).answer == "0.25"
+        reply = reflect(f"question: {question}", "answer", "0.25", "25.00")
+        (lesson,) = json.loads(reply.key_insights)
+        assert program(sign, render({"rul-00001": lesson}))(question=question).answer == "25.00"
+
+
+def test_two_outputs_are_learned_apart() -> None:
+    """Lessons name the field they are for when there are several."""
+    with dspy.context(lm=OfflineLM()):
+        reply = reflect(
+            "note: the kayak leaks, it is desperate", "desk", "north", "south",
+            expected_outputs="desk: south\nurgent: True", trajectory="  → desk: north\n  → urgent: False",
+        )  # fmt: skip
+        first, second = json.loads(reply.key_insights)
+        rules = f"[a-00001] (R) {first}\n[a-00002] (R) {second}"
+        sign = dspy.Signature("note -> desk: Literal['north', 'south'], urgent: bool", rules)
+        told = dspy.Predict(sign)(note="a desperate kayak")
+    assert "desk = south" in first
+    assert "urgent = True" in second
+    assert (told.desk, told.urgent) == ("south", True)

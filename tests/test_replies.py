@@ -9,7 +9,7 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scripted import rate_limited, scripted
 from scripted_roles import chat, fields_of, real_replies, sections
@@ -177,6 +177,7 @@ _TEXT = st.text(max_size=200) | st.lists(_PIECES, max_size=40).map("".join) | _J
 
 
 @given(_TEXT | _JSON | st.binary(max_size=5))
+@example('{"```json0```')  # fails an assertion within json_repair
 @settings(max_examples=600, deadline=None)
 def test_reading_never_raises_anything_else(said: Any) -> None:
     """Any text and any data is read or is an UnreadableError whose message is valid Unicode once it is printable."""

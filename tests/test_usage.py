@@ -9,14 +9,13 @@ from typing import Any
 import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
+from scripted import Messages, rate_limited, scripted
 
 from dspy_ace import Usage, with_playbook
 from dspy_ace.playbook import Playbook
 from dspy_ace.program import rollouts
 from dspy_ace.testing import OfflineLM
 from dspy_ace.usage import Meter
-
-from scripted import Messages, rate_limited, scripted
 
 THREADS = [1, 4, 16]
 HAS_CACHE = hasattr(dspy, "lm15")  # before DSPy 3.4 a custom LM has no response cache
@@ -214,13 +213,11 @@ def test_scopes_keep_to_themselves_and_pass_on() -> None:
 def test_a_scope_that_fails_is_booked() -> None:
     """What was spent before an exception is spent."""
     meter = Meter()
-    with (
-        dspy.context(lm=scripted([GOOD, rate_limited()])),
-        pytest.raises(Exception, match="slow down"),
-        meter.spending("task"),
-    ):
-        dspy.Predict("question -> answer")(question="a")
-        dspy.Predict("question -> answer")(question="b")
+    program = dspy.Predict("question -> answer")
+    with dspy.context(lm=scripted([GOOD, rate_limited()])), pytest.raises(Exception, match="slow down"):  # noqa: PT012
+        with meter.spending("task"):
+            program(question="a")
+            program(question="b")
     assert meter.totals() == {"task": Usage(2, 0, 1, 10, 4, 2)}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from . import arithmetic
 from .desk import THINKS, Desk, Pick
 from .evidence import Verdict
-from .formula import work_out
+from .formula import scale, work_out
 from .options import as_options
 from .passage import passage
 from .reader import Ask, Field
@@ -122,6 +122,8 @@ def _choose(desk: Desk, done: Answer, asked: Field, schema: Schema) -> Any:
         _note(done, verdicts, [options[p].value for p in picks])
         return ",".join(str(options[p].value) for p in picks)
     verdict = evidence.judge(passage(desk.text))
+    if not desk.lists_options(asked) and _computed(desk) is not None and not schema.get("enum"):
+        return _free(desk, done, asked) if schema.get("type") != "boolean" else options[verdict.best].value
     closed = bool(schema.get("enum")) or schema.get("type") == "boolean"
     if max(verdict.scores) <= 0 and not closed and not desk.lists_options(asked):
         return _free(desk, done, asked)
@@ -177,7 +179,9 @@ def _number(desk: Desk, done: Answer, asked: Field, schema: Schema) -> float:
 
 def _computed(desk: Desk) -> float | None:
     value = work_out(desk.text)
-    return arithmetic.solve(desk.text) if value is None else value
+    if value is not None:
+        return value * scale(desk.text, desk.rules)
+    return arithmetic.solve(desk.text)
 
 
 def _free(desk: Desk, done: Answer, asked: Field) -> str:

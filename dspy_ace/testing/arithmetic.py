@@ -22,7 +22,7 @@ def numbers(text: str) -> list[float]:
     """Every number in `text` with its scale word applied; percentages as written (`5%` is 5)."""
     found = []
     for match in _NUMBER.finditer(text):
-        value = float(match[1].replace(",", "") or 0)
+        value = float(match[1].replace(",", "")[:40] or 0)
         found.append(value * SCALE.get((match[2] or "").lower(), 1.0))
     return found
 

@@ -22,7 +22,7 @@ def choose_cues(text: str, rivals: str = "", avoid: Collection[str] = (), limit:
     """
     judged = passage(text)
     if judged.focus:
-        return _near(text, judged.focus, limit)
+        return _near(text, judged.focus, min(limit, 5))
     seen = Counter(stems(rivals))
     counts = Counter(stems(text))
     scored = []
@@ -77,4 +77,6 @@ def _distinct(phrases: list[str], limit: int) -> list[str]:
         folded = stems(phrase)
         if folded and not any(set(folded) <= set(k) for k in kept):
             kept.setdefault(folded, phrase.replace('"', ""))
-    return list(kept.values())[:limit]
+        if len(kept) == limit:
+            break
+    return list(kept.values())

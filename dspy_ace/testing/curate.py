@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from dataclasses import field as filled
 from typing import Any
 
 from .passage import kind_of_pattern
@@ -19,7 +20,7 @@ _COUNTS = re.compile(
     r"\[?([A-Za-z][\w&+.]*-\d+)\]?[^\w\n+-]*(?:\+|helpful\W+)(\d+)\W*?(?:-|harmful\W+)(\d+)", re.IGNORECASE
 )
 _ANSWER = re.compile(
-    r"(?:answer|→|->|=>|is)\s+(?:\w+ = )?[\"'`]?([^\"'`,;.\n]{1,180}?)[\"'`]?"
+    r"(?:answer|→|->|=>|is)\s+(?:(\w+) = )?[\"'`]?([^\"'`,;.\n]{1,180}?)[\"'`]?"
     r"(?=\s*(?:,|;|\.|$|\bwhen\b|\bwhere\b|\bif\b|\bfor\b))",
     re.IGNORECASE,
 )
@@ -44,8 +45,9 @@ class Point:
     answer: str
     wrong: str
     cues: tuple[str, ...]
-    reviews: list[int] = field(default_factory=list)
+    reviews: list[int] = filled(default_factory=list)
     id: str = ""
+    field: str = ""
 
 
 def read_point(text: str, source: str = "") -> Point:
@@ -53,13 +55,14 @@ def read_point(text: str, source: str = "") -> Point:
     ruled = _NOT.search(text)
     unquoted = _CUE.sub(" ", text)
     answer = _ANSWER.search(unquoted)
-    named = answer[1].strip() if answer else ""
+    named = answer[2].strip() if answer else ""
+    asked = (answer[1] or "") if answer else ""
     if ruled and named.startswith("not "):
         named = ""
     cues = tuple(next(g for g in m.groups() if g) for m in _CUE.finditer(text)) or tuple(
         dict.fromkeys(content_stems(text))
     )
-    return Point(" ".join(text.split()), normal(named), normal(ruled[1]) if ruled else "", cues, id=source)
+    return Point(" ".join(text.split()), normal(named), normal(ruled[1]) if ruled else "", cues, id=source, field=asked)
 
 
 def reviewed(text: str) -> list[Point]:
@@ -101,7 +104,11 @@ def overlap(one: Point, other: Point) -> float:
 def _same(one: Point, other: Point) -> bool:
     if normal(one.text) == normal(other.text):
         return True
-    return one.answer == other.answer and bool(one.answer or one.wrong == other.wrong) and overlap(one, other) >= 0.8
+    return (
+        (one.field, one.answer) == (other.field, other.answer)
+        and bool(one.answer or one.wrong == other.wrong)
+        and overlap(one, other) >= 0.8
+    )
 
 
 def curate(ask: Ask, junk: bool = False) -> dict[str, Any]:
@@ -157,7 +164,9 @@ def plan(held: list[Point], points: list[Point], evidence: str, tight: float = 0
 
 def _place(point: Point, now: dict[str, Point], fresh: list[Point], tight: float) -> None:
     """Put a lesson where it belongs: nowhere if it is known, into a bullet that is close, or beside the others."""
-    alike = [p for p in (*now.values(), *fresh) if p.answer == point.answer and _sort(p) == _sort(point)]
+    alike = [
+        p for p in (*now.values(), *fresh) if (p.field, p.answer, _sort(p)) == (point.field, point.answer, _sort(point))
+    ]
     if not point.answer:
         alike = [p for p in alike if p.wrong == point.wrong]
     near = max(alike, key=lambda p: overlap(p, point), default=None)
@@ -185,19 +194,21 @@ def _sort(point: Point) -> str:
     return next((kind_of_pattern(cue) for cue in point.cues if "#" in cue), "")
 
 
-def _common(points: list[Point]) -> set[str]:
-    """Stems that go with many different answers and so tell none of them apart."""
-    answers: dict[str, set[str]] = {}
+def _common(points: list[Point]) -> set[tuple[str, str]]:
+    """(Field, stem) pairs that go with many different answers of that field and so tell none of them apart."""
+    answers: dict[tuple[str, str], set[str]] = {}
+    known: dict[str, set[str]] = {}
     for point in points:
-        for word in set(content_stems(" ".join(point.cues))) if point.answer else ():
-            answers.setdefault(word, set()).add(point.answer)
-    limit = max(2, len({p.answer for p in points if p.answer}) // 3)
-    return {word for word, named in answers.items() if len(named) >= limit}
+        if point.answer:
+            known.setdefault(point.field, set()).add(point.answer)
+            for word in set(content_stems(" ".join(point.cues))):
+                answers.setdefault((point.field, word), set()).add(point.answer)
+    return {key for key, named in answers.items() if len(named) >= max(2, len(known[key[0]]) // 3)}
 
 
-def _sharpened(point: Point, common: set[str]) -> Point:
+def _sharpened(point: Point, common: set[tuple[str, str]]) -> Point:
     """`point` without the quoted cues that consist of common words."""
-    words = {cue: set(content_stems(cue)) for cue in point.cues}
+    words = {cue: {(point.field, stem) for stem in content_stems(cue)} for cue in point.cues}
     return _without(point, {cue for cue, stems in words.items() if stems and stems <= common and "#" not in cue})
 
 
@@ -209,17 +220,18 @@ def _without(point: Point, drop: set[str]) -> Point:
             shorter = text.replace(f'"{cue}", ', "", 1)
             text = shorter if shorter != text else text.replace(f', "{cue}"', "", 1)
             kept.remove(cue)
-    return Point(text, point.answer, point.wrong, tuple(kept), point.reviews, point.id)
+    return replace(point, text=text, cues=tuple(kept))
 
 
 def _doubles(held: list[Point]) -> Iterable[tuple[Point, Point]]:
-    groups: dict[str, list[Point]] = {}
+    groups: dict[tuple[str, str], list[Point]] = {}
     for point in held:
-        for other in groups.setdefault(point.answer, []) if point.answer else ():
+        group = groups.setdefault((point.field, point.answer), [])
+        for other in group if point.answer else ():
             if overlap(point, other) >= 0.8 and len(point.cues) + len(other.cues) <= 12:
                 yield other, point
                 break
-        groups.setdefault(point.answer, []).append(point)
+        group.append(point)
 
 
 def _joined(one: Point, other: Point) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from .evidence import Evidence, Verdict, gather
-from .options import Option, as_options, lettered, listed, numbered_questions, yes_no
+from .options import Option, as_options, lettered, listed, numbered_questions, truth, yes_no
 from .reader import Ask, Field, load_json, observations
 from .shape import Schema
 from .statements import BULLET, blocks
@@ -57,7 +57,7 @@ class Desk:
         if schema.get("enum"):
             return as_options(tuple(schema["enum"]))
         if schema.get("type") == "boolean":
-            return as_options((True, False), ("true yes " + asked.name, "false no"))
+            return truth(asked.name)
         if schema.get("type") not in ("string", None):
             return ()
         for found in self.lists.values():

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from .arithmetic import SCALE, evaluate
-from .words import content_stems, stem, tokens
+from .words import content_stems, sentences, stem, stems, tokens
 
-_FORMULA = re.compile(r"\bformula:\s*([^=\n]{1,120})=\s*(.+?)(?=,?\s*\bexplanation:|\.?\s*\bquestion:|\n|$)", re.IGNORECASE)
+_FORMULA = re.compile(
+    r"\bformula:\s*([^=\n]{1,120})=\s*(.+?)(?=,?\s*\bexplanation:|\.?\s*\bquestion:|\n|$)", re.IGNORECASE
+)
 _EXPLAINED = re.compile(r"\bexplanation:\s*(.+?)(?=\.?\s*\bquestion:|\n|$)", re.IGNORECASE)
 _ENTRY = re.compile(r"(?:^|,\s+)([^:,]{1,80}):\s*([^:]*?)(?=,\s+[^:,]{1,80}:|$)")
+_SCALED = re.compile(r"multiply the result by (-?\d[\d.,]*)", re.IGNORECASE)
+_CUE = re.compile(r"\"([^\"\n]+)\"")
 _NUMBER = re.compile(
     r"(?<![\w.])([$€£]?)\s?(\d[\d,]*(?:\.\d+)?)\s*(%|percent\b|(?:thousand|million|billion|trillion)\b)?", re.IGNORECASE
 )
@@ -30,6 +35,24 @@ def work_out(text: str) -> float | None:
         return None
     value = evaluate(expression, {f"v{i}": v for i, v in enumerate(values)})
     return None if value is None or not abs(value) < 1e15 else value
+
+
+def formula_name(text: str) -> str:
+    """What the formula in `text` is called; empty without one."""
+    written = _FORMULA.search(text)
+    return written[1].strip() if written else ""
+
+
+def scale(text: str, rules: Iterable[str]) -> float:
+    """The factor that statements such as `For "X" multiply the result by 100` state for `text` (1 if none does)."""
+    here = f" {' '.join(stems(text))} "
+    for rule in rules:
+        for sentence in sentences(rule):
+            stated = _SCALED.search(sentence)
+            cues = _CUE.findall(sentence)
+            if stated and cues and all(f" {' '.join(stems(cue))} " in here for cue in cues):
+                return float(stated[1].rstrip(".").replace(",", "") or 1)
+    return 1.0
 
 
 def _variables(written: str, explained: re.Match[str] | None) -> tuple[str, list[str]]:
@@ -65,7 +88,7 @@ def _assign(names: list[str], question: str) -> list[float] | None:
         closeness.append([sum(near.get(w, 0.0) for w in set(content_stems(name))) for name in names])
     values: dict[int, float] = {}
     free = set(range(len(found)))
-    ranked = sorted(((-closeness[n][v], v, n) for n in free for v in range(len(names))))
+    ranked = sorted((-closeness[n][v], v, n) for n in free for v in range(len(names)))
     for _, variable, number in ranked:
         if variable not in values and number in free:
             values[variable] = _number(found[number])
@@ -74,6 +97,6 @@ def _assign(names: list[str], question: str) -> list[float] | None:
 
 
 def _number(match: re.Match[str]) -> float:
-    value = float(match[2].replace(",", ""))
+    value = float(match[2].replace(",", "")[:40])
     unit = (match[3] or "").lower()
     return value / 100 if unit in ("%", "percent") else value * SCALE.get(unit, 1.0)

@@ -115,7 +115,13 @@ def as_options(values: tuple[Any, ...], names: tuple[str, ...] = ()) -> tuple[Op
         words = tuple(dict.fromkeys(split_name(text)))
         camel = " ".join(re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+", str(value))).lower()
         aliases = {normal(str(value)), camel, normal(text)} - {""}
-        if value is True or value is False:
-            aliases |= {"yes"} if value else {"no"}
         made.append(Option(value, words, tuple(sorted(aliases))))
     return tuple(made)
+
+
+@lru_cache(maxsize=256)
+def truth(name: str) -> tuple[Option, Option]:
+    """The two options of a truth value; what is said of the field's own name is said of True (`is allowed`)."""
+    called = re.sub(r"^(?:is|has|should|can|was|be) ", "", normal(name))
+    aliases = tuple(sorted({"true", "yes", called} - {""}))
+    return Option(True, split_name(f"true yes {called}"), aliases), Option(False, ("fals", "no"), ("false", "no"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from .case import Case, read_case
 from .cues import choose_cues
+from .formula import formula_name, work_out
 from .options import listed, numbered_questions
 from .reader import Ask
 from .statements import blocks
@@ -18,12 +19,15 @@ from .words import clip, content_stems, normal, split_name, stems
 
 @dataclass(frozen=True)
 class Lesson:
-    """Cues that call for `answer` (empty: none known) and not for `wrong` (empty: none ruled out)."""
+    """Cues that call for `answer` (empty: none known) and not for `wrong` (empty: none ruled out); or for a result to
+    be multiplied by `factor`.
+    """
 
     cues: tuple[str, ...]
     answer: str
     wrong: str
     field: str = ""
+    factor: str = ""
 
 
 def lessons_of(case: Case) -> list[Lesson]:
@@ -63,9 +67,37 @@ def _lesson(case: Case, text: str, right: str, wrong: str, label: str) -> list[L
         return []
     if wrong == "" and right and _covered(case, text, right):
         return []
+    if _is_amount(right, text):
+        factor = _factor(right, wrong)
+        cues = choose_cues(formula_name(text) or text, limit=3)
+        return [Lesson(tuple(cues), "", "", label, factor)] if factor and cues else []
     avoid = set(split_name(wrong)) - set(split_name(right))
-    cues = choose_cues(text, _rivals(case, right), avoid, 5)
+    cues = choose_cues(text, _rivals(case, right), avoid, min(10, 4 + len(text.split()) // 14))
     return [Lesson(tuple(cues), clip(right, 14), clip(wrong, 10), label)] if cues else []
+
+
+def _is_amount(right: str, text: str) -> bool:
+    """Whether the right answer is the result of a calculation, not a label or a grade."""
+    try:
+        value = float(right.replace(",", ""))
+    except ValueError:
+        return False
+    return "." in right or abs(value) > 20 or work_out(text) is not None
+
+
+def _factor(right: str, wrong: str) -> str:
+    """The power of ten (or -1) by which the given result has to be multiplied to be right; empty if none does."""
+    try:
+        ratio = float(right.replace(",", "")) / float(wrong.replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return ""
+    return next(
+        (f for f in ("100", "0.01", "1000", "0.001", "1000000", "0.000001", "-1") if _near(ratio, float(f))), ""
+    )
+
+
+def _near(value: float, wanted: float) -> bool:
+    return abs(value - wanted) <= 0.15 * abs(wanted)
 
 
 def _covered(case: Case, text: str, right: str) -> bool:
@@ -101,6 +133,8 @@ def say(lesson: Lesson, wording: int = 0) -> str:
     first, rest = lesson.cues[0], lesson.cues[1:]
     quoted = ", ".join(f'"{cue}"' for cue in (rest if "#" in first else lesson.cues))
     scope = (f'"{first}"' + (f" near {quoted}" if quoted else "")) if "#" in first else quoted
+    if lesson.factor:
+        return f"For {quoted} multiply the result by {lesson.factor}."
     field = f"{lesson.field} = " if lesson.field else ""
     if not lesson.answer:
         return (f"With {scope} the answer is not {field}{lesson.wrong}.",
@@ -146,12 +180,14 @@ def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
     lessons = lessons_of(case)
     tags = tags_of(case, lessons)
     if flip:
-        lessons = [Lesson(le.cues, le.wrong or "none", le.answer, le.field) for le in lessons]
+        lessons = [Lesson(le.cues, le.wrong or "none", le.answer, le.field, le.factor) for le in lessons]
     insights = [say(lesson, wording) for lesson in lessons]
-    if len(lessons) == 1 and lessons[0].answer and lessons[0].wrong and not flip:
-        shared = misleading(case, lessons[0])
+    apart = [le for le in lessons if le.answer and le.wrong and not flip and "#" not in le.cues[0]]
+    for lesson in apart if len(apart) <= max(1, len(case.expected)) else ():
+        shared = misleading(case, lesson)
         if shared:
-            insights.append(f"{' or '.join(_quoted(c) for c in shared)} does not call for {lessons[0].wrong}.")
+            field = f"{lesson.field} = " if lesson.field else ""
+            insights.append(f"{' or '.join(_quoted(c) for c in shared)} does not call for {field}{lesson.wrong}.")
     if not insights and case.good is False and case.feedback.strip():
         insights = [f"Avoid this: {clip(case.feedback, 30)}"]
     first = lessons[0] if lessons else None

@@ -75,6 +75,9 @@ _AGAINST = re.compile(
     re.IGNORECASE,
 )
 _IS_WRONG = re.compile(r"^[\"'”’`*]*\s+(?:is|was|would be|are)\s+(?:wrong|incorrect|not\b|a mistake)", re.IGNORECASE)
+_VALUED = re.compile(
+    r"^[\"'`]?\s*(?:=|:|\bis|\bare|\b(?:should|must) be)\s*[\"'`]?(?:true|false|yes|no)\b", re.IGNORECASE
+)
 _CHAIN = re.compile(r"^[\"'”’`*\s]*(?:,|/|\bor\b|\band\b|\bnor\b|\s)+(?:to|the|as)?[\"'“‘`*\s]*$", re.IGNORECASE)
 _QUOTE = re.compile(
     r"\"([^\"\n]{2,80})\"|“([^”\n]{2,80})”|`([^`\n]{2,80})`|(?<!\w)'([^'\n]{2,80})'(?!\w)|‘([^’\n]{2,80})’"
@@ -158,6 +161,8 @@ class Names:
     @staticmethod
     def _role(sentence: str, start: int, end: int, index: int, found: list[_Mention]) -> _Mention | None:
         before, after = sentence[max(0, start - 80) : start], sentence[end : end + 60]
+        if _VALUED.match(after):
+            return None  # the name of a field, whose value follows
         if found and _CHAIN.match(sentence[found[-1].end : start]):
             return _Mention(start, end, index, found[-1].role)
         if _AGAINST.search(before) or _IS_WRONG.match(after):
@@ -178,6 +183,8 @@ def claims(sentence: str, options: tuple[Option, ...], source: str = "") -> tupl
         mentions = [m for m in mentions if m.role != 1]
     if not mentions:
         return ()
+    if {o.value for o in options} == {True, False} and not any(m.role > 0 for m in mentions):
+        mentions = [_Mention(m.start, m.end, 1 - m.option, 2) for m in mentions]  # not true is false
     rivals = {m.option for m in mentions if m.role > 0}
     made: list[Statement] = []
     for piece, inside in _pieces(sentence, mentions) if len(rivals) > 1 else ((sentence, mentions),):
@@ -238,7 +245,7 @@ def _limits(piece: str) -> tuple[Limit, ...]:
     found: list[Limit] = []
     for match in _LIMIT.finditer(_QUOTE.sub(" ", piece)):
         word = (match[1] or match[2] or match[5]).lower()
-        number = float((match[3] or match[4]).replace(",", ""))
+        number = float((match[3] or match[4]).replace(",", "")[:40])
         above = bool(re.search(r"above|over|more|exceed|greater|least|higher|>|≥", word)) and "no more" not in word
         inclusive = bool(re.search(r"least|most|up to|no more|or |[≥≤=]", word))
         found.append((above, number - 1e-9 if above == inclusive else number))
