@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from .delta import Delta, Rejected, Tag, admit, apply, combine
 from .errors import RunError
@@ -14,6 +14,7 @@ from .roles import Curate, Refine, Reflect, Reflection
 from .trajectory import Trajectory
 
 ReflectOn = Literal["all", "failures"]
+Value = TypeVar("Value")
 Retry = Callable[[Trajectory, Reflection], Trajectory]
 
 
@@ -102,7 +103,7 @@ def _reflect(
     attempt, scores = first, [first.feedback.score]
     for _ in range(max(1, rounds)):
         try:
-            reflection = reflect(playbook, attempt)
+            reflection = _expect(Reflection, reflect(playbook, attempt))
         except RunError:
             raise
         except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
@@ -126,13 +127,21 @@ def _reflect(
 def _curate(playbook: Playbook, group: Sequence[Reflection], curate: Curate) -> tuple[Delta, Sequence[Rejected]]:
     """Curate one group; a failed call loses this group's lessons only, and says so."""
     try:
-        return curate(playbook, group)
+        delta, rejected = curate(playbook, group)
+        return _expect(Delta, delta), tuple(rejected)
     except RunError:
         raise
     except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
         examples = ", ".join(r.trajectory.source for r in group if r.trajectory is not None)
         reason = f"curation of examples {examples} failed: {type(error).__name__}: {error}"
         return Delta(), (Rejected(None, reason),)
+
+
+def _expect(kind: type[Value], value: Any) -> Value:
+    """`value`, if the role kept its contract. Raises TypeError if not."""
+    if not isinstance(value, kind):
+        raise TypeError(f"expected a {kind.__name__} (see dspy_ace.roles); got {value!r:.200}")
+    return value
 
 
 def _votes(playbook: Playbook, reflections: Sequence[Reflection]) -> list[Tag]:

@@ -13,7 +13,8 @@ from . import text
 from .delta import Add, Delete, Delta, Merge, Operation, Rejected, Update, admit
 from .errors import SettingsError
 from .playbook import DEFAULT_SECTIONS, Playbook
-from .replies import Broken, UnreadableError, ask, read_list, restored
+from .reading import Broken, UnreadableError, read_list, restored
+from .replies import ask
 from .roles import Reflection
 from .transcript import render_fields
 

@@ -55,6 +55,7 @@ def _stem(word: str) -> str:
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
         word = word[:-3] + "y" if word.endswith("ies") and len(word) > 4 else word[:-1]
         word = re.sub(r"(sse|xe|che|she|zze)$", lambda end: end[0][:-1], word)
+        word = _IRREGULAR.get(word, word)
     base = re.sub(r"(?<!e)ed$|ing$", "", word)
     if base != word and len(base) > 1 and re.search("[aeiouy]", base):
         if len(base) > 3 and base[-1] == base[-2] and base[-1] not in "lsz":
@@ -244,10 +245,9 @@ def difference(a: str, b: str) -> str | None:
     """
     first, second = sorted((a, b))
     all_first, all_second = tokens(first), tokens(second)
-    if not all_first or not all_second:  # no content at all: only the very words can tell
-        return None if re.findall(r"\w+", first.lower()) == re.findall(r"\w+", second.lower()) else "words differ"
-    if _keys(all_first) == _keys(all_second):
-        return None
+    if _keys(all_first) == _keys(all_second):  # without any content only the very words can tell
+        told = bool(_keys(all_first)) or re.findall(r"\w+", first.lower()) == re.findall(r"\w+", second.lower())
+        return None if told else "words differ"
     if len(all_first) * len(all_second) > MOST:
         return "too long to compare word by word"
     verdict = _verdict(_canonical(all_first), _canonical(all_second))

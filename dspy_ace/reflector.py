@@ -12,7 +12,8 @@ import dspy
 from . import text
 from .errors import SettingsError
 from .playbook import Playbook
-from .replies import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored
+from .reading import Broken, UnreadableError, is_nothing, read_list, read_mapping, restored
+from .replies import ask
 from .roles import Insight, Reflection, Vote
 from .trajectory import Trajectory
 from .transcript import render_calls, render_fields, render_outcome

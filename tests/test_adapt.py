@@ -185,6 +185,16 @@ def test_a_failed_role_loses_itself_alone_and_says_so() -> None:
     ]
 
 
+@pytest.mark.parametrize("wrong", [None, "a lesson", [Reflection(("x",))], Delta()])
+def test_a_role_that_returns_something_else_is_told_so(wrong: Any) -> None:
+    """A reflector or curator that breaks its contract is recorded like one that raises: nothing vanishes."""
+    step = adapt(START, [trajectory("a")], lambda p, t: wrong, keep, no_change, retry=lambda t, r: t)
+    assert ["expected a Reflection" in r.reason for r in step.rejected] == [True]
+    step = adapt(START, [trajectory("a")], lesson, lambda p, r: wrong, no_change)
+    assert len(step.rejected) == 1
+    assert step.playbook == START
+
+
 def test_a_later_round_that_fails_keeps_the_reflection_before_it() -> None:
     """What an earlier round learned is curated all the same."""
 

@@ -15,7 +15,8 @@ from scripted import rate_limited, scripted
 from scripted_roles import chat, fields_of, real_replies, sections
 
 from dspy_ace.errors import RoleError
-from dspy_ace.replies import Broken, UnreadableError, ask, is_nothing, printable, read_list, read_mapping, restored
+from dspy_ace.reading import Broken, UnreadableError, is_nothing, printable, read_list, read_mapping, restored
+from dspy_ace.replies import ask
 from dspy_ace.text import count_tokens
 from dspy_ace.usage import Meter
 

@@ -214,10 +214,14 @@ def test_a_scope_that_fails_is_booked() -> None:
     """What was spent before an exception is spent."""
     meter = Meter()
     program = dspy.Predict("question -> answer")
-    with dspy.context(lm=scripted([GOOD, rate_limited()])), pytest.raises(Exception, match="slow down"):  # noqa: PT012
-        with meter.spending("task"):
+
+    def spend() -> None:
+        with dspy.context(lm=scripted([GOOD, rate_limited()])), meter.spending("task"):
             program(question="a")
             program(question="b")
+
+    with pytest.raises(Exception, match="slow down"):
+        spend()
     assert meter.totals() == {"task": Usage(2, 0, 1, 10, 4, 2)}
 
 

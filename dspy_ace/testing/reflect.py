@@ -17,6 +17,10 @@ from .statements import blocks
 from .words import clip, content_stems, normal, split_name, stems
 
 
+_FIELDS = 8
+"""Most output fields that one case is compared in."""
+
+
 @dataclass(frozen=True)
 class Lesson:
     """Cues that call for `answer` (empty: none known) and not for `wrong` (empty: none ruled out); or for a result to
@@ -38,7 +42,7 @@ def lessons_of(case: Case) -> list[Lesson]:
     expected = case.expected or (dict(case.given) if case.good else dict.fromkeys(case.given, ""))
     if not case.expected and case.good is None:
         return []
-    for name, right in expected.items():
+    for name, right in list(expected.items())[:_FIELDS]:
         wrong = case.given.get(name) or (
             next(iter(case.given.values()), "") if not name or len(case.given) == 1 else ""
         )
