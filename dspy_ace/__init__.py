@@ -5,8 +5,9 @@ program = ACE(metric).compile(program, trainset, valset=valset)
 """
 
 from .adapt import Step
+from .combine import combine
 from .curator import Curator
-from .delta import Add, Delete, Delta, Merge, Rejected, Tag, Update, admit, apply, combine
+from .delta import Add, Delete, Delta, Merge, Rejected, Tag, Update, admit, apply
 from .errors import (
     AceError,
     DeltaError,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from .delta import Delta, Rejected, Tag, admit, apply, combine
+from .combine import combine
+from .delta import Delta, Rejected, Tag, admit, apply
 from .errors import RunError
 from .parallel import ordered_map
 from .playbook import Playbook

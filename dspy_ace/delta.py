@@ -6,13 +6,13 @@ that do not, `combine` makes one delta of several that were made from one snapsh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Union
 
 from .errors import DeltaError, PlaybookError
 from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, brief, clean_content, valid_text
-from .text import clean_section, fold, section_key, section_slug
+from .text import clean_section, section_key, section_slug
 
 
 @dataclass(frozen=True)
@@ -171,109 +171,25 @@ def admit(
             working.do(operation, max_chars)
             good.append(operation)
         except DeltaError as error:
-            rejected.append(_rejected(operation, str(error)))
+            rejected.append(rejected_as(operation, str(error)))
     return Delta(tuple(good)), tuple(rejected)
 
 
-def combine(deltas: Sequence[Delta]) -> tuple[Delta, tuple[Rejected, ...]]:
-    """One delta of several that were made from one snapshot, in the order given (that of the examples).
-
-    Tags come first and add up (per source); then edits; then adds, in order. The same lesson or the same edit
-    written twice collapses to one, its sources united; a merge of the same bullets in other words as well, its
-    words are reported. Of two different edits of one bullet the first stands, the second is reported. If each
-    delta fits the snapshot and edits bullets of the snapshot only (not those it adds), the result fits, too.
-
-    Returns:
-        (the delta, the operations left out with their reasons).
-    """
-    tags: dict[tuple[str, str | None], Tag] = {}
-    adds: dict[tuple[str, str | None], Add] = {}
-    edits = _Edits()
-    rejected: list[Rejected] = []
-    for operation in (operation for delta in deltas for operation in delta.operations):
-        try:
-            _check(operation)
-            if isinstance(operation, Tag):
-                voted = operation.id, operation.source
-                tags[voted] = _summed(tags[voted], operation) if voted in tags else operation
-            elif isinstance(operation, Add):
-                lesson = fold(operation.content), operation.predictor
-                adds[lesson] = _united(adds.get(lesson, operation), operation)
-            else:
-                edits.take(operation)
-        except DeltaError as error:
-            rejected.append(_rejected(operation, str(error)))
-    return Delta((*tags.values(), *edits.standing, *adds.values())), tuple(rejected)
-
-
-class _Edits:
-    """The edits of several deltas: one a bullet."""
-
-    def __init__(self) -> None:
-        self.standing: list[Update | Merge | Delete] = []
-        self._editor: dict[str, int] = {}
-
-    def take(self, edit: Update | Merge | Delete) -> None:
-        """Keep the edit, or unite it with the same one. Raises DeltaError if an earlier one stands against it."""
-        touched = edit.ids if isinstance(edit, Merge) else (edit.id,)
-        places = sorted({self._editor[name] for name in touched if name in self._editor})
-        if not places:
-            self._editor.update(dict.fromkeys(touched, len(self.standing)))
-            self.standing.append(edit)
-            return
-        first = self.standing[places[0]]
-        if len(places) > 1 or not _same_edit(first, edit):
-            raise DeltaError(f"{_name(edit)}: already edited here by a {first.op}")
-        self.standing[places[0]] = _united(first, edit)
-        if not _same_words(first, edit):
-            raise DeltaError(f"{_name(edit)}: merged here already; those words stand, the sources are united")
-
-
-def _summed(first: Tag, second: Tag) -> Tag:
-    return replace(first, helpful=first.helpful + second.helpful, harmful=first.harmful + second.harmful)
-
-
-def _united(first: Any, second: Any) -> Any:
-    """`first` with the sources (of a Delete: the reasons) of both."""
-    if isinstance(first, Delete):
-        reasons = [*first.reason.split("; "), *second.reason.split("; ")]
-        return replace(first, reason="; ".join(dict.fromkeys(filter(None, reasons))))
-    return replace(first, sources=tuple(dict.fromkeys([*first.sources, *second.sources])))
-
-
-def _same_edit(first: Update | Merge | Delete, second: Update | Merge | Delete) -> bool:
-    """Whether two edits do the same: two groups that saw one snapshot often write the same merge."""
-    if isinstance(first, Merge) and isinstance(second, Merge):
-        return set(first.ids) == set(second.ids)
-    if isinstance(first, Update) and isinstance(second, Update):
-        return _same_words(first, second)
-    return isinstance(first, Delete) and isinstance(second, Delete)
-
-
-def _same_words(first: Any, second: Any) -> bool:
-    """Whether two edits leave the same content in the same section; deletes leave none."""
-    if isinstance(first, Delete):
-        return True
-    sections = [
-        edit.section if edit.section is None else section_key(clean_section(edit.section)) for edit in (first, second)
-    ]
-    return fold(first.content) == fold(second.content) and sections[0] == sections[1]
-
-
-def _rejected(operation: Any, reason: str) -> Rejected:
+def rejected_as(operation: Any, reason: str) -> Rejected:
+    """The rejection of an operation, or of what is none."""
     if isinstance(operation, _OPERATIONS):
         return Rejected(operation, reason)
     return Rejected(None, f"{reason}: {brief(operation)}")
 
 
-def _name(operation: Any) -> str:
+def name_of(operation: Any) -> str:
     """How messages call an operation: `update str-00042`."""
     ids = getattr(operation, "ids", (getattr(operation, "id", ""),))
     named = ", ".join(map(str, ids)) if isinstance(ids, (list, tuple)) else str(ids)
     return f"{operation.op} {named:.100}".rstrip()
 
 
-def _check(operation: Any) -> None:
+def check_operation(operation: Any) -> None:
     """Raise DeltaError unless this is an operation with every field of its type: custom roles make them, too."""
     if not isinstance(operation, _OPERATIONS):
         raise DeltaError(f"expected Add, Update, Merge, Delete or Tag; got {type(operation).__name__}")
@@ -293,7 +209,7 @@ def _check(operation: Any) -> None:
             else:
                 valid_text(value, item.name)
         except PlaybookError as error:
-            raise DeltaError(f"{_name(operation)}: {error}") from error
+            raise DeltaError(f"{name_of(operation)}: {error}") from error
 
 
 class _Working:
@@ -309,7 +225,7 @@ class _Working:
         return Playbook.from_index(self._bullets, tuple(self._sections), self._high_water)
 
     def do(self, operation: Operation, max_chars: int | None = None) -> None:
-        _check(operation)
+        check_operation(operation)
         try:
             content = "" if isinstance(operation, (Delete, Tag)) else operation.content
             if max_chars is not None and len(content) > max_chars:
@@ -325,7 +241,7 @@ class _Working:
             else:
                 self._tag(operation)
         except (DeltaError, PlaybookError) as error:
-            raise DeltaError(f"{_name(operation)}: {error}") from error
+            raise DeltaError(f"{name_of(operation)}: {error}") from error
 
     def _known(self, name: str) -> Bullet:
         bullet = self._bullets.get(name.casefold())

@@ -255,11 +255,9 @@ def difference(a: str, b: str) -> str | None:
         return None
     what, *sides = verdict
     shown = [" ".join(dict.fromkeys(token.shown for token in side)) or "–" for side in sides]
-    return (
-        f"{what}: {shown[0]}"
-        if what == "order differs"
-        else f"{what}: " + " / ".join(shown if first == a else shown[::-1])
-    )
+    if what == "order differs":
+        return f"{what}: {shown[0]}"
+    return f"{what}: " + " / ".join(shown if first == a else shown[::-1])
 
 
 def _keys(sequence: Iterable[Token]) -> list[str]:
@@ -292,7 +290,9 @@ def content_words(text: str) -> list[str]:
     for word in re.findall(r"[^\W_]+", text.lower()):
         if ord(max(word)) >= _UNSPACED:
             found += [*word, *(one + other for one, other in pairwise(word))]
-        elif word not in _DROP and word not in _SOFT:
+        elif word in _NUMBERS:
+            found.append(_NUMBERS[word])
+        elif word not in _DROP and word not in _SOFT and _canon(word) not in _WEAK:
             found.append(_canon(word))
     return found
 

@@ -134,11 +134,27 @@ def copy_program(program: Program) -> Program:
     return copied
 
 
+def _tree(program: dspy.Module) -> set[int]:
+    """The ids of the program's modules, found through attributes and containers; not in DSPy's record of calls."""
+    modules, seen, left = set(), set(), [program]
+    while left:
+        value = left.pop()
+        if id(value) in seen or not isinstance(value, (dspy.Module, list, tuple, dict)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, dspy.Module):
+            modules.add(id(value))
+            left.extend(item for name, item in vars(value).items() if name != "history")
+        else:
+            left.extend(value.values() if isinstance(value, dict) else value)
+    return modules
+
+
 class _Copier:
     """Copies one module tree; what stands in it twice or in a cycle stands so in the copy."""
 
     def __init__(self, program: dspy.Module) -> None:
-        self.tree = {id(module) for _, module in program.named_sub_modules()}
+        self.tree = _tree(program)
         self.seen: dict[int, Any] = {}
 
     def __call__(self, value: Any) -> Any:
@@ -150,7 +166,7 @@ class _Copier:
             if id(value) not in self.tree:  # a tool's or a partial's own module
                 return value
             self.seen[id(value)] = clone = object.__new__(type(value))
-            clone.__dict__.update({name: self(item) for name, item in vars(value).items()})
+            clone.__dict__.update({name: self(item) for name, item in vars(value).items() if name != "history"})
             clone.history = []
             return clone
         if isinstance(value, (list, dict)):

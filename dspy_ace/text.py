@@ -118,8 +118,8 @@ def section_slug(section: str) -> str:
 
 
 def fold(text: str) -> str:
-    """`text` without case and extra space, for telling exact repeats from new lessons."""
-    return " ".join(text.casefold().split()).rstrip(".")
+    """`text` without extra space, for telling exact repeats from new lessons; case may matter in code."""
+    return " ".join(text.split())
 
 
 def count_tokens(text: str) -> int:

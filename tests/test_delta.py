@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from dataclasses import fields, replace
 from typing import Any
@@ -13,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import deltas, junk, operations, playbooks
 
+from dspy_ace.combine import combine
 from dspy_ace.delta import (
     Add,
     Delete,
@@ -24,13 +24,12 @@ from dspy_ace.delta import (
     Update,
     admit,
     apply,
-    combine,
     operation_from_json,
     operation_to_json,
 )
 from dspy_ace.errors import DeltaError
 from dspy_ace.playbook import Bullet, Playbook
-from dspy_ace.text import clean_section, fold, section_key
+from dspy_ace.text import fold, section_key
 
 relaxed = settings(deadline=None)
 
@@ -311,7 +310,7 @@ def test_the_same_lesson_is_added_once() -> None:
     combined, rejected = combine(
         [
             Delta((Add("S", "Round late.", None, ("0", "1")), Add("S", "Round late.", "react", ("1",)))),
-            Delta((Add("T", "round  LATE", None, ("1", "2")), Add("S", "Sum up.", None, ("2",)))),
+            Delta((Add("T", "Round\n late. ", None, ("1", "2")), Add("S", "Sum up.", None, ("2",)))),
         ]
     )
     assert combined.operations == (
@@ -332,8 +331,8 @@ def test_the_same_edit_is_made_once() -> None:
             Delta(
                 (
                     Delete("d-4", "misleads"),
-                    Update("c-3", "new", "s:", ("1",)),
-                    Merge(("b-2", "a-1"), "both.", None, ("1",)),
+                    Update("c-3", " New.", "s:", ("1",)),
+                    Merge(("b-2", "a-1"), "Both. ", None, ("1",)),
                 )
             ),
             Delta((Delete("d-4"), Delete("d-4", "old"))),
@@ -514,41 +513,3 @@ def test_deltas_are_sequences_of_operations() -> None:
     assert (one + other).operations == (Tag("a-1", 1), Delete("a-1"))
     assert len(one + other) == 2
     assert hash(one) == hash(Delta((Tag("a-1", 1),)))
-
-
-# --- size
-
-
-def test_a_step_on_ten_thousand_bullets_is_quick() -> None:
-    """Three operations on 10,000 bullets take milliseconds, not a walk through all of them."""
-    lessons = (Bullet(f"a-{n:05d}", f"S{n % 8}", f"Lesson {n}.") for n in range(1, 10_001))
-    playbook = Playbook(tuple(lessons))
-    delta = Delta((Tag("a-05000", 1), Update("a-00007", "Better."), Add("S3", "New.")))
-    times = []
-    for _ in range(7):
-        started = time.perf_counter()
-        apply(playbook, delta)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.05
-
-
-def test_many_operations_are_combined_in_linear_time() -> None:
-    """10,000 operations of each kind are combined and admitted in a moment."""
-    several = [
-        Delta(
-            (
-                Tag(f"a-{n:05d}", 1, 0, str(n % 9)),
-                Update(f"a-{n:05d}", f"New {n}."),
-                Add("S", f"Lesson {n % 5_000}.", None, (str(n),)),
-            )
-        )
-        for n in range(1, 10_001)
-    ]
-    playbook = Playbook(tuple(Bullet(f"a-{n:05d}", "S", "Old.") for n in range(1, 10_001)))
-    started = time.perf_counter()
-    combined, rejected = combine(several)
-    delta, misfits = admit(playbook, combined.operations)
-    assert time.perf_counter() - started < 5
-    assert (len(combined), rejected, misfits) == (25_000, (), ())
-    assert len(delta) == 25_000
-    assert clean_section(playbook.bullets[0].section) == "S"

@@ -293,6 +293,7 @@ def test_short_parts_leave_their_room_to_the_long_ones() -> None:
 
 
 def test_what_counts_as_the_same_lesson() -> None:
-    """Case, space and a last full stop do not make another lesson; a number does."""
-    assert text.fold("Round  LATE.\n") == text.fold("round late")
+    """Space does not make another lesson; a number does, and case may, in code."""
+    assert text.fold("Round  late.\n") == text.fold("Round late.")
+    assert text.fold("Read userId") != text.fold("Read userid")
     assert text.fold("Round to 2 digits") != text.fold("Round to 3 digits")
