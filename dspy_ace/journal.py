@@ -1,72 +1,119 @@
 """One run on disk: open, append, replay. Without a folder the run is kept in memory only.
 
-A run folder holds `run.json` (format, version, fingerprint) and `journal.jsonl` (one record a step,
-appended and flushed before the run goes on). A torn last line is cut on open; nothing is pickled.
+A run folder holds `run.json` (format, version, fingerprint, settings, versions), `journal.jsonl` (one record a
+step, appended and flushed before the run goes on), the best so far as `playbook.json` and `program.json`, and
+`lock` while a run is going on. A torn last line is cut on open; nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import DeltaError, JournalError
 from .history import Record, State
+from .playbook import Playbook
 
 FORMAT = "dspy_ace.run"
 VERSION = 1
 
 
 class Journal:
-    """The records of one run, in order.
+    """The records of one run, in order. A context manager: leaving it lets go of the folder.
 
     Use `Journal.open`; `records` are those found on disk, `append` adds one, disk first.
     """
 
-    def __init__(self, path: Path | None, records: tuple[Record, ...] = ()) -> None:
-        self._path = path
-        self.records = records
+    def __init__(self, folder: Path | None, lock: IO[str] | None = None) -> None:
+        self.folder = folder
+        self.records: tuple[Record, ...] = ()
+        self._lock = lock
 
     @classmethod
-    def open(cls, log_dir: str | Path | None, fingerprint: Mapping[str, str]) -> Journal:
+    def open(
+        cls, log_dir: str | Path | None, fingerprint: Mapping[str, str], about: Mapping[str, Any] | None = None
+    ) -> Journal:
         """Start a run in `log_dir`, or continue the one that is there.
 
         Args:
             log_dir: a folder, made if need be; None: in memory.
             fingerprint: what the run depends on, by part (program, data, settings …).
+            about: what else `run.json` tells a reader (settings, versions); plain JSON data.
 
         Raises:
-            JournalError: the folder cannot be used, holds something else, a run of a newer version, a run
-                with another fingerprint (the first part that differs is named), or a damaged journal.
+            JournalError: the folder cannot be used, is in use, holds something else, a run of a newer version,
+                a run with another fingerprint (the first part that differs is named), or a damaged journal.
         """
         if log_dir is None:
             return cls(None)
         folder = Path(log_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _only_ours(folder)
+            journal = cls(folder, _locked(folder))
+        except OSError as error:
+            raise JournalError(f"log_dir={str(folder)!r} cannot be used as a run folder: {error}.") from error
+        try:
             if (folder / "run.json").exists():
                 _same_run(folder, fingerprint)
             else:
-                _new_run(folder, fingerprint)
-            return cls(folder / "journal.jsonl", _read(folder / "journal.jsonl"))
+                run = {"format": FORMAT, "version": VERSION, "fingerprint": dict(fingerprint), **(about or {})}
+                _replace(folder / "run.json", json.dumps(run, indent=1, sort_keys=True) + "\n")
+            journal.records = _read(folder / "journal.jsonl")
         except OSError as error:
+            journal.close()
             raise JournalError(f"log_dir={str(folder)!r} cannot be used as a run folder: {error}.") from error
+        except JournalError:
+            journal.close()
+            raise
+        return journal
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def append(self, record: Record) -> None:
         """Write `record` to disk, then keep it. Raises JournalError if the disk refuses it."""
-        if self._path is not None:
+        if self.folder is not None:
             try:
-                with self._path.open("ab") as file:
+                with (self.folder / "journal.jsonl").open("ab") as file:
                     file.write(line_of(record))
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                raise JournalError(
-                    f"{self._path} cannot be written: {error}. What was learned before is safe."
-                ) from error
+                raise JournalError(f"{self.folder}: cannot be written: {error}. The steps before are safe.") from error
         self.records = (*self.records, record)
+
+    def keep_best(self, playbook: Playbook, save_program: Callable[[Path], None]) -> None:
+        """Write the best playbook and program so far, each replaced whole: `playbook.json`, `program.json`.
+
+        Args:
+            playbook: the best one.
+            save_program: writes the program's state to the path it is given.
+
+        Raises:
+            JournalError: the disk refuses.
+        """
+        if self.folder is None:
+            return
+        try:
+            playbook.save(self.folder / "playbook.json")
+            partial = self.folder / "partial.program.json"
+            save_program(partial)
+            partial.replace(self.folder / "program.json")
+        except OSError as error:
+            raise JournalError(f"{self.folder}: cannot be written: {error}. The journal is safe.") from error
 
     def replay(self, state: State) -> State:
         """The state after all records. Raises JournalError if they do not belong to this seed."""
@@ -75,7 +122,7 @@ class Journal:
                 state = state.after(record)
             except DeltaError as error:
                 raise JournalError(
-                    f"{self._path}, step {record.step}: does not follow from the steps before: {error}"
+                    f"{self.folder}, step {record.step}: does not follow from the steps before: {error}"
                 ) from error
         return state
 
@@ -90,17 +137,47 @@ def line_of(record: Record) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate becomes its JSON escape
 
 
-def _new_run(folder: Path, fingerprint: Mapping[str, str]) -> None:
-    others = sorted(path.name for path in folder.iterdir() if path.name != "run.json.partial")
-    if others:
+def _only_ours(folder: Path) -> None:
+    """Refuse a folder that holds files of somebody else and no run."""
+    others = sorted(path.name for path in folder.iterdir() if path.name not in ("lock", "run.json.partial"))
+    if others and not (folder / "run.json").exists():
         raise JournalError(
             f"log_dir={str(folder)!r} holds other files ({', '.join(others[:3])}) and no run.json; "
             "give an empty or new folder."
         )
-    data = {"format": FORMAT, "version": VERSION, "fingerprint": dict(fingerprint)}
-    partial = folder / "run.json.partial"
-    partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(folder / "run.json")
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock file, held until it is closed, also by a crash. Raises JournalError if another run has it."""
+    lock = (folder / "lock").open("a+", encoding="utf-8")
+    lock.seek(0)
+    holder = lock.read().strip() or "unknown"
+    try:
+        _hold(lock)
+    except OSError as error:
+        lock.close()
+        raise JournalError(
+            f"The run in {folder} is in use by process {holder}. Wait for it, or give another log_dir."
+        ) from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _hold(lock: IO[str]) -> None:
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows
+    except ImportError:  # pragma: no cover - Windows: one run at a time is the user's care
+        return
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _same_run(folder: Path, fingerprint: Mapping[str, str]) -> None:

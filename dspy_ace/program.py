@@ -110,18 +110,21 @@ def own_instructions(program: dspy.Module) -> dict[str, str]:
     for name, predictor in program.named_predictors():
         instructions = str(predictor.signature.instructions)
         block = playbook_block(playbook, name) if isinstance(playbook, Playbook) else ""
-        instructions = _without(instructions, rf"{re.escape(NOTE_HEADER)}(?:\n.*)?\Z")
-        own[name] = _without(instructions, rf"{re.escape(block)}(?=\n\n\S|\Z)") if block else instructions
+        instructions = _without(instructions, NOTE_HEADER, r"(?s:\n.*)?\Z")
+        own[name] = _without(instructions, block, r"(?=\n\n\S)|\Z") if block else instructions
     return own
 
 
-def _without(instructions: str, below: str) -> str:
-    """`instructions` without the last place where `below` (a pattern) stands under a blank line or at the top."""
-    found = list(re.finditer(rf"(?:\n\n|\A){below}", instructions, re.DOTALL))
-    if not found:
-        return instructions
-    start, end = found[-1].span()
-    return instructions[:start] + (instructions[end:] if start else instructions[end:].removeprefix("\n\n"))
+def _without(instructions: str, below: str, after: str) -> str:
+    """`instructions` without the last `below`, at the top or under a blank line, and what `after` matches behind it."""
+    start = instructions.rfind(below)
+    while start >= 0:
+        end = re.compile(after).match(instructions, start + len(below))
+        if end and (start == 0 or instructions.endswith("\n\n", 0, start)):
+            rest = instructions[end.end() :]
+            return instructions[: start - 2] + rest if start else rest.removeprefix("\n\n")
+        start = instructions.rfind(below, 0, start + len(below) - 1)
+    return instructions
 
 
 def copy_program(program: Program) -> Program:
@@ -266,7 +269,7 @@ class _Rollouts:
         calls = tuple(self._call(*entry) for entry in trace)
         if feedback is None:
             feedback, failure = self._score(example, prediction, trace)
-        shown = self.shown(frozenset(started.names.union(call.predictor for call in calls)))
+        shown, named = self.shown(frozenset(started.names.union(call.predictor for call in calls))), set(cited)
         return Trajectory(
             example=example,
             prediction=prediction,
@@ -275,7 +278,7 @@ class _Rollouts:
             source=source,
             task=self.task,
             shown=shown,
-            cited=tuple(name for name in shown if name in set(cited)),
+            cited=tuple(name for name in shown if name in named),
             error=failure,
             usage=spent.usage(),
             success=failure is None and feedback.score >= self.perfect_score,

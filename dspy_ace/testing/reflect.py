@@ -16,7 +16,6 @@ from .reader import Ask
 from .statements import blocks
 from .words import clip, content_stems, normal, split_name, stems
 
-
 _FIELDS = 8
 """Most output fields that one case is compared in."""
 
