@@ -528,7 +528,7 @@ def _verdict(a: Sequence[Token], b: Sequence[Token]) -> _Verdict | None:
             return f"{kind}s differ", hard[0], hard[1]
     regions, matched = _align(a, b)
     is_long = sum(token.kind in _CONTENT for token in matched) >= LONG
-    sides = _apart((a, b), ([region[0] for region in regions], [region[1] for region in regions]))
+    sides = [_apart(whole, [region[at] for region in regions]) for at, whole in enumerate((a, b))]
     telling = [[[token for token in part if _tells(token, is_long)] for part in side] for side in sides]
     moved = _moved(telling[0], telling[1])
     if moved:
@@ -569,26 +569,14 @@ def _unquoted(a: Sequence[Token], b: Sequence[Token]) -> list[Token]:
     return result
 
 
-def _apart(
-    wholes: tuple[Sequence[Token], ...], unmatched: tuple[Sequence[list[Token]], ...]
-) -> list[list[list[Token]]]:
-    """`unmatched`, by text and place, in which only the reasons that stand apart still count as reasons.
-
-    A reason stands apart if the other text has next to nothing of it. What both texts give as a reason is
-    compared as closely as the rest, unless it is worded anew as a whole.
-    """
-    total = [Counter(token.reason for token in whole if token.kind != "soft") for whole in wholes]
-    alone = [Counter(token.reason for part in side for token in part if token.kind != "soft") for side in unmatched]
-    shared = [{number for number in all_of if 3 * own[number] < 2 * all_of[number]} for all_of, own in zip(total, alone, strict=True)]
-    new = sum(own[number] for own, numbers in zip(alone, shared, strict=True) for number in numbers if number)
-    words = sum(all_of[number] for all_of, numbers in zip(total, shared, strict=True) for number in numbers if number)
-    anew = new >= 6 and 3 * new >= words
+def _apart(whole: Sequence[Token], unmatched: Sequence[list[Token]]) -> list[list[Token]]:
+    """`unmatched`, in which only reasons that the other text has next to nothing of still count as reasons."""
+    total = Counter(token.reason for token in whole if token.kind != "soft")
+    alone = Counter(token.reason for part in unmatched for token in part if token.kind != "soft")
+    shared = {number for number in total if 3 * alone[number] < 2 * total[number]}
     return [
-        [
-            [replace(t, reason=0) if t.reason in numbers and t.kind != "weak" and not anew else t for t in part]
-            for part in side
-        ]
-        for side, numbers in zip(unmatched, shared, strict=True)
+        [replace(token, reason=0) if token.reason in shared and token.kind != "weak" else token for token in part]
+        for part in unmatched
     ]
 
 

@@ -81,43 +81,60 @@ class State:
 
     Args:
         playbook: the latest.
+        seed: the one the run started from, and `seed_score`, its mean validation score.
         step: the last step done; -1 before the seed was looked at.
         best: the playbook to return as things stand, and `best_step`, the step it came from.
-        best_score: its mean validation score; None while nothing was validated.
+        best_score: its mean validation score; None while it was not validated.
         best_is_latest: whether the latest playbook reads as the best one does.
+        judged: whether anything learned was validated yet.
         records: all so far.
     """
 
     playbook: Playbook
+    seed: Playbook
+    best: Playbook
     step: int = -1
-    best: Playbook = field(default_factory=Playbook)
+    seed_score: float | None = None
     best_step: int = 0
     best_score: float | None = None
     best_is_latest: bool = True
+    judged: bool = False
     records: tuple[Record, ...] = ()
 
     @classmethod
     def of(cls, seed: Playbook) -> State:
         """The state before anything was done: the seed is all there is."""
-        return cls(playbook=seed, best=seed)
+        return cls(seed, seed, seed)
 
     def after(self, record: Record) -> State:
         """The state after one more step.
 
-        The best playbook is the one with the highest mean validation score; a tie goes to the later one,
-        so the seed stays only where it is strictly better. Without validation it is the latest. Counters
-        that change after a playbook was validated are kept: prompts do not show them.
+        The best playbook is the one with the highest mean validation score; a tie goes to the later one, and the
+        seed stays only where it is strictly better. Until something learned was validated it is the latest, also
+        without a valset. Counters that change after a validation are kept: prompts do not show them.
         """
         playbook = apply(self.playbook, record.delta)
         grown = replace(self, playbook=playbook, step=record.step, records=(*self.records, record))
-        score = None if record.validation is None else record.validation.mean
-        if score is None and self.best_score is not None:
-            if self.best_is_latest and not record.learned:
-                return replace(grown, best=playbook)
-            return replace(grown, best_is_latest=False)
-        if score is None or self.best_score is None or score >= self.best_score:
-            return replace(grown, best=playbook, best_step=record.step, best_score=score, best_is_latest=True)
+        if record.validation is not None:
+            return grown._validated(record.validation.mean)
+        if not self.judged:
+            changed = self.best_score is None or record.learned
+            score, step = (None, record.step) if changed else (self.best_score, self.best_step)
+            return replace(grown, best=playbook, best_step=step, best_score=score)
+        if self.best_is_latest and not record.learned:
+            return replace(grown, best=playbook)
         return replace(grown, best_is_latest=False)
+
+    def _validated(self, score: float) -> State:
+        if len(self.records) == 1:
+            return replace(self, seed_score=score, best=self.playbook, best_score=score)
+        known = self.best_score if self.judged else self.seed_score
+        judged = replace(self, judged=True)
+        if known is None or score >= known:
+            return replace(judged, best=self.playbook, best_step=self.step, best_score=score, best_is_latest=True)
+        if not self.judged:
+            return replace(judged, best=self.seed, best_step=0, best_score=known, best_is_latest=False)
+        return replace(judged, best_is_latest=False)
 
     @property
     def unvalidated(self) -> bool:

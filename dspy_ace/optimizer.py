@@ -20,7 +20,7 @@ from .metric import Metric, Scorer
 from .playbook import Playbook
 from .roles import Curate, Refine, Reflect
 from .run import Run, record_of, refiner
-from .schedule import Batch, schedule
+from .schedule import schedule
 
 logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
 
@@ -49,11 +49,13 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         refine_mode: "proactive": refine at each step; "lazy": only past the token budget (ACE §3.3).
         validate_every: steps between two looks at the valset; None: as many examples as the valset holds. The last
             playbook is always validated.
+        patience: end after so many validations without a better score; None: never for that reason.
         num_threads: at most so many rollouts or role calls at once; None: DSPy's setting.
         seed: of the order of examples.
         failure_score: the score of a rollout that failed.
         perfect_score: the score of a success.
         log_dir: a folder that keeps the run, and continues it when it is given again; None: in memory.
+        on_step: called after each step with its `Record` and the playbook; what it raises ends the run.
     """
 
     def __init__(
@@ -78,11 +80,13 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         embedder: Callable[[list[str]], Any] | None = None,
         refine_mode: str = "proactive",
         validate_every: int | None = None,
+        patience: int | None = None,
         num_threads: int | None = None,
         seed: int = 0,
         failure_score: float = 0.0,
         perfect_score: float = 1.0,
         log_dir: str | Path | None = None,
+        on_step: Callable[[Record, Playbook], Any] | None = None,
     ) -> None:
         self.metric = metric
         self.reflection_lm = reflection_lm
@@ -103,11 +107,13 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.embedder = embedder
         self.refine_mode = refine_mode
         self.validate_every = validate_every
+        self.patience = patience
         self.num_threads = num_threads
         self.seed = seed
         self.failure_score = failure_score
         self.perfect_score = perfect_score
         self.log_dir = log_dir
+        self.on_step = on_step
 
     def compile(
         self,
@@ -138,27 +144,31 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         trainset, valset = self._check(student, trainset, valset)
         run = Run(self, student, trainset, valset)
         order = schedule(len(trainset), self.epochs, self.batch_size, self.seed)
-        journal = Journal.open(self.log_dir, run.fingerprint())
-        state = journal.replay(State.of(run.seed))
-        stopped = f"all {self.epochs} epochs done"
-        try:
-            if state.step < 0:
-                state = _keep(journal, state, Record(0, validation=run.validate(state.playbook)))
-            for batch in order[state.step :]:
-                if _nothing_left(state, batch, self.perfect_score):
-                    stopped = "nothing left to learn: an epoch without a failure or a new lesson"
-                    break
-                trajectories = run.rollouts(state.playbook, batch)
-                step = run.adapt(state.playbook, trajectories)
-                record = record_of(batch, trajectories, step)
-                if run.due(state, record):
-                    record = replace(record, validation=run.validate(step.playbook))
-                state = _keep(journal, state, record)
-            if run.valset and state.unvalidated:
-                state = _keep(journal, state, Record(state.step, validation=run.validate(state.playbook)))
-        except RunError as error:
-            error.program = run.finished(state, f"stopped by an error: {error}")  # what was learned is not lost
-            raise
+        with Journal.open(self.log_dir, run.fingerprint(), run.about()) as journal:
+            state = journal.replay(State.of(run.seed))
+            stopped = f"all {self.epochs} epochs done"
+            try:
+                if state.step < 0:
+                    state = run.keep(journal, state, Record(0, validation=run.validate(state.playbook)))
+                for batch in order[state.step :]:
+                    if (reason := run.over(state, batch)) is not None:
+                        stopped = reason
+                        break
+                    trajectories = run.rollouts(state.playbook, batch)
+                    step = run.adapt(state.playbook, trajectories)
+                    record = record_of(batch, trajectories, step)
+                    if run.due(state, record):
+                        record = replace(record, validation=run.validate(step.playbook))
+                    state = run.keep(journal, state, record)
+                if run.valset and state.unvalidated:
+                    state = run.keep(journal, state, Record(state.step, validation=run.validate(state.playbook)))
+            except KeyboardInterrupt:
+                stopped = "interrupted by the user"
+                state = journal.replay(State.of(run.seed))  # a step may just have been written
+                logger.warning("ACE: interrupted; the best program so far is returned. A second Ctrl-C raises.")
+            except RunError as error:
+                error.program = run.finished(state, f"stopped by an error: {error}")  # what was learned is not lost
+                raise
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
         return run.finished(state, stopped)
 
@@ -174,37 +184,14 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         checks.check_number("max_reflection_rounds", self.max_reflection_rounds, 0)
         checks.check_number("max_playbook_tokens", self.max_playbook_tokens, 100)
         checks.check_number("max_prompt_tokens", self.max_prompt_tokens, 500)
-        for name in ("validate_every", "num_threads"):
+        for name in ("validate_every", "patience", "num_threads"):
             if getattr(self, name) is not None:
                 checks.check_number(name, getattr(self, name), 1)
         for name in ("failure_score", "perfect_score"):
             checks.check_number(name, getattr(self, name), float("-inf"), whole=False)
         checks.check_choice("reflect_on", self.reflect_on, ("all", "failures"))
-        for name in ("reflect", "curate", "refine", "embedder"):
+        for name in ("reflect", "curate", "refine", "embedder", "on_step"):
             checks.check_role(name, getattr(self, name))
         Scorer(self.metric)
         refiner(self)
         return trainset, valset
-
-
-def _keep(journal: Journal, state: State, record: Record) -> State:
-    """Disk first, then memory."""
-    journal.append(record)
-    after = state.after(record)
-    logger.info(
-        "ACE step %d: batch %s, validation %s, %d bullets, %d rejected",
-        record.step,
-        f"{sum(record.scores) / len(record.scores):.2f}" if record.scores else "-",
-        f"{record.validation.mean:.3f}" if record.validation else "-",
-        len(after.playbook),
-        len(record.rejected),
-    )
-    return after
-
-
-def _nothing_left(state: State, batch: Batch, perfect_score: float) -> bool:
-    """Whether the epoch that ended before `batch` held no failure and brought no lesson."""
-    epoch = [record for record in state.records if record.epoch == batch.epoch - 1 and record.batch]
-    if not epoch or state.step != epoch[-1].step:
-        return False
-    return not any(r.learned or r.rejected or min(r.scores) < perfect_score for r in epoch)

@@ -11,6 +11,7 @@ import functools
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import dspy
@@ -345,3 +346,11 @@ def _kind(error: BaseException) -> FailureKind:
 def _words(error: Exception) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def save_state(program: dspy.Module, path: Path) -> None:
+    """Write the program's plain DSPy state to `path` (`….json`), without its pinned LMs: some cannot be saved."""
+    plain = copy_program(program)
+    for _, predictor in plain.named_predictors():
+        predictor.lm = None
+    plain.save(str(path))

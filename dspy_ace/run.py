@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import platform
+from importlib.metadata import version
 from typing import Any
 
 import dspy
@@ -14,9 +16,10 @@ from .errors import MetricError, RunError
 from .fingerprint import describe_callable, describe_data, describe_program, fingerprint
 from .guard import Guard
 from .history import Record, State, Validation
+from .journal import Journal
 from .metric import Scorer
 from .playbook import Playbook
-from .program import PLAYBOOK_HEADER, own_instructions, rollouts, with_playbook, with_reflection
+from .program import PLAYBOOK_HEADER, own_instructions, rollouts, save_state, with_playbook, with_reflection
 from .refine import GrowAndRefine
 from .reflector import Reflector
 from .results import Results, judge
@@ -118,12 +121,45 @@ class Run:
             return len(since) >= int(self.ace.validate_every)
         return sum(len(each.batch) for each in since) >= len(self.valset)
 
+    def over(self, state: State, batch: Batch) -> str | None:
+        """Why the run ends before `batch`; None: it goes on."""
+        validated = [record.validation.mean for record in state.records if record.validation is not None]
+        learned = any(record.learned for record in state.records)
+        if validated and learned and validated[-1] >= self.ace.perfect_score:
+            return "a perfect validation score"
+        patience = self.ace.patience or len(validated)
+        if len(validated) > patience and max(validated[-patience:]) <= max(validated[:-patience]):
+            return f"no better validation score in the last {patience}"
+        epoch = [record for record in state.records if record.epoch == batch.epoch - 1 and record.batch]
+        if not epoch or state.step != epoch[-1].step:
+            return None
+        if any(r.learned or r.rejected or min(r.scores) < self.ace.perfect_score for r in epoch):
+            return None
+        return "nothing left to learn: an epoch without a failure or a new lesson"
+
+    def keep(self, journal: Journal, state: State, record: Record) -> State:
+        """Disk first, then memory; the user is told."""
+        journal.append(record)
+        after = state.after(record)
+        if after.best is not state.best or state.step < 0:
+            journal.keep_best(after.best, lambda path: save_state(with_playbook(self.student, after.best), path))
+        logger.info(
+            "ACE step %d: batch %s, validation %s, %d bullets, %d left out",
+            record.step,
+            f"{sum(record.scores) / len(record.scores):.2f}" if record.scores else "-",
+            f"{record.validation.mean:.3f}" if record.validation else "-",
+            len(after.playbook),
+            len(record.rejected),
+        )
+        if self.ace.on_step is not None:
+            self.ace.on_step(record, after.playbook)
+        return after
+
     def finished(self, state: State, stopped: str) -> dspy.Module:
         """The student with the best playbook, and the account of the run."""
         program = with_playbook(self.student, state.best)
-        first = state.records[0].validation if state.records else None
         program.detailed_results = Results(
-            seed_score=None if first is None else first.mean,
+            seed_score=state.seed_score,
             best_score=state.best_score,
             best_step=state.best_step,
             verdict=judge(state.records, abs(self.ace.perfect_score - self.ace.failure_score) or 1.0),
@@ -135,13 +171,19 @@ class Run:
         )
         return program
 
+    def about(self) -> dict[str, Any]:
+        """What `run.json` tells a reader besides the fingerprint."""
+        versions = {"dspy": dspy.__version__, "dspy_ace": version("dspy-ace"), "python": platform.python_version()}
+        return {"settings": self._settings(), "versions": versions}
+
+    def _settings(self) -> dict[str, Any]:
+        scalars = (str, int, float, bool, type(None))
+        kept = {name: value for name, value in vars(self.ace).items() if isinstance(value, scalars)}
+        return {name: value for name, value in kept.items() if name not in ("num_threads", "log_dir")}
+
     def fingerprint(self) -> dict[str, str]:
         """What this run depends on, by part."""
         ace = self.ace
-        scalars = (str, int, float, bool, type(None))
-        settings = {
-            n: v for n, v in vars(ace).items() if isinstance(v, scalars) and n not in ("num_threads", "log_dir")
-        }
         roles = [describe_callable(role) for role in (ace.reflect, ace.curate, ace.refine, ace.embedder)]
         prompts = [
             role.predict.signature.instructions for role in (self.reflector, self.curator) if hasattr(role, "predict")
@@ -151,7 +193,7 @@ class Run:
             trainset=describe_data(self.trainset),
             valset=describe_data(self.valset),
             metric=describe_callable(ace.metric),
-            settings=[settings, self.labels],
+            settings=[self._settings(), self.labels],
             roles=[roles, prompts],
             playbook=self.seed.to_json(),
         )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +50,14 @@ def test_the_disk_format_is_the_golden_one() -> None:
 
 def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
     """Whatever was cut off the last line, the whole lines before it are read and the next line starts clean."""
-    Journal.open(tmp_path, PRINT)
+    Journal.open(tmp_path, PRINT).close()
     lines = [line_of(record(0)), line_of(FULL)]
     path = tmp_path / "journal.jsonl"
     for cut in range(len(lines[1])):
         path.write_bytes(lines[0] + lines[1][:cut])
-        journal = Journal.open(tmp_path, PRINT)
-        assert len(journal.records) == 1
-        journal.append(FULL)
+        with Journal.open(tmp_path, PRINT) as journal:
+            assert len(journal.records) == 1
+            journal.append(FULL)
         assert path.read_bytes() == b"".join(lines)
 
 
@@ -67,7 +70,8 @@ def test_folders_that_are_not_this_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.tex").write_text("x")
     with pytest.raises(JournalError, match=r"thesis\.tex"):
         Journal.open(tmp_path / "other", PRINT)
-    Journal.open(tmp_path / "run", PRINT).append(record(0))
+    with Journal.open(tmp_path / "run", PRINT) as journal:
+        journal.append(record(0))
     with pytest.raises(JournalError, match="another trainset"):
         Journal.open(tmp_path / "run", {**PRINT, "trainset": "9"})
     (tmp_path / "run" / "journal.jsonl").write_bytes(b'{"step": 0}\n')
@@ -82,20 +86,67 @@ def test_folders_that_are_not_this_run_are_refused(tmp_path: Path) -> None:
         Journal.open(tmp_path / "run", PRINT)
 
 
+def test_a_folder_in_use_is_refused_and_free_again_after_a_crash(tmp_path: Path) -> None:
+    """A second run in the same folder is told the other's process; a killed process leaves no lock behind."""
+    code = f"""
+import sys, time
+from dspy_ace.journal import Journal
+journal = Journal.open({str(tmp_path)!r}, {PRINT!r})
+print("open", flush=True)
+time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "open\n"
+    with pytest.raises(JournalError, match=f"in use by process {other.pid}"):
+        Journal.open(tmp_path, PRINT)
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    Journal.open(tmp_path, PRINT).close()
+    with Journal.open(tmp_path, PRINT), pytest.raises(JournalError, match=f"in use by process {os.getpid()}"):
+        Journal.open(tmp_path, PRINT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
+def test_a_full_disk_is_said_and_costs_the_last_step_alone(tmp_path: Path) -> None:
+    """The step that does not fit is refused with the system's words; the whole ones before it are read again."""
+    code = f"""
+import resource
+from dspy_ace.journal import Journal
+from dspy_ace.history import Record
+from dspy_ace import JournalError
+journal = Journal.open({str(tmp_path)!r}, {PRINT!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for step in range(100):
+    try:
+        journal.append(Record(step))
+    except JournalError as error:
+        print(step, len(journal.records), error)
+        break
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    step, kept, words = done.stdout.split(maxsplit=2)
+    assert step == kept
+    assert "cannot be written" in words
+    with Journal.open(tmp_path, PRINT) as journal:
+        assert len(journal.records) == int(kept)
+
+
 def test_records_that_do_not_follow_are_refused(tmp_path: Path) -> None:
     """A journal whose operations do not fit the seed is not replayed."""
-    journal = Journal.open(tmp_path, PRINT)
-    journal.append(record(1, Delete("s-00001")))
-    with pytest.raises(JournalError, match="step 1"):
-        journal.replay(State.of(Playbook()))
+    with Journal.open(tmp_path, PRINT) as journal:
+        journal.append(record(1, Delete("s-00001")))
+        with pytest.raises(JournalError, match="step 1"):
+            journal.replay(State.of(Playbook()))
 
 
 def test_without_a_folder_the_same_bytes_stay_in_memory(tmp_path: Path) -> None:
     """In memory and on disk a run is the same."""
-    memory, disk = Journal.open(None, PRINT), Journal.open(tmp_path, PRINT)
-    for journal in (memory, disk):
-        journal.append(record(0))
-        journal.append(FULL)
+    with Journal.open(None, PRINT) as memory, Journal.open(tmp_path, PRINT) as disk:
+        for journal in (memory, disk):
+            journal.append(record(0))
+            journal.append(FULL)
     assert memory.to_bytes() == (tmp_path / "journal.jsonl").read_bytes()
 
 
@@ -115,6 +166,9 @@ def test_the_best_playbook_is_the_highest_and_on_a_tie_the_later() -> None:
     assert best(record(0, scores=(0.1,)), record(1, add, scores=(0.9,)), record(2, add, scores=(0.8,))) == (1, 1)
     assert best(record(0, scores=(0.1,)), record(1, add, scores=(0.9,)), record(2, add)) == (1, 1)
     assert best(record(0), record(1, add), record(2, add)) == (2, 2)
+    assert best(record(0, scores=(0.5,)), record(1, add)) == (1, 1)  # nothing shows the seed to be better
+    assert best(record(0, scores=(0.5,)), record(1, add), record(2, add, scores=(0.4,))) == (0, 0)
+    assert best(record(0, scores=(0.5,)), record(1, add), record(2, add, scores=(0.4,)), record(3, add)) == (0, 0)
 
 
 def test_votes_after_the_validation_stay_with_the_best_playbook() -> None:

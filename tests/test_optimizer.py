@@ -228,6 +228,57 @@ def test_a_failing_role_is_recorded_and_the_run_goes_on() -> None:
     assert len(program.playbook) > 0
 
 
+def test_ctrl_c_returns_the_best_program_so_far(tmp_path: Any) -> None:
+    """What was learned before the interruption is returned and on disk; continuing goes on from there."""
+
+    def press(record: Any, playbook: Playbook) -> None:
+        if record.step == 2:
+            raise KeyboardInterrupt
+
+    program = compiled(OfflineLM(), log_dir=tmp_path, on_step=press)
+    assert program.detailed_results.stopped == "interrupted by the user"
+    assert [record.step for record in program.detailed_results.records] == [0, 1, 2]
+    assert len(program.playbook) > 0
+    assert Playbook.load(tmp_path / "playbook.json").render() == program.playbook.render()
+    assert len((tmp_path / "journal.jsonl").read_bytes().splitlines()) == 3
+
+
+def test_the_run_folder_holds_the_best_program_as_plain_dspy_state(tmp_path: Any) -> None:
+    """playbook.json and program.json are those of the program that is returned, also for a pinned LM."""
+    student = dspy.ChainOfThought(Route)
+    student.set_lm(OfflineLM())
+    program = compiled(OfflineLM(), student, log_dir=tmp_path)
+    loaded = dspy.ChainOfThought(Route)
+    loaded.load(str(tmp_path / "program.json"))
+    assert loaded.predict.signature.instructions == program.predict.signature.instructions
+    assert Playbook.load(tmp_path / "playbook.json").render() == program.playbook.render()
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["settings"]["batch_size"] == 8
+    assert set(run["versions"]) == {"dspy", "dspy_ace", "python"}
+
+
+def test_a_perfect_validation_score_ends_the_run() -> None:
+    """There is nothing left that a later step could show."""
+    results = compiled(OfflineLM(), trainset=TRAIN + messages(32, 4), epochs=4).detailed_results
+    assert results.best_score == 1.0
+    assert results.stopped == "a perfect validation score"
+    assert results.records[-1].validation.mean == 1.0
+
+
+def test_patience_ends_a_run_that_gets_no_better() -> None:
+    """After so many validations without a better score the run ends."""
+
+    def chatter(playbook: Playbook, reflections: Any) -> tuple[Delta, tuple[()]]:
+        return Delta((Add("S", f"Remark number {len(playbook)} of no use."),)), ()
+
+    results = compiled(
+        OfflineLM(), metric=lambda example, prediction: 0.0, curate=chatter, epochs=9, patience=2,
+        reflect=lambda playbook, trajectory: Reflection(("x",)), max_reflection_rounds=0,
+    ).detailed_results  # fmt: skip
+    assert results.stopped == "no better validation score in the last 2"
+    assert sum(record.validation is not None for record in results.records) == 3
+
+
 def test_a_metric_that_never_scores_stops_at_the_first_example() -> None:
     """A metric without a score costs one rollout, not a run."""
     lm = OfflineLM()

@@ -91,27 +91,12 @@ def test_bullets_of_different_predictors_are_never_merged() -> None:
 
 
 def test_groups_do_not_drift() -> None:
-    """Of A ~ B ~ C with A and C apart, only what is a duplicate of the text that stays is merged into it."""
-    a = "Cache the result of the lookup in the session store, to avoid repeated calls to the slow pricing service."
-    b = "Cache the result of the lookup in the session store."
-    c = "Cache the result of the lookup in the session store, to avoid stale quotes at the end of the trading day."
-    chain = book((a,), (b,), (c,))
-    after = refined(chain)
-    kept = {content: [b, c] if content == b else [content] for content in contents(after)}
-    assert contents(after)[0] == a
-    assert len(after) == 2 or kept[b]
-
-
-def test_a_group_has_one_text_that_all_are_duplicates_of() -> None:
-    """With vectors in a row, the best evidence is the centre; what is near its neighbour only stays apart."""
-    angles = {"east": [1.0, 0.0], "east by north": [0.9, 0.436], "north east": [0.62, 0.785]}
-
-    def embedder(batch: list[str]) -> list[list[float]]:
-        return [angles[text] for text in batch]
-
-    refine = GrowAndRefine(embedder=embedder, threshold=0.85)
-    refine.threshold = 0.85
-    assert refine(book(("east",), ("east by north",), ("north east",))).operations == ()  # the guard knows the words
+    """Of A ~ B ~ C with A and C apart, only duplicates of the very text that stays are merged into it."""
+    a, b, c = "Cache the lookups to avoid slow pages.", "Cache the lookups.", "Cache the lookups to avoid stale prices."
+    assert GrowAndRefine(threshold=0.5)(book((a,), (c,))) == Delta()
+    assert contents(refined(book((a,), (b,), (c,)), threshold=0.5)) == [a, c]
+    assert contents(refined(book((a,), (b, 1), (c,)), threshold=0.5)) == [b]
+    assert contents(refined(book((b,), (a, 2), (c, 1)), threshold=0.5)) == [a, c]
 
 
 def test_exact_repeats_of_a_real_playbook_are_merged() -> None:
