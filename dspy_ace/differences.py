@@ -7,7 +7,9 @@ tokens, a difference that is merged away is lost.
 
 What is no difference: case and punctuation, inflection, a small set of general synonyms, articles and
 auxiliaries, a clause moved to the front ("Before X, do Y"), padding such as "always" or "carefully", a
-stated reason that only one text gives, and, in long texts, a repetition of what is said anyway.
+reason that only one text states or that each states in its own words ("…, to avoid errors"), and, in long
+texts, a repetition of what both say anyway. The words it knows are English; in other languages any change
+of words or of their order is a difference.
 """
 
 from __future__ import annotations
@@ -471,7 +473,9 @@ def _opens_reason(piece: _Piece, before: str, ahead: Sequence[str], inside: bool
         return key != "check" or not (ahead[0] in _SOFT or ahead[0] in _DROP)
     if low in _STRESSED:
         return not inside and ahead[0] in ("for", "to")
-    return low == "because" or (before == "," and low in ("since", "as")) or (low == "so" and ahead[0] == "that")
+    if before == "," and low in ("since", "as"):
+        return low == "since" or ahead[0] in _DROP
+    return low == "because" or (low == "so" and ahead[0] == "that")
 
 
 def _canonical(found: Sequence[Token]) -> list[Token]:
@@ -573,7 +577,7 @@ def _apart(whole: Sequence[Token], unmatched: Sequence[list[Token]]) -> list[lis
     """`unmatched`, in which only reasons that the other text has next to nothing of still count as reasons."""
     total = Counter(token.reason for token in whole if token.kind != "soft")
     alone = Counter(token.reason for part in unmatched for token in part if token.kind != "soft")
-    shared = {number for number in total if 3 * alone[number] < 2 * total[number]}
+    shared = {number for number in total if 4 * alone[number] <= 3 * total[number]}
     return [
         [replace(token, reason=0) if token.reason in shared and token.kind != "weak" else token for token in part]
         for part in unmatched

@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 
 from .adapt import Step, adapt
+from .copies import save_state
 from .curator import Curator
 from .delta import operation_to_json
 from .errors import MetricError, RunError
@@ -19,7 +20,7 @@ from .history import Record, State, Validation
 from .journal import Journal
 from .metric import Scorer
 from .playbook import Playbook
-from .program import PLAYBOOK_HEADER, own_instructions, rollouts, save_state, with_playbook, with_reflection
+from .program import PLAYBOOK_HEADER, own_instructions, rollouts, with_playbook, with_reflection
 from .refine import GrowAndRefine
 from .reflector import Reflector
 from .results import Results, judge

@@ -12,11 +12,19 @@ from typing import Any
 
 os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy_ace_tests_")  # before DSPy opens one at home
 
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it looks for its price list on the network
+
 import dspy
+import hypothesis
 import pytest
 
 from dspy_ace import Bullet, Playbook
 from dspy_ace.testing import OfflineLM
+
+# the gate draws the same examples every time; HYPOTHESIS_PROFILE=search draws new ones
+hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 QUIET = ("dspy.predict", "dspy.evaluate", "dspy.utils", "dspy.primitives", "dspy.teleprompt", "dspy.adapters")
 

@@ -91,10 +91,8 @@ def test_an_interrupt_in_a_worker_ends_the_call(threads: int) -> None:
                 raise KeyboardInterrupt
             return dspy.Prediction(answer=question)
 
-    start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         rollouts(Interrupted(), asked(400), num_threads=threads)
-    assert time.perf_counter() - start < 10
     assert len(begun) < 400
 
 

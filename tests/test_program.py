@@ -22,7 +22,8 @@ from scripted import scripted
 from strategies import contents
 
 from dspy_ace import Bullet, Playbook, SettingsError, with_playbook
-from dspy_ace.program import NOTE_HEADER, PLAYBOOK_HEADER, copy_program, own_instructions, with_reflection
+from dspy_ace.copies import copy_program
+from dspy_ace.program import NOTE_HEADER, PLAYBOOK_HEADER, own_instructions, with_reflection
 
 ADAPTERS = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
 REPLIES = {

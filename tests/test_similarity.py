@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import dspy
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from strategies import texts
 
 from dspy_ace.differences import difference
@@ -30,6 +28,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LABELS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "pairs.json").read_text(encoding="utf-8"))
 WRITTEN = ("own", "held_out")
 DUPLICATES = [pair for name in WRITTEN for pair in LABELS[name]["duplicate"]]
+STEPS = (
+    "For refund tasks of the shop, collect all orders and all returns with their dates, match returns to orders by "
+    "number, sum the amounts of the matched orders, and report the sum by customer and month."
+)
 LOOK_ALIKES = [pair[-2:] for name in WRITTEN for pair in LABELS[name]["different"]]
 
 
@@ -134,6 +136,7 @@ def test_look_alikes_written_for_this_project(pair: list[str]) -> None:
         ("Write it in red.", "Write it in green.", "words differ: red / green"),
         ("Close the ticket.", "Close the ticket, then mail the client.", "only one says: – / mail client"),
         ("Raise the price by 5.", "Raise the price to 5.", "only one says: by / –"),
+        ("Check the total.", "Use the total.", "words differ: Check / Use"),
         ("Show rows where a >= 1.", "Show rows where a > 1.", "literals differ: >= / >"),
     ],
 )
@@ -159,10 +162,15 @@ def test_reason(first: str, second: str, reason: str) -> None:
         ("Keep it short, to avoid confusion.", "Keep it short."),
         ("Colours are normalised.", "Colors are normalized"),
         ("Test whether x ≤ 5.", "Test whether x <= 5."),
+        (
+            "Cache lookups to avoid slow pages at peak times.",
+            "Cache lookups, since busy clients were billed twice over last year.",
+        ),
+        (STEPS, STEPS.replace("report the sum", "report the sum of amounts")),
     ],
 )
 def test_no_difference(first: str, second: str) -> None:
-    """Spelling, inflection, fronted clauses and stated reasons set nothing apart."""
+    """Spelling, inflection, fronted clauses, stated reasons and what is said anyway set nothing apart."""
     assert difference(first, second) is None
 
 
@@ -186,14 +194,16 @@ def test_the_guard_is_total_and_symmetric(first: str, second: str) -> None:
     assert (difference(first, second) is None) == (difference(second, first) is None)
 
 
-@relaxed
-@given(st.sampled_from(DUPLICATES + LOOK_ALIKES), st.integers(0, 1), st.integers(0, 10**6))
-def test_an_inserted_negation_or_condition_is_never_lost(pair: list[str], side: int, seed: int) -> None:
-    """`not`, `only` or `unless …` put anywhere into a text makes it another one."""
-    words = pair[side].split()
-    at = random.Random(seed).randrange(1, len(words)) if len(words) > 1 else 0
-    for added in ("not", "only", "unless blocked"):
-        assert difference(" ".join(words), " ".join([*words[:at], added, *words[at:]])), (at, added)
+@pytest.mark.parametrize("added", ["not", "only", "unless blocked", "twice"])
+def test_an_inserted_negation_or_condition_is_never_lost(added: str) -> None:
+    """`not`, `only`, `unless …` or `twice`, put anywhere into any text of ours, makes it another one."""
+    lost = []
+    for words in {tuple(text.split()) for pair in DUPLICATES + LOOK_ALIKES for text in pair}:
+        for at in range(1, len(words)):
+            longer = " ".join([*words[:at], added, *words[at:]])
+            if difference(" ".join(words), longer) is None:
+                lost.append(longer)
+    assert lost == []
 
 
 def edited(content: str) -> Iterator[tuple[str, str]]:
