@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .differences import content_words, difference
+from .differences import difference
 from .errors import EmbedderError
+from .wording import content_words
 
 Embedder = Callable[[list[str]], Any]
 """`list[str]` of length n → array-like of shape (n, d), finite numbers. A `dspy.Embedder` is one."""
