@@ -16,7 +16,7 @@ from .trajectory import Trajectory
 
 ReflectOn = Literal["all", "failures"]
 Value = TypeVar("Value")
-Retry = Callable[[Trajectory, Reflection], Trajectory]
+Retry = Callable[[Trajectory, Reflection], Trajectory | None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def adapt(
         playbook: the snapshot that every trajectory of the batch was made with.
         trajectories: the batch, in the order of its examples.
         reflect, curate, refine: the roles; see their Protocols in `dspy_ace.roles`.
-        retry: runs an example again with the insights of a reflection in view; None: never.
+        retry: runs an example again with the insights of a reflection in view, or returns None where the budget
+            does not allow it; None: never.
         rounds: at most so many reflections (and retries) for a failure; 0: one reflection and no retry.
         reflect_on: every trajectory, or failures only.
         group_size: so many reflections are curated in one call; groups run in parallel.
@@ -113,9 +114,10 @@ def _reflect(
             break
         if first.success or retry is None or rounds == 0 or not reflection.insights:
             break
-        attempt = replace(retry(first, reflection), attempt=reflection)
-        if not attempt.teaches:  # the retry itself was not made: no evidence either way
+        again = retry(first, reflection)
+        if again is None or not again.teaches:  # no retry was made: no evidence either way
             break
+        attempt = replace(again, attempt=reflection)
         scores.append(attempt.feedback.score)
         verified = attempt.success
         if verified:

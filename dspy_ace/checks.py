@@ -105,6 +105,19 @@ def check_number(name: str, value: Any, least: float, *, whole: bool = True, mos
         raise SettingsError(f"{name} must be {wanted}; got {value!r}.")
 
 
+def check_alone(name: str, **others: Any) -> None:
+    """Raise SettingsError if one of `others` is given as well: `name` decides it."""
+    given = [other for other, value in others.items() if value is not None]
+    if given:
+        raise SettingsError(f"{name} decides {', '.join(given)}; give one of them.")
+
+
+def lms_of(student: dspy.Module, *roles: Any) -> list[Any]:
+    """Every LM that a compile will call, as far as can be seen."""
+    found = [predictor.lm or dspy.settings.lm for _, predictor in student.named_predictors()]
+    return [lm for lm in {id(lm): lm for lm in [*found, *roles]}.values() if lm is not None]
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise SettingsError unless `value` is one of `choices`."""
     if value not in choices:

@@ -35,6 +35,7 @@ class Record:
         delta: what changed the playbook.
         rejected: operation (or null) and reason, for all that was left out.
         validation: of the playbook after this step, when it was due.
+        rollouts: made in this step, retries and validation included.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Record:
     delta: Delta = field(default_factory=Delta)
     rejected: tuple[Mapping[str, Any], ...] = ()
     validation: Validation | None = None
+    rollouts: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON data."""
@@ -67,6 +69,7 @@ class Record:
             delta=Delta.from_json(data["delta"]),
             rejected=tuple(data["rejected"]),
             validation=None if scores is None else Validation(tuple(scores)),
+            rollouts=int(data["rollouts"]),
         )
 
     @property

@@ -13,13 +13,14 @@ from dspy.teleprompt import Teleprompter
 
 from . import checks
 from .adapt import ReflectOn
+from .budget import BudgetSpentError, priced
 from .errors import RunError
 from .history import Record, State
 from .journal import Journal
 from .metric import Metric, Scorer
 from .playbook import Playbook
 from .roles import Curate, Refine, Reflect
-from .run import Run, record_of, refiner
+from .run import AUTO, Run, record_of, refiner
 from .schedule import schedule
 
 logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
@@ -37,10 +38,16 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         reflect, curate, refine: your own roles (see `dspy_ace.roles`); None: `Reflector`, `Curator`, `GrowAndRefine`.
         playbook: a playbook to start from; None: the student's own (`student.playbook`), or an empty one.
         labels: whether roles and metric may see the examples' expected outputs; None: yes if there is a metric.
-        epochs: how often the trainset is gone through, each time in another order.
+        auto: "light" (1 epoch, 1 reflection round), "medium" (2, 1) or "heavy" (5, 5: the paper's own setting);
+            instead of `epochs` and `max_reflection_rounds`.
+        max_metric_calls: at most so many rollouts, validation and retries included.
+        max_lm_calls: at most so many LM calls of all roles, retries of failed ones included.
+        max_cost: at most so many dollars, as LiteLLM prices the models; a model without a price is an error.
+        max_seconds: no LM call starts later than that.
+        epochs: how often the trainset is gone through, each time in another order; None: 2.
         batch_size: examples that share one snapshot of the playbook; 1 is the paper's loop.
         curation_group: reflections curated in one call; groups of a batch run in parallel.
-        max_reflection_rounds: reflections (each with a retry) a failure gets at most (ACE §3.2); 0: no retry.
+        max_reflection_rounds: reflections (each with a retry) a failure gets at most (ACE §3.2); 0: no retry; None: 1.
         reflect_on: "all", or "failures" only.
         max_playbook_tokens: token budget of the playbook, kept by code.
         max_prompt_tokens: bound on what one reflector call is shown, in estimated tokens; the curator's is twice it.
@@ -69,10 +76,15 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         refine: Refine | None = None,
         playbook: Playbook | None = None,
         labels: bool | None = None,
-        epochs: int = 2,
+        auto: str | None = None,
+        max_metric_calls: int | None = None,
+        max_lm_calls: int | None = None,
+        max_cost: float | None = None,
+        max_seconds: float | None = None,
+        epochs: int | None = None,
         batch_size: int = 8,
         curation_group: int = 4,
-        max_reflection_rounds: int = 1,
+        max_reflection_rounds: int | None = None,
         reflect_on: ReflectOn = "all",
         max_playbook_tokens: int = 10_000,
         max_prompt_tokens: int = 16_000,
@@ -96,6 +108,11 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.refine = refine
         self.playbook = playbook
         self.labels = labels
+        self.auto = auto
+        self.max_metric_calls = max_metric_calls
+        self.max_lm_calls = max_lm_calls
+        self.max_cost = max_cost
+        self.max_seconds = max_seconds
         self.epochs = epochs
         self.batch_size = batch_size
         self.curation_group = curation_group
@@ -143,10 +160,10 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         """
         trainset, valset = self._check(student, trainset, valset)
         run = Run(self, student, trainset, valset)
-        order = schedule(len(trainset), self.epochs, self.batch_size, self.seed)
-        with Journal.open(self.log_dir, run.fingerprint(), run.about()) as journal:
-            state = journal.replay(State.of(run.seed))
-            stopped = f"all {self.epochs} epochs done"
+        order = schedule(len(trainset), run.epochs, self.batch_size, self.seed)
+        with Journal.open(self.log_dir, run.fingerprint(), run.about()) as journal, run.spending():
+            state = run.resumed(journal.replay(State.of(run.seed)), order)
+            stopped = f"all {run.epochs} epochs done"
             try:
                 if state.step < 0:
                     state = run.keep(journal, state, Record(0, validation=run.validate(state.playbook)))
@@ -162,10 +179,10 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
                     state = run.keep(journal, state, record)
                 if run.valset and state.unvalidated:
                     state = run.keep(journal, state, Record(state.step, validation=run.validate(state.playbook)))
-            except KeyboardInterrupt:
-                stopped = "interrupted by the user"
+            except (KeyboardInterrupt, BudgetSpentError) as reason:
+                stopped = str(reason) or "interrupted by the user"
                 state = journal.replay(State.of(run.seed))  # a step may just have been written
-                logger.warning("ACE: interrupted; the best program so far is returned. A second Ctrl-C raises.")
+                logger.warning("ACE: %s; the best program so far is returned. A second Ctrl-C raises.", stopped)
             except RunError as error:
                 error.program = run.finished(state, f"stopped by an error: {error}")  # what was learned is not lost
                 raise
@@ -179,14 +196,24 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         valset = checks.check_examples([] if valset is None else valset, "valset", may_be_empty=True)
         checks.check_lms(student, reflection_lm=self.reflection_lm, curator_lm=self.curator_lm)
         checks.check_playbook(self.playbook)
-        for name in ("epochs", "batch_size", "curation_group"):
+        for name in ("batch_size", "curation_group"):
             checks.check_number(name, getattr(self, name), 1)
-        checks.check_number("max_reflection_rounds", self.max_reflection_rounds, 0)
         checks.check_number("max_playbook_tokens", self.max_playbook_tokens, 100)
         checks.check_number("max_prompt_tokens", self.max_prompt_tokens, 500)
-        for name in ("validate_every", "patience", "num_threads"):
+        for name in ("epochs", "validate_every", "patience", "num_threads", "max_metric_calls", "max_lm_calls"):
             if getattr(self, name) is not None:
                 checks.check_number(name, getattr(self, name), 1)
+        for name, least in (("max_cost", 0), ("max_seconds", 0)):
+            if getattr(self, name) is not None:
+                checks.check_number(name, getattr(self, name), least, whole=False)
+        if self.max_reflection_rounds is not None:
+            checks.check_number("max_reflection_rounds", self.max_reflection_rounds, 0)
+        if self.auto is not None:
+            checks.check_choice("auto", self.auto, tuple(AUTO))
+            checks.check_alone("auto", epochs=self.epochs, max_reflection_rounds=self.max_reflection_rounds)
+        if self.max_cost is not None:
+            for lm in checks.lms_of(student, self.reflection_lm, self.curator_lm):
+                priced(lm)
         for name in ("failure_score", "perfect_score"):
             checks.check_number(name, getattr(self, name), float("-inf"), whole=False)
         checks.check_choice("reflect_on", self.reflect_on, ("all", "failures"))

@@ -63,12 +63,13 @@ class Results:
             if several:
                 reason, times = Counter(several).most_common(1)[0]
                 lines.append(f"{what}: {len(several)}; most often ({times}): {reason}")
-        names = ("calls", "cached", "failed", "prompt", "of it cached", "completion")
-        lines.append("{:<10} {:>6} {:>6} {:>6} {:>9} {:>12} {:>10}".format("role", *names))
-        for role, u in self.usage.items():
+        names = ("calls", "cached", "failed", "retries", "prompt", "of it cached", "completion", "dollars", "seconds")
+        lines.append("{:<10} {:>6} {:>6} {:>6} {:>7} {:>9} {:>12} {:>10} {:>9} {:>8}".format("role", *names))
+        for role, u in [*self.usage.items(), ("all", sum(self.usage.values(), Usage()))]:
+            dollars = "unknown" if u.dollars is None else f"{u.dollars:.4f}"
             lines.append(
-                f"{role:<10} {u.calls:>6} {u.cached_calls:>6} {u.failed_calls:>6} {u.prompt_tokens:>9} "
-                f"{u.cached_tokens:>12} {u.completion_tokens:>10}"
+                f"{role:<10} {u.calls:>6} {u.cached_calls:>6} {u.failed_calls:>6} {u.retries:>7} {u.prompt_tokens:>9} "
+                f"{u.cached_tokens:>12} {u.completion_tokens:>10} {dollars:>9} {u.seconds:>8.1f}"
             )
         return "\n".join(lines)
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import dspy
 
 from .adapt import Step, adapt
+from .allowance import Allowance
+from .attempts import one_by_one
+from .budget import Budget
 from .copies import save_state
 from .curator import Curator
 from .delta import operation_to_json
@@ -30,6 +35,9 @@ from .trajectory import Trajectory
 from .usage import Meter
 
 logger = logging.getLogger("dspy.ace")
+
+AUTO = {"light": (1, 1), "medium": (2, 1), "heavy": (5, 5)}  # epochs and reflection rounds; heavy is ACE §4's own
+FREE = ("num_threads", "log_dir", "max_lm_calls", "max_cost", "max_seconds")  # a run is continued with others of these
 
 
 class Run:
@@ -52,18 +60,30 @@ class Run:
         carried = carried if isinstance(carried, Playbook) else Playbook()
         self.seed = carried if ace.playbook is None else ace.playbook
         self.scorer, self.refine = Scorer(ace.metric), refiner(ace)
-        lm = ace.reflection_lm or next((p.lm for _, p in student.named_predictors() if p.lm), None) or dspy.settings.lm
+        own = next((p.lm for _, p in student.named_predictors() if p.lm), None) or dspy.settings.lm
+        lm = one_by_one(ace.reflection_lm or own)
+        self.epochs, self.rounds = effort(ace)
         self.reflector = ace.reflect or Reflector(
             lm, max_prompt_tokens=ace.max_prompt_tokens, perfect_score=ace.perfect_score
         )
         self.curator = ace.curate or Curator(
-            ace.curator_lm or lm,
+            one_by_one(ace.curator_lm) or lm,
             max_tokens=ace.max_playbook_tokens,
             max_prompt_tokens=2 * ace.max_prompt_tokens,
         )
         self.proven = False
         self.num_threads = ace.num_threads or dspy.settings.num_threads or 8
-        self.meter = Meter()
+        self.budget = Budget(ace.max_lm_calls, ace.max_cost, ace.max_seconds)
+        self.allowance = Allowance(ace.max_metric_calls, len(valset))
+        if valset and not self.allowance.validates:
+            logger.warning(
+                "ACE: max_metric_calls=%s is too small to validate on %d examples twice and learn in between; "
+                "the valset is not used, the latest playbook is returned.",
+                ace.max_metric_calls,
+                len(valset),
+            )
+            self.valset = []
+        self.meter = Meter(self.budget.spend)
         self.reflect = Guard(_metered(self.reflector, self.meter, "reflector"), "reflector")
         self.curate = Guard(_metered(self.curator, self.meter, "curator"), "curator")
         if any(PLAYBOOK_HEADER in own for own in own_instructions(student).values()):
@@ -72,17 +92,45 @@ class Run:
                 "loaded from JSON?). It is kept as plain instructions; to go on with it, set student.playbook first."
             )
 
+    def spending(self) -> Any:
+        """A scope in which every LM call passes the budget, retries included."""
+        callbacks = [self.budget, *(dspy.settings.get("callbacks") or [])]
+        return dspy.context(callbacks=callbacks, lm=one_by_one(dspy.settings.lm))
+
+    def resumed(self, state: State, order: Sequence[Batch]) -> State:
+        """Count what was made before, and say what is to come at most."""
+        self.allowance.used = sum(record.rollouts for record in state.records)
+        left = sum(len(batch.examples) for batch in order[max(0, state.step) :])
+        looks = (2 + left // max(1, len(self.valset))) if self.valset else 0
+        most = left * (1 + self.rounds) + looks * len(self.valset)
+        limit = self.allowance.limit
+        logger.info(
+            "ACE: at most %d rollouts and %d role calls to come",
+            most if limit is None else min(most, limit - self.allowance.used),
+            2 * left * (max(1, self.rounds) + 1),  # a reflection a round and at most a curation each, asked for twice
+        )
+        return state
+
     def rollouts(self, playbook: Playbook, batch: Batch) -> list[Trajectory]:
-        """Run the batch with `playbook` in view; the program cites the bullets it uses."""
-        program = with_playbook(self.student, playbook, cite=True)
-        examples = [self.trainset[position] for position in batch.examples]
-        return self._roll(program, examples, [str(position) for position in batch.examples])
+        """Run the batch, or as much of it as the budget allows; the program cites the bullets it uses."""
+        program = self._copy(with_playbook(self.student, playbook, cite=True))
+        positions = batch.examples[: self.allowance.for_learning(len(batch.examples))]
+        return self._roll(program, [self.trainset[i] for i in positions], [str(i) for i in positions])
 
     def adapt(self, playbook: Playbook, trajectories: list[Trajectory]) -> Step:
         """Learn from the batch; role calls are booked where they belong."""
+        left = self.allowance.for_learning(self.rounds * len(trajectories))
+        allowed: dict[str, int] = {}
+        for failed in (t for t in trajectories if t.teaches and not t.success):  # in order, not first come first served
+            allowed[failed.source] = min(self.rounds, left)
+            left -= allowed[failed.source]
 
-        def retry(first: Trajectory, reflection: Reflection) -> Trajectory:
-            program = with_reflection(self.student, playbook, [insight.content for insight in reflection.insights])
+        def retry(first: Trajectory, reflection: Reflection) -> Trajectory | None:
+            if not allowed[first.source]:
+                return None
+            allowed[first.source] -= 1
+            insights = [insight.content for insight in reflection.insights]
+            program = self._copy(with_reflection(self.student, playbook, insights))
             return self._rolled(program, [first.example], [first.source])[0]
 
         return adapt(
@@ -92,7 +140,7 @@ class Run:
             self.curate,
             self.refine,
             retry=retry,
-            rounds=self.ace.max_reflection_rounds,
+            rounds=self.rounds,
             reflect_on=self.ace.reflect_on,
             group_size=self.ace.curation_group,
             num_threads=self.num_threads,
@@ -102,7 +150,7 @@ class Run:
         """Score `playbook` on the valset, as the program will run later: without asking for citations."""
         if not self.valset:
             return None
-        trajectories = self._roll(with_playbook(self.student, playbook), self.valset, None)
+        trajectories = self._roll(self._copy(with_playbook(self.student, playbook)), self.valset, None)
         return Validation(tuple(trajectory.feedback.score for trajectory in trajectories))
 
     def due(self, state: State, record: Record) -> bool:
@@ -111,7 +159,7 @@ class Run:
         By default it is time when as many examples were rolled out for learning as the valset holds, so that
         choosing never costs more than learning.
         """
-        if not self.valset or not (record.learned or state.unvalidated):
+        if not self.valset or not (record.learned or state.unvalidated) or not self.allowance.for_validation():
             return False
         since = [record]
         for earlier in reversed(state.records):
@@ -124,6 +172,8 @@ class Run:
 
     def over(self, state: State, batch: Batch) -> str | None:
         """Why the run ends before `batch`; None: it goes on."""
+        if not self.allowance.for_learning(1):
+            return f"max_metric_calls={self.allowance.limit} is spent"
         validated = [record.validation.mean for record in state.records if record.validation is not None]
         learned = any(record.learned for record in state.records)
         if validated and learned and validated[-1] >= self.ace.perfect_score:
@@ -140,6 +190,7 @@ class Run:
 
     def keep(self, journal: Journal, state: State, record: Record) -> State:
         """Disk first, then memory; the user is told."""
+        record = replace(record, rollouts=self.allowance.used - sum(earlier.rollouts for earlier in state.records))
         journal.append(record)
         after = state.after(record)
         if after.best is not state.best or state.step < 0:
@@ -166,7 +217,7 @@ class Run:
             verdict=judge(state.records, abs(self.ace.perfect_score - self.ace.failure_score) or 1.0),
             stopped=stopped,
             usage=self.meter.totals(),
-            rollouts=self.meter.scopes("task"),
+            rollouts=self.allowance.used,
             records=state.records,
             playbook=state.best,
         )
@@ -180,7 +231,7 @@ class Run:
     def _settings(self) -> dict[str, Any]:
         scalars = (str, int, float, bool, type(None))
         kept = {name: value for name, value in vars(self.ace).items() if isinstance(value, scalars)}
-        return {name: value for name, value in kept.items() if name not in ("num_threads", "log_dir")}
+        return {name: value for name, value in kept.items() if name not in FREE}
 
     def fingerprint(self) -> dict[str, str]:
         """What this run depends on, by part."""
@@ -211,7 +262,14 @@ class Run:
             raise RunError(_dead(done))
         return done
 
+    def _copy(self, program: dspy.Module) -> dspy.Module:
+        """A training copy whose pinned LMs show every attempt to budget and meter."""
+        for _, predictor in program.named_predictors():
+            predictor.lm = one_by_one(predictor.lm)
+        return program
+
     def _rolled(self, program: dspy.Module, examples: list[dspy.Example], names: list[str]) -> list[Trajectory]:
+        self.allowance.take(len(examples))
         return rollouts(
             program,
             examples,
@@ -244,6 +302,12 @@ def _dead(trajectories: list[Trajectory]) -> str:
     )
 
 
+def effort(ace: Any) -> tuple[int, int]:
+    """Epochs and reflection rounds: as given, as `auto` has them, or 2 and 1."""
+    epochs, rounds = AUTO[ace.auto] if ace.auto is not None else (ace.epochs, ace.max_reflection_rounds)
+    return 2 if epochs is None else epochs, 1 if rounds is None else rounds
+
+
 def refiner(ace: Any) -> Refine:
     """The user's `refine`, or the default with the user's settings. Raises SettingsError for a bad one."""
     if ace.refine is not None:
@@ -266,7 +330,7 @@ def record_of(batch: Batch, trajectories: list[Trajectory], step: Step) -> Recor
     return Record(
         step=batch.step,
         epoch=batch.epoch,
-        batch=batch.examples,
+        batch=batch.examples[: len(trajectories)],
         scores=tuple(t.feedback.score for t in trajectories),
         failures={t.source: {"kind": t.error.kind, "message": t.error.message} for t in trajectories if t.error},
         reflections=tuple(

@@ -7,14 +7,17 @@ is shared by copies and locked; when its scope ends, a tracker that stood around
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
+
+from .pricing import price_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class Usage:
         failed_calls: of these, ended by an error.
         prompt_tokens, cached_tokens, completion_tokens: as the provider reports them; `cached_tokens` is
             the part of `prompt_tokens` that the provider's prompt cache served.
+        retries: failed calls that were made again.
+        dollars: as LiteLLM prices the tokens; None if a model that answered has no price: unknown is not zero.
+        seconds: wall time of the role's work, added up over threads.
+
+    Two are equal when their counts are: dollars follow from them, and seconds never repeat.
     """
 
     calls: int = 0
@@ -36,16 +44,23 @@ class Usage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    retries: int = 0
+    dollars: float | None = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        counts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "dollars"}
+        unknown = self.dollars is None or other.dollars is None
+        return Usage(**counts, dollars=None if unknown else (self.dollars or 0.0) + (other.dollars or 0.0))
 
 
 class _Tracker(UsageTracker):  # type: ignore[misc]  # dspy is untyped
     """A usage tracker that threads share: a copy is itself, and additions are locked."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter) -> None:
         super().__init__()
+        self.meter = meter
+        self.dollars: float | None = 0.0
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tracker:
@@ -54,16 +69,27 @@ class _Tracker(UsageTracker):  # type: ignore[misc]  # dspy is untyped
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         with self._lock:
             super().add_usage(lm, usage_entry)
+            dollars = self.meter.price(lm, usage_entry) if usage_entry else 0.0
+            self.dollars = None if dollars is None or self.dollars is None else self.dollars + dollars
 
 
 class _CallCounter(BaseCallback):  # type: ignore[misc]  # dspy is untyped
-    """Counts the LM calls of a meter's scope as they end."""
+    """Counts the LM calls of a meter's scope as they end, and the retries between them."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
         self.ended = 0
         self.failed = 0
+        self.retried = 0
         self._lock = threading.Lock()
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
+        self.meter.meet(instance)
+
+    def on_lm_retry(self) -> None:
+        """A call that failed is made again (see `attempts`)."""
+        with self._lock:
+            self.retried += 1
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
         with self._lock:
@@ -75,8 +101,9 @@ class Spent:
     """The usage of one `Meter.spending` scope, complete when the scope has ended."""
 
     def __init__(self, meter: Meter) -> None:
-        self.tracker = _Tracker()
+        self.tracker = _Tracker(meter)
         self.counter = _CallCounter(meter)
+        self.started = time.monotonic()
 
     def usage(self) -> Usage:
         """What was spent so far."""
@@ -89,6 +116,9 @@ class Spent:
             prompt_tokens=sum(_count(entry, "prompt_tokens") for entry in entries),
             cached_tokens=sum(_count(entry.get("prompt_tokens_details"), "cached_tokens") for entry in entries),
             completion_tokens=sum(_count(entry, "completion_tokens") for entry in entries),
+            retries=self.counter.retried,
+            dollars=self.tracker.dollars,
+            seconds=max(0.0, time.monotonic() - self.started),
         )
 
     def entries(self) -> list[tuple[str, dict[str, Any]]]:
@@ -100,9 +130,14 @@ class Meter:
     """Adds up usage per role (`task`, `reflector`, `curator`, …). Thread-safe.
 
     A `dspy.track_usage()` in force where the meter is made is passed every entry.
+
+    Args:
+        on_dollars: told what each answered call cost, before the call has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_dollars: Callable[[float], None] | None = None) -> None:
+        self._on_dollars = on_dollars
+        self._listed: set[str] = set()
         self._outer = dspy.settings.usage_tracker
         self._totals: dict[str, Usage] = {}
         self._scopes: dict[str, int] = {}
@@ -125,6 +160,22 @@ class Meter:
                 self._scopes[role] = self._scopes.get(role, 0) + 1
                 for lm, entry in spent.entries() if self._outer is not None else ():
                     self._outer.add_usage(lm, entry)
+
+    def meet(self, lm: Any) -> None:
+        """Note an LM that is about to be called: only a provider's model can stand in a price list."""
+        if isinstance(lm, dspy.LM) and isinstance(getattr(lm, "_engine_spec", "auto"), str):
+            self._listed.add(lm.model)
+
+    def price(self, lm: str, entry: Mapping[str, Any]) -> float | None:
+        """Dollars of one answered call; None if there is no price for its model."""
+        price = price_of(lm) if lm in self._listed else None
+        if price is None:
+            return None
+        cached = _count(entry.get("prompt_tokens_details"), "cached_tokens")
+        dollars = price.of(_count(entry, "prompt_tokens"), cached, _count(entry, "completion_tokens"))
+        if self._on_dollars is not None:
+            self._on_dollars(dollars)
+        return dollars
 
     def scopes(self, role: str) -> int:
         """How many scopes of `role` have ended: for `task`, the number of rollouts."""

@@ -48,7 +48,7 @@ def test_lessons_are_added_in_the_order_of_the_examples_whichever_thread_ends_fi
     """Slow and fast reflections in threads give the same step as one thread."""
 
     def slow(playbook: Playbook, t: Trajectory) -> Reflection:
-        time.sleep(random.random() / 50)  # noqa: S311
+        time.sleep(random.random() / 50)
         return lesson(playbook, t)
 
     batch = [trajectory(str(n)) for n in range(12)]

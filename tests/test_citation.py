@@ -12,12 +12,12 @@ import pytest
 from dspy.utils.callback import BaseCallback
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import Messages, scripted
 
 from dspy_ace import Bullet, Playbook, Trajectory, with_playbook
 from dspy_ace.citation import FIELD, citing, recording
 from dspy_ace.program import rollouts
 from dspy_ace.testing import OfflineLM
+from scripted import Messages, scripted
 
 ADAPTERS = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
 KINDS = list(ADAPTERS)

@@ -10,14 +10,14 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import rate_limited, scripted
-from scripted_roles import PLAYBOOK, chat, curation_reply, fields_of, real_replies, reviewed, sections, trajectory
 
 from dspy_ace import Add, Curator, Delete, Delta, Insight, Merge, Playbook, Reflection, Update, apply
 from dspy_ace.curator import CuratePlaybook
 from dspy_ace.errors import RoleError, SettingsError
 from dspy_ace.playbook import DEFAULT_SECTIONS
 from dspy_ace.text import count_tokens
+from scripted import rate_limited, scripted
+from scripted_roles import PLAYBOOK, chat, curation_reply, fields_of, real_replies, reviewed, sections, trajectory
 
 pytestmark = pytest.mark.compat
 

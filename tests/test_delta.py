@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import deltas, junk, operations, playbooks
 
 from dspy_ace.combine import combine
 from dspy_ace.delta import (
@@ -30,6 +29,7 @@ from dspy_ace.delta import (
 from dspy_ace.errors import DeltaError
 from dspy_ace.playbook import Bullet, Playbook
 from dspy_ace.text import fold, section_key
+from strategies import deltas, junk, operations, playbooks
 
 relaxed = settings(deadline=None)
 

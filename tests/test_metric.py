@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import scripted
 
 from dspy_ace import Feedback, MetricError, SettingsError
 from dspy_ace.metric import Scorer, feedback_of
 from dspy_ace.program import rollouts
+from scripted import scripted
 
 EXAMPLE = dspy.Example(question="q", answer="Paris").with_inputs("question")
 PREDICTION = dspy.Prediction(answer="Paris")

@@ -24,7 +24,6 @@ from dspy_ace import (
 from dspy_ace.journal import line_of
 from dspy_ace.program import PLAYBOOK_HEADER
 from dspy_ace.testing import OfflineLM
-
 from tasks import Route, accuracy, desk_metric, messages
 
 TRAIN, VAL, TEST = messages(32, 1), messages(16, 2), messages(40, 3)
@@ -380,7 +379,7 @@ def test_a_mistake_is_found_before_the_first_call(settings: dict[str, Any], word
 @pytest.mark.compat
 def test_no_lm_anywhere_is_said_before_anything_runs() -> None:
     """Without an LM the message says how to set one."""
-    with dspy.context(lm=None), pytest.raises(SettingsError, match="dspy.configure"):
+    with dspy.context(lm=None), pytest.raises(SettingsError, match=r"dspy\.configure"):
         ACE(desk_metric).compile(dspy.ChainOfThought(Route), TRAIN)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from scripted import Messages, rate_limited, scripted
 
 from dspy_ace import Bullet, Playbook, with_playbook
 from dspy_ace.parallel import ordered_map
 from dspy_ace.program import rollouts
 from dspy_ace.testing import OfflineLM
+from scripted import Messages, rate_limited, scripted
 
 THREADS = [1, 4, 16]
 GOOD = "[[ ## answer ## ]]\nParis\n\n[[ ## completed ## ]]"

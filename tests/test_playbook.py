@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import contents, junk, playbooks, sections
 
 from dspy_ace.delta import Add, Delta, Tag, apply
 from dspy_ace.errors import PlaybookError
 from dspy_ace.playbook import Bullet, Playbook, clean_content, valid_text
+from strategies import contents, junk, playbooks, sections
 
 GOLDEN = Path(__file__).parent / "golden" / "playbook-v1.json"
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "playbooks"

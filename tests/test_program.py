@@ -18,12 +18,12 @@ import dspy
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripted import scripted
-from strategies import contents
 
 from dspy_ace import Bullet, Playbook, SettingsError, with_playbook
 from dspy_ace.copies import copy_program
 from dspy_ace.program import NOTE_HEADER, PLAYBOOK_HEADER, own_instructions, with_reflection
+from scripted import scripted
+from strategies import contents
 
 ADAPTERS = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
 REPLIES = {

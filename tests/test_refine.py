@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import playbooks
 
 from dspy_ace.delta import Delete, Delta, Merge, apply
 from dspy_ace.errors import EmbedderError, SettingsError
 from dspy_ace.playbook import Bullet, Playbook
 from dspy_ace.refine import GrowAndRefine
 from dspy_ace.text import count_tokens
+from strategies import playbooks
 
 relaxed = settings(deadline=None)
 

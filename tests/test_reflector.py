@@ -11,14 +11,14 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import rate_limited, scripted
-from scripted_roles import PLAYBOOK, chat, fields_of, real_replies, reflection_reply, sections, trajectory
 
 from dspy_ace import Insight, Playbook, Reflection, Reflector
 from dspy_ace.errors import RoleError, SettingsError
 from dspy_ace.reflector import ReflectOnTrajectory
 from dspy_ace.text import count_tokens
 from dspy_ace.trajectory import Call, Failure, Feedback
+from scripted import rate_limited, scripted
+from scripted_roles import PLAYBOOK, chat, fields_of, real_replies, reflection_reply, sections, trajectory
 
 pytestmark = pytest.mark.compat
 

@@ -11,14 +11,14 @@ import dspy
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted import rate_limited, scripted
-from scripted_roles import chat, fields_of, real_replies, sections
 
 from dspy_ace.errors import RoleError
 from dspy_ace.reading import Broken, UnreadableError, is_nothing, printable, read_list, read_mapping, restored
 from dspy_ace.replies import ask
 from dspy_ace.text import count_tokens
 from dspy_ace.usage import Meter
+from scripted import rate_limited, scripted
+from scripted_roles import chat, fields_of, real_replies, sections
 
 pytestmark = pytest.mark.compat
 

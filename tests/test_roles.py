@@ -8,13 +8,13 @@ from typing import Any
 
 import dspy
 import pytest
-from scripted import scripted
-from scripted_roles import PLAYBOOK, curation_reply, reflection_reply, trajectory
 
 from dspy_ace import Add, Curator, Delta, Insight, Playbook, Reflection, Reflector, Trajectory, apply
 from dspy_ace.adapt import adapt
 from dspy_ace.errors import RoleError
 from dspy_ace.roles import Curate, Reflect
+from scripted import scripted
+from scripted_roles import PLAYBOOK, curation_reply, reflection_reply, trajectory
 
 pytestmark = pytest.mark.compat
 

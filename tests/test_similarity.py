@@ -15,12 +15,12 @@ import dspy
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from strategies import texts
 
 from dspy_ace.differences import difference
 from dspy_ace.errors import AceError, EmbedderError
 from dspy_ace.playbook import Playbook
 from dspy_ace.similarity import LEXICAL_THRESHOLD, Pair, Vectors, close, duplicates, repeats
+from strategies import texts
 
 relaxed = settings(deadline=None)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import contents, playbooks, sections, texts
 
 from dspy_ace import text
 from dspy_ace.playbook import DEFAULT_SECTIONS, Bullet, Playbook
+from strategies import contents, playbooks, sections, texts
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "playbooks"
 MARKERS = re.compile(r"\[\[\s*##|##\s*\]\]|<<CUSTOM-TYPE")

@@ -9,13 +9,13 @@ from typing import Any
 import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
-from scripted import Messages, rate_limited, scripted
 
 from dspy_ace import Usage, with_playbook
 from dspy_ace.playbook import Playbook
 from dspy_ace.program import rollouts
 from dspy_ace.testing import OfflineLM
 from dspy_ace.usage import Meter
+from scripted import Messages, rate_limited, scripted
 
 THREADS = [1, 4, 16]
 HAS_CACHE = hasattr(dspy, "lm15")  # before DSPy 3.4 a custom LM has no response cache
