@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import platform
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import dspy
 
 from .program import own_instructions
 
+FREE = ("num_threads", "log_dir", "max_lm_calls", "max_cost", "max_seconds")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -41,6 +44,21 @@ def describe_program(program: dspy.Module) -> dict[str, Any]:
 def describe_data(examples: Sequence[dspy.Example]) -> list[Any]:
     """The examples as plain data, inputs apart."""
     return [[sorted(example.inputs().keys()), dict(example.items())] for example in examples]
+
+
+def describe_settings(optimizer: Any) -> dict[str, Any]:
+    """The plain settings of an optimizer, but for those that a run may be continued with others of."""
+    scalars = (str, int, float, bool, type(None))
+    return {name: v for name, v in vars(optimizer).items() if isinstance(v, scalars) and name not in FREE}
+
+
+def versions() -> dict[str, str]:
+    """Of DSPy, this package and Python."""
+    try:
+        own = version("dspy-ace")
+    except PackageNotFoundError:  # on the path, not installed
+        own = "unknown"
+    return {"dspy": dspy.__version__, "dspy_ace": own, "python": platform.python_version()}
 
 
 def describe_callable(function: Any) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .delta import Delta, apply
+from .adapt import Step
+from .delta import Delta, apply, operation_to_json
 from .playbook import Playbook
+from .schedule import Batch
+from .trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,27 @@ class Record:
         return any(operation.op != "tag" for operation in self.delta.operations)
 
 
+def record_of(batch: Batch, trajectories: Sequence[Trajectory], step: Step) -> Record:
+    """What the journal keeps of a step; a budget may have made its batch shorter."""
+    return Record(
+        step=batch.step,
+        epoch=batch.epoch,
+        batch=batch.examples[: len(trajectories)],
+        scores=tuple(t.feedback.score for t in trajectories),
+        failures={t.source: {"kind": t.error.kind, "message": t.error.message} for t in trajectories if t.error},
+        reflections=tuple(
+            {"example": r.trajectory.source, "insights": len(r.insights), "verified": r.verified}
+            for r in step.reflections
+            if r.trajectory is not None
+        ),
+        delta=step.delta,
+        rejected=tuple(
+            {"operation": None if r.operation is None else operation_to_json(r.operation), "reason": r.reason}
+            for r in step.rejected
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class State:
     """Where a run stands. `after` is pure: the state of a resumed run is the fold of its records.
@@ -138,6 +162,14 @@ class State:
         if not self.judged:
             return replace(judged, best=self.seed, best_step=0, best_score=known, best_is_latest=False)
         return replace(judged, best_is_latest=False)
+
+    def validation_of(self, playbook: Playbook) -> Validation | None:
+        """What is known of a playbook that reads like the best one or the seed; None: nothing."""
+        for known, step in ((self.best, self.best_step), (self.seed, 0)):
+            found = [r.validation for r in self.records if r.step == step and r.validation is not None]
+            if found and known.render() == playbook.render():
+                return found[-1]
+        return None
 
     @property
     def unvalidated(self) -> bool:

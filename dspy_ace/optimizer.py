@@ -15,12 +15,11 @@ from . import checks
 from .adapt import ReflectOn
 from .budget import BudgetSpentError, priced
 from .errors import RunError
-from .history import Record, State
-from .journal import Journal
+from .history import Record, State, record_of
 from .metric import Metric, Scorer
 from .playbook import Playbook
 from .roles import Curate, Refine, Reflect
-from .run import AUTO, Run, record_of, refiner
+from .run import AUTO, Run, refiner
 from .schedule import schedule
 
 logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
@@ -161,12 +160,12 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         trainset, valset = self._check(student, trainset, valset)
         run = Run(self, student, trainset, valset)
         order = schedule(len(trainset), run.epochs, self.batch_size, self.seed)
-        with Journal.open(self.log_dir, run.fingerprint(), run.about()) as journal, run.spending():
+        with run.journal() as journal, run.spending():
             state = run.resumed(journal.replay(State.of(run.seed)), order)
             stopped = f"all {run.epochs} epochs done"
             try:
                 if state.step < 0:
-                    state = run.keep(journal, state, Record(0, validation=run.validate(state.playbook)))
+                    state = run.keep(journal, state, Record(0, validation=run.validate(state, state.playbook)))
                 for batch in order[state.step :]:
                     if (reason := run.over(state, batch)) is not None:
                         stopped = reason
@@ -175,10 +174,10 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
                     step = run.adapt(state.playbook, trajectories)
                     record = record_of(batch, trajectories, step)
                     if run.due(state, record):
-                        record = replace(record, validation=run.validate(step.playbook))
+                        record = replace(record, validation=run.validate(state, step.playbook))
                     state = run.keep(journal, state, record)
                 if run.valset and state.unvalidated:
-                    state = run.keep(journal, state, Record(state.step, validation=run.validate(state.playbook)))
+                    state = run.keep(journal, state, Record(state.step, validation=run.validate(state, state.playbook)))
             except (KeyboardInterrupt, BudgetSpentError) as reason:
                 stopped = str(reason) or "interrupted by the user"
                 state = journal.replay(State.of(run.seed))  # a step may just have been written

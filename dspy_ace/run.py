@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import dspy
 
+from . import pace
 from .adapt import Step, adapt
 from .allowance import Allowance
 from .attempts import one_by_one
 from .budget import Budget
 from .copies import save_state
 from .curator import Curator
-from .delta import operation_to_json
 from .errors import MetricError, RunError
-from .fingerprint import describe_callable, describe_data, describe_program, fingerprint
+from .fingerprint import (
+    describe_callable,
+    describe_data,
+    describe_program,
+    describe_settings,
+    fingerprint,
+    versions,
+)
 from .guard import Guard
 from .history import Record, State, Validation
 from .journal import Journal
 from .metric import Scorer
 from .playbook import Playbook
-from .program import PLAYBOOK_HEADER, own_instructions, rollouts, with_playbook, with_reflection
+from .program import PLAYBOOK_HEADER, carried_playbook, own_instructions, rollouts, with_playbook, with_reflection
 from .refine import GrowAndRefine
 from .reflector import Reflector
 from .results import Results, judge
@@ -37,7 +42,6 @@ from .usage import Meter
 logger = logging.getLogger("dspy.ace")
 
 AUTO = {"light": (1, 1), "medium": (2, 1), "heavy": (5, 5)}  # epochs and reflection rounds; heavy is ACE §4's own
-FREE = ("num_threads", "log_dir", "max_lm_calls", "max_cost", "max_seconds")  # a run is continued with others of these
 
 
 class Run:
@@ -56,8 +60,7 @@ class Run:
         # without labels, nothing that holds one is handed on: not to a role, not to the metric
         self.trainset = trainset if self.labels else [example.inputs() for example in trainset]
         self.valset = valset if self.labels else [example.inputs() for example in valset]
-        carried = getattr(student, "playbook", None)
-        carried = carried if isinstance(carried, Playbook) else Playbook()
+        carried = carried_playbook(student) or Playbook()
         self.seed = carried if ace.playbook is None else ace.playbook
         self.scorer, self.refine = Scorer(ace.metric), refiner(ace)
         own = next((p.lm for _, p in student.named_predictors() if p.lm), None) or dspy.settings.lm
@@ -146,47 +149,30 @@ class Run:
             num_threads=self.num_threads,
         )
 
-    def validate(self, playbook: Playbook) -> Validation | None:
-        """Score `playbook` on the valset, as the program will run later: without asking for citations."""
+    def validate(self, state: State, playbook: Playbook) -> Validation | None:
+        """Score `playbook` on the valset, as the program will run later: without asking for citations.
+
+        A prompt that was validated before, the seed's or the best one's, is not rolled out again.
+        """
         if not self.valset:
             return None
+        known = state.validation_of(playbook)
+        if known is not None:
+            return known
         trajectories = self._roll(self._copy(with_playbook(self.student, playbook)), self.valset, None)
         return Validation(tuple(trajectory.feedback.score for trajectory in trajectories))
 
     def due(self, state: State, record: Record) -> bool:
-        """Whether the playbook after `record` is to be validated now: it reads differently, and it is time.
-
-        By default it is time when as many examples were rolled out for learning as the valset holds, so that
-        choosing never costs more than learning.
-        """
-        if not self.valset or not (record.learned or state.unvalidated) or not self.allowance.for_validation():
+        """Whether the playbook after `record` is to be validated now."""
+        if not self.valset or not self.allowance.for_validation():
             return False
-        since = [record]
-        for earlier in reversed(state.records):
-            if earlier.validation is not None:
-                break
-            since.append(earlier)
-        if self.ace.validate_every is not None:
-            return len(since) >= int(self.ace.validate_every)
-        return sum(len(each.batch) for each in since) >= len(self.valset)
+        return pace.time_to_validate(state, record, len(self.valset), self.ace.validate_every)
 
     def over(self, state: State, batch: Batch) -> str | None:
         """Why the run ends before `batch`; None: it goes on."""
         if not self.allowance.for_learning(1):
             return f"max_metric_calls={self.allowance.limit} is spent"
-        validated = [record.validation.mean for record in state.records if record.validation is not None]
-        learned = any(record.learned for record in state.records)
-        if validated and learned and validated[-1] >= self.ace.perfect_score:
-            return "a perfect validation score"
-        patience = self.ace.patience or len(validated)
-        if len(validated) > patience and max(validated[-patience:]) <= max(validated[:-patience]):
-            return f"no better validation score in the last {patience}"
-        epoch = [record for record in state.records if record.epoch == batch.epoch - 1 and record.batch]
-        if not epoch or state.step != epoch[-1].step:
-            return None
-        if any(r.learned or r.rejected or min(r.scores) < self.ace.perfect_score for r in epoch):
-            return None
-        return "nothing left to learn: an epoch without a failure or a new lesson"
+        return pace.reason_to_stop(state, batch, self.ace.perfect_score, self.ace.patience)
 
     def keep(self, journal: Journal, state: State, record: Record) -> State:
         """Disk first, then memory; the user is told."""
@@ -223,32 +209,21 @@ class Run:
         )
         return program
 
-    def about(self) -> dict[str, Any]:
-        """What `run.json` tells a reader besides the fingerprint."""
-        versions = {"dspy": dspy.__version__, "dspy_ace": version("dspy-ace"), "python": platform.python_version()}
-        return {"settings": self._settings(), "versions": versions}
-
-    def _settings(self) -> dict[str, Any]:
-        scalars = (str, int, float, bool, type(None))
-        kept = {name: value for name, value in vars(self.ace).items() if isinstance(value, scalars)}
-        return {name: value for name, value in kept.items() if name not in FREE}
-
-    def fingerprint(self) -> dict[str, str]:
-        """What this run depends on, by part."""
+    def journal(self) -> Journal:
+        """The journal of this run, opened under what the run depends on."""
         ace = self.ace
-        roles = [describe_callable(role) for role in (ace.reflect, ace.curate, ace.refine, ace.embedder)]
-        prompts = [
-            role.predict.signature.instructions for role in (self.reflector, self.curator) if hasattr(role, "predict")
-        ]
-        return fingerprint(
+        roles = (ace.reflect, ace.curate, ace.refine, ace.embedder)
+        prompts = [role.predict for role in (self.reflector, self.curator) if hasattr(role, "predict")]
+        parts = fingerprint(
             program=describe_program(self.student),
             trainset=describe_data(self.trainset),
             valset=describe_data(self.valset),
             metric=describe_callable(ace.metric),
-            settings=[self._settings(), self.labels],
-            roles=[roles, prompts],
+            settings=[describe_settings(ace), self.labels],
+            roles=[[describe_callable(role) for role in roles], [prompt.signature.instructions for prompt in prompts]],
             playbook=self.seed.to_json(),
         )
+        return Journal.open(ace.log_dir, parts, {"settings": describe_settings(ace), "versions": versions()})
 
     def _roll(self, program: dspy.Module, examples: list[dspy.Example], sources: list[str] | None) -> list[Trajectory]:
         """Roll out, and stop the run when there is no sense in going on."""
@@ -323,24 +298,3 @@ def _metered(role: Any, meter: Meter, name: str) -> Any:
             return role(*arguments)
 
     return call
-
-
-def record_of(batch: Batch, trajectories: list[Trajectory], step: Step) -> Record:
-    """What the journal keeps of a step."""
-    return Record(
-        step=batch.step,
-        epoch=batch.epoch,
-        batch=batch.examples[: len(trajectories)],
-        scores=tuple(t.feedback.score for t in trajectories),
-        failures={t.source: {"kind": t.error.kind, "message": t.error.message} for t in trajectories if t.error},
-        reflections=tuple(
-            {"example": r.trajectory.source, "insights": len(r.insights), "verified": r.verified}
-            for r in step.reflections
-            if r.trajectory is not None
-        ),
-        delta=step.delta,
-        rejected=tuple(
-            {"operation": None if r.operation is None else operation_to_json(r.operation), "reason": r.reason}
-            for r in step.rejected
-        ),
-    )

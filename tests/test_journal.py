@@ -180,3 +180,13 @@ def test_votes_after_the_validation_stay_with_the_best_playbook() -> None:
     assert (state.best_step, state.best["s-00001"].helpful, state.unvalidated) == (1, 1, False)
     state = state.after(record(3, add)).after(record(4, tag))
     assert (state.best["s-00001"].helpful, state.playbook["s-00001"].helpful, state.unvalidated) == (1, 2, True)
+
+
+def test_a_prompt_that_was_validated_before_is_known() -> None:
+    """A playbook that reads like the seed or the best one needs no second look at the valset."""
+    state = State.of(Playbook())
+    for each in (record(0, scores=(0.25,)), record(1, Add("S", "x"), scores=(0.75,)), record(2, Delete("s-00001"))):
+        state = state.after(each)
+    assert state.validation_of(state.playbook) == Validation((0.25,))
+    assert state.validation_of(state.best) == Validation((0.75,))
+    assert state.validation_of(state.after(record(3, Add("S", "y"))).playbook) is None
