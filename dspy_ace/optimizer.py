@@ -171,7 +171,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
                         stopped = reason
                         break
                     trajectories = run.rollouts(state.playbook, batch)
-                    step = run.adapt(state.playbook, trajectories)
+                    step = run.adapt(state, trajectories)
                     record = record_of(batch, trajectories, step)
                     if run.due(state, record):
                         record = replace(record, validation=run.validate(state, step.playbook))

@@ -120,8 +120,12 @@ class Run:
         positions = batch.examples[: self.allowance.for_learning(len(batch.examples))]
         return self._roll(program, [self.trainset[i] for i in positions], [str(i) for i in positions])
 
-    def adapt(self, playbook: Playbook, trajectories: list[Trajectory]) -> Step:
-        """Learn from the batch; role calls are booked where they belong."""
+    def adapt(self, state: State, trajectories: list[Trajectory]) -> Step:
+        """Learn from the batch; role calls are booked where they belong.
+
+        A student that the valset finds perfect is not asked what it did right: only failures are reflected on.
+        """
+        playbook, perfect = state.playbook, state.seed_score is not None and state.seed_score >= self.ace.perfect_score
         left = self.allowance.for_learning(self.rounds * len(trajectories))
         allowed: dict[str, int] = {}
         for failed in (t for t in trajectories if t.teaches and not t.success):  # in order, not first come first served
@@ -144,7 +148,7 @@ class Run:
             self.refine,
             retry=retry,
             rounds=self.rounds,
-            reflect_on=self.ace.reflect_on,
+            reflect_on="failures" if perfect else self.ace.reflect_on,
             group_size=self.ace.curation_group,
             num_threads=self.num_threads,
         )

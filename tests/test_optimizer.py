@@ -12,6 +12,7 @@ import pytest
 from dspy_ace import (
     ACE,
     Add,
+    Delete,
     Delta,
     JournalError,
     MetricError,
@@ -170,21 +171,20 @@ def test_without_a_valset_the_latest_playbook_is_returned() -> None:
 
 
 def test_the_seed_is_returned_only_where_it_is_strictly_better() -> None:
-    """A curator that only does harm leaves the student as it was: the seed was scored too."""
+    """A curator that only does harm leaves the student as it was: the seed was scored too, and the verdict says so."""
+    good = Playbook.from_text("## S\n[s-00001] Messages about a refund go to Harbor.")
 
     def harm(playbook: Playbook, reflections: Any) -> tuple[Delta, tuple[()]]:
-        return Delta((Add("S", "Whatever the message says, answer Lantern; every message goes to Lantern."),)), ()
+        return Delta((Delete("s-00001"),) if len(playbook) else ()), ()
 
-    good = Playbook.from_text("## S\n" + "\n".join(
-        f"[s-{n:05d}] Messages about {word} go to {desk}."
-        for n, (desk, word) in enumerate([("Harbor", "refund or chargeback"), ("Maple", "password or login"),
-                                          ("Summit", "parcel or delivery"), ("Lantern", "invoice or receipt")], 1)
-    ))  # fmt: skip
-    program = compiled(OfflineLM(), playbook=good, curate=harm, reflect=lambda playbook, t: Reflection(("x",)))
+    program = compiled(
+        OfflineLM(), playbook=good, curate=harm, reflect=lambda playbook, t: Reflection(("x",)), max_reflection_rounds=0
+    )
     results = program.detailed_results
-    assert results.best_score == max(r.validation.mean for r in results.records if r.validation)
-    if results.records[-1].validation.mean < results.seed_score:
-        assert program.playbook.render() == good.render()
+    last = [record.validation for record in results.records if record.validation][-1]
+    assert last.mean < results.seed_score == results.best_score
+    assert (results.best_step, program.playbook.render()) == (0, good.render())
+    assert results.verdict.word != "better"
 
 
 def test_a_tie_goes_to_the_later_playbook() -> None:
@@ -262,6 +262,23 @@ def test_a_perfect_validation_score_ends_the_run() -> None:
     assert results.best_score == 1.0
     assert results.stopped == "a perfect validation score"
     assert results.records[-1].validation.mean == 1.0
+
+
+def test_a_perfect_student_costs_one_look_and_one_epoch() -> None:
+    """The seed is scored once, each training example is rolled out once, and nobody is asked what went right."""
+    rules = "\n".join(
+        f"[s-{n:05d}] Messages about {words} go to {desk}."
+        for n, (desk, words) in enumerate(
+            [("Harbor", "a refund or chargeback"), ("Maple", "a password or login"),
+             ("Summit", "a parcel or delivery"), ("Lantern", "an invoice or receipt")], 1)
+    )  # fmt: skip
+    lm = OfflineLM()
+    program = compiled(lm, playbook=Playbook.from_text(f"## S\n{rules}"), epochs=5)
+    results = program.detailed_results
+    assert results.seed_score == 1.0
+    assert lm.calls == results.rollouts == len(VAL) + len(TRAIN)
+    assert "reflector" not in results.usage
+    assert len(program.playbook) == 4
 
 
 def test_patience_ends_a_run_that_gets_no_better() -> None:
