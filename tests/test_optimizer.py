@@ -172,10 +172,14 @@ def test_without_a_valset_the_latest_playbook_is_returned() -> None:
 
 def test_the_seed_is_returned_only_where_it_is_strictly_better() -> None:
     """A curator that only does harm leaves the student as it was: the seed was scored too, and the verdict says so."""
-    good = Playbook.from_text("## S\n[s-00001] Messages about a refund go to Harbor.")
+    good = Playbook.from_text(
+        "## S\n[s-00001] Messages about a refund or chargeback go to Harbor.\n"
+        "[s-00002] Messages about a password or login go to Maple.\n"
+        "[s-00003] Messages about a parcel or delivery go to Summit."
+    )
 
     def harm(playbook: Playbook, reflections: Any) -> tuple[Delta, tuple[()]]:
-        return Delta((Delete("s-00001"),) if len(playbook) else ()), ()
+        return Delta(tuple(Delete(bullet.id) for bullet in playbook)), ()
 
     program = compiled(
         OfflineLM(), playbook=good, curate=harm, reflect=lambda playbook, t: Reflection(("x",)), max_reflection_rounds=0
