@@ -19,6 +19,7 @@ How a request becomes a reply, one job per file:
 | `propose` | instructions, rules and advice for other optimizers |
 | `roles` · `brain` · `noise` | which role is asked for · request → reply · the knobs |
 | `machine` · `offline` · `server` | faults, latency, usage, log · the DSPy model · an OpenAI-compatible endpoint |
+| `contracts` | beside the model: contract tests for custom roles, to call from your own suite |
 
 `from dspy_ace.testing.server import serve` gives the model over HTTP on the loopback, for true clients.
 """

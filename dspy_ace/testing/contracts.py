@@ -1,0 +1,109 @@
+"""Contract tests for custom roles: call them from your own test suite.
+
+    from dspy_ace.testing.contracts import check_reflect
+
+    def test_my_reflector():
+        check_reflect(my_reflect)
+
+Each calls the role a few times on small made-up material, in two threads as well, and raises AssertionError with
+what was expected and what came. A role that asks an LM is called under the LM in force; give it an `OfflineLM`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import replace
+from typing import Any
+
+import dspy
+
+from ..delta import Delta, Rejected, admit, apply
+from ..playbook import Playbook
+from ..roles import Curate, Insight, Refine, Reflect, Reflection
+from ..trajectory import Call, Feedback, Trajectory
+
+PLAYBOOK = Playbook.from_text(
+    "## STRATEGIES & INSIGHTS\n"
+    "[str-00001] helpful=2 harmful=0 :: Read the whole message before choosing a desk.\n"
+    "[str-00002] helpful=0 harmful=4 :: Every message about money goes to the front desk.\n"
+    "## OTHERS\n"
+    "[misc-00003] helpful=0 harmful=0 :: read the whole message, before choosing a desk"
+)
+
+
+def trajectories() -> list[Trajectory]:
+    """A success, a failure and a retry of it, on made-up routing messages."""
+
+    def made(message: str, answered: str, right: str, source: str) -> Trajectory:
+        call = Call("route", {"message": message}, {"desk": answered})
+        return Trajectory(
+            example=dspy.Example(message=message, desk=right).with_inputs("message"),
+            prediction=dspy.Prediction(desk=answered),
+            trace=(call,),
+            feedback=Feedback(float(answered == right), "" if answered == right else f"The right desk is {right}."),
+            source=source,
+            task={"route": "Route the message to a desk."},
+            shown=("str-00001", "str-00002", "misc-00003"),
+            cited=("str-00002",),
+            success=answered == right,
+        )
+
+    failure = made("I want a refund for the broken kettle.", "front", "claims", "1")
+    earlier = Reflection((Insight("Refunds for broken goods go to claims."),), root_cause="No rule for refunds.")
+    return [made("The lamp is too bright.", "front", "front", "0"), failure, replace(failure, attempt=earlier)]
+
+
+def check_reflect(reflect: Reflect) -> None:
+    """Assert that `reflect` keeps the contract of `dspy_ace.roles.Reflect`."""
+    for trajectory in trajectories():
+        before = repr(trajectory)
+        reflection = _same_in_threads(reflect, PLAYBOOK, trajectory)
+        _expect(isinstance(reflection, Reflection), "a Reflection", reflection)
+        _expect(all(isinstance(insight, Insight) for insight in reflection.insights), "Insights", reflection.insights)
+        votes = {PLAYBOOK.get(name) for name in reflection.tags}
+        _expect(None not in votes, f"tags for bullets that were shown ({', '.join(trajectory.shown)})", reflection.tags)
+        _expect(repr(trajectory) == before, "the trajectory unchanged", trajectory)
+
+
+def check_curate(curate: Curate) -> None:
+    """Assert that `curate` keeps the contract of `dspy_ace.roles.Curate`."""
+    first, second, _ = trajectories()
+    reviews = (
+        Reflection((Insight("Refunds for broken goods go to claims, not to the front desk."),), trajectory=second),
+        Reflection((Insight("Remarks without a wish go to the front desk."),), trajectory=first),
+    )
+    before = repr(reviews)
+    delta, rejected = _same_in_threads(curate, PLAYBOOK, reviews)
+    _expect(isinstance(delta, Delta), "a Delta first", delta)
+    _expect(all(isinstance(item, Rejected) for item in rejected), "Rejected items second", rejected)
+    misfits = admit(PLAYBOOK, delta.operations)[1]
+    _expect(not misfits, "operations that fit the playbook", misfits)
+    sources = {source for operation in delta.operations for source in getattr(operation, "sources", ())}
+    _expect(sources <= {"0", "1"}, "sources among those of the reviews", sources)
+    _expect(repr(reviews) == before, "the reflections unchanged", reviews)
+
+
+def check_refine(refine: Refine) -> None:
+    """Assert that `refine` keeps the contract of `dspy_ace.roles.Refine`: a delta that fits, and none on its result."""
+    delta = _same_in_threads(refine, PLAYBOOK)
+    _expect(isinstance(delta, Delta), "a Delta", delta)
+    misfits = admit(PLAYBOOK, delta.operations)[1]
+    _expect(not misfits, "operations that fit the playbook", misfits)
+    again = refine(apply(PLAYBOOK, delta))
+    _expect(not len(again), "nothing left to do on the refined playbook", again)
+    _expect(not len(refine(Playbook())), "nothing to do on an empty playbook", refine(Playbook()))
+
+
+def _same_in_threads(role: Any, *arguments: Any) -> Any:
+    """What the role returns, here and in two threads at once: the same each time."""
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(copy_context().run, role, *arguments) for _ in range(2)]
+        results = [role(*arguments), *(future.result() for future in futures)]
+    _expect(results[0] == results[1] == results[2], "the same result for the same arguments, in any thread", results)
+    return results[0]
+
+
+def _expect(kept: bool, wanted: str, came: Any) -> None:
+    if not kept:
+        raise AssertionError(f"expected {wanted}; got {came!r:.300}")
