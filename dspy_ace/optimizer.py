@@ -57,6 +57,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             playbook is always validated.
         patience: end after so many validations without a better score; None: never for that reason.
         num_threads: at most so many rollouts or role calls at once; None: DSPy's setting.
+        rollout_timeout: seconds after which a rollout has failed; None: as long as it takes, once.
         seed: of the order of examples.
         failure_score: the score of a rollout that failed.
         perfect_score: the score of a success.
@@ -93,6 +94,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         validate_every: int | None = None,
         patience: int | None = None,
         num_threads: int | None = None,
+        rollout_timeout: float | None = None,
         seed: int = 0,
         failure_score: float = 0.0,
         perfect_score: float = 1.0,
@@ -125,6 +127,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.validate_every = validate_every
         self.patience = patience
         self.num_threads = num_threads
+        self.rollout_timeout = rollout_timeout
         self.seed = seed
         self.failure_score = failure_score
         self.perfect_score = perfect_score
@@ -202,9 +205,9 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         for name in ("epochs", "validate_every", "patience", "num_threads", "max_metric_calls", "max_lm_calls"):
             if getattr(self, name) is not None:
                 checks.check_number(name, getattr(self, name), 1)
-        for name, least in (("max_cost", 0), ("max_seconds", 0)):
+        for name in ("max_cost", "max_seconds", "rollout_timeout"):
             if getattr(self, name) is not None:
-                checks.check_number(name, getattr(self, name), least, whole=False)
+                checks.check_number(name, getattr(self, name), 0, whole=False)
         if self.max_reflection_rounds is not None:
             checks.check_number("max_reflection_rounds", self.max_reflection_rounds, 0)
         if self.auto is not None:

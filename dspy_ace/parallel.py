@@ -1,9 +1,11 @@
-"""Threads that keep the DSPy context and the order of results."""
+"""Threads that keep the DSPy context, the order of results, and a time limit."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYetError
 from contextvars import copy_context
 from typing import TypeVar
 
@@ -26,3 +28,32 @@ def ordered_map(function: Callable[[Item], Result], items: Sequence[Item], num_t
         return [future.result() for future in futures]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class OutOfTimeError(TimeoutError):
+    """A call had no result within its time."""
+
+
+def in_time(function: Callable[[], Result], seconds: float | None) -> Result:
+    """`function()`, in the caller's context; with a limit in a thread of its own that is left alone when time is up.
+
+    Raises:
+        OutOfTimeError: there was no result after so many seconds. What `function` raises passes through.
+    """
+    if seconds is None:
+        return function()
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the result is waited for
+            result.set_exception(error)
+
+    threading.Thread(target=copy_context().run, args=(run,), daemon=True, name="dspy_ace_limited").start()
+    try:
+        return result.result(seconds)
+    except NotYetError:
+        if result.done():  # the function's own
+            raise
+        raise OutOfTimeError(f"no result after {seconds:g} s") from None

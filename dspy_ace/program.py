@@ -19,7 +19,7 @@ from .citation import ask_for_citations, recording
 from .copies import Program, copy_program
 from .errors import SettingsError
 from .metric import Metric, Scorer
-from .parallel import ordered_map
+from .parallel import OutOfTimeError, in_time, ordered_map
 from .playbook import Playbook
 from .text import defuse
 from .trajectory import Call, Failure, FailureKind, Feedback, Trajectory
@@ -134,6 +134,7 @@ def rollouts(
     meter: Meter | None = None,
     failure_score: float = 0.0,
     perfect_score: float = 1.0,
+    timeout: float | None = None,
 ) -> list[Trajectory]:
     """Run and score `program` on each example, in threads.
 
@@ -146,13 +147,17 @@ def rollouts(
         meter: where the calls are booked, as `task` and `metric`.
         failure_score: the score of a rollout that failed, whatever the reason: none leaves the denominator.
         perfect_score: a score from here on is a success.
+        timeout: seconds after which a rollout has failed (kind `program`); it is left alone and makes no further LM
+            call; what a call under way still costs is not booked. None: as long as it takes, once.
 
     Returns:
         One trajectory an example, in order. An example that fails raises nothing: its trajectory says
         whether the provider, the reply's format, the program or the metric failed.
     """
     scorer = metric if isinstance(metric, Scorer) else Scorer(metric)
-    run = _Rollouts(program, scorer, meter or Meter(), failure_score, perfect_score)
+    run = _Rollouts(
+        program, scorer, meter or Meter(), failure_score=failure_score, perfect_score=perfect_score, timeout=timeout
+    )
     names = [str(i) for i in range(len(examples))] if sources is None else sources
     return ordered_map(lambda pair: run.one(*pair), list(zip(examples, names, strict=True)), num_threads)
 
@@ -161,10 +166,17 @@ class _Rollouts:
     """What the rollouts of one call share."""
 
     def __init__(
-        self, program: dspy.Module, scorer: Scorer, meter: Meter, failure_score: float, perfect_score: float
+        self,
+        program: dspy.Module,
+        scorer: Scorer,
+        meter: Meter,
+        *,
+        failure_score: float,
+        perfect_score: float,
+        timeout: float | None,
     ) -> None:
         self.program, self.scorer, self.meter = program, scorer, meter
-        self.failure_score, self.perfect_score = failure_score, perfect_score
+        self.failure_score, self.perfect_score, self.timeout = failure_score, perfect_score, timeout
         playbook = getattr(program, "playbook", None)
         self.playbook = playbook if isinstance(playbook, Playbook) else Playbook()
         predictors = program.named_predictors()
@@ -179,7 +191,10 @@ class _Rollouts:
         trace, started = _Trace(), _Started(self._name)
         with self.meter.spending("task", started) as spent, recording() as cited, dspy.context(trace=trace):
             try:
-                prediction, failure = self.program(**example.inputs()), None
+                prediction, failure = in_time(lambda: self.program(**example.inputs()), self.timeout), None
+            except OutOfTimeError as error:
+                started.abandoned = True
+                prediction, failure = None, Failure("program", f"rollout_timeout: {error}")
             except Exception as error:  # noqa: BLE001 - a user's program may raise anything; it is told apart here
                 prediction, failure = None, Failure(_kind(error), _words(error))
         if isinstance(prediction, dspy.Prediction):
@@ -229,10 +244,19 @@ class _Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
 
     def __init__(self, name_of: Callable[[Any], str]) -> None:
         self.names: set[str] = set()
+        self.abandoned = False
         self._name_of = name_of
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
         self.names.add(self._name_of(instance))
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
+        if self.abandoned:
+            raise _AbandonedError
+
+
+class _AbandonedError(BaseException):
+    """Ends a rollout that is out of time at its next LM call. Not an Exception: no program swallows it."""
 
 
 class _Trace(list[Any]):

@@ -258,6 +258,7 @@ class Run:
             meter=self.meter,
             failure_score=self.ace.failure_score,
             perfect_score=self.ace.perfect_score,
+            timeout=self.ace.rollout_timeout,
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dspy_ace import Bullet, Playbook, with_playbook
-from dspy_ace.parallel import ordered_map
+from dspy_ace.parallel import in_time, ordered_map
 from dspy_ace.program import rollouts
 from dspy_ace.testing import OfflineLM
 from scripted import Messages, rate_limited, scripted
@@ -393,3 +393,50 @@ def test_the_offline_model_gives_the_same_trajectories_in_any_threads(threads: i
         one = rollouts(program, asked(8), num_threads=1)
         many = rollouts(program, asked(8), num_threads=threads)
     assert [(t.cited, t.trace, t.usage) for t in one] == [(t.cited, t.trace, t.usage) for t in many]
+
+
+@pytest.mark.compat
+def test_a_rollout_out_of_time_is_a_failure_and_makes_no_further_call() -> None:
+    """The slow example has failed, the others are scored, and the slow one's next LM call is never made."""
+    lm = OfflineLM()
+    ended = threading.Event()
+
+    class Slow(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.answer = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            try:
+                if question == "case 1.":
+                    time.sleep(0.6)
+                return self.answer(question=question)
+            finally:
+                if question == "case 1.":
+                    ended.set()
+
+    with dspy.context(lm=lm):
+        made = rollouts(Slow(), asked(3), num_threads=3, timeout=0.3)
+    assert [t.feedback.score for t in made] == [1.0, 0.0, 1.0]
+    assert made[1].error is not None
+    assert made[1].error.kind == "program"
+    assert "no result after 0.3 s" in made[1].error.message
+    assert ended.wait(5)
+    assert lm.calls == 2
+
+
+@pytest.mark.compat
+def test_what_a_limited_call_returns_or_raises_is_the_callers() -> None:
+    """Within its time a function behaves as if it were called directly, its own TimeoutError included."""
+
+    def late() -> None:
+        raise TimeoutError("mine")
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    assert in_time(lambda: 7, 5) == in_time(lambda: 7, None) == 7
+    with pytest.raises(TimeoutError, match="mine"):
+        in_time(late, 5)
+    with pytest.raises(KeyboardInterrupt):
+        in_time(stop, 5)
