@@ -63,6 +63,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         perfect_score: the score of a success.
         log_dir: a folder that keeps the run, and continues it when it is given again; None: in memory.
         on_step: called after each step with its `Record` and the playbook; what it raises ends the run.
+        progress: whether a bar shows how far the run is; None: on a terminal and in a notebook, not in a log.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         perfect_score: float = 1.0,
         log_dir: str | Path | None = None,
         on_step: Callable[[Record, Playbook], Any] | None = None,
+        progress: bool | None = None,
     ) -> None:
         self.metric = metric
         self.reflection_lm = reflection_lm
@@ -133,6 +135,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.perfect_score = perfect_score
         self.log_dir = log_dir
         self.on_step = on_step
+        self.progress = progress
 
     def compile(
         self,
@@ -163,7 +166,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         trainset, valset = self._check(student, trainset, valset)
         run = Run(self, student, trainset, valset)
         order = schedule(len(trainset), run.epochs, self.batch_size, self.seed)
-        with run.journal() as journal, run.spending():
+        with run.journal() as journal, run.spending(), run.showing(journal, len(order)):
             state = run.resumed(journal.replay(State.of(run.seed)), order)
             stopped = f"all {run.epochs} epochs done"
             try:
@@ -190,6 +193,10 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
                 raise
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
         return run.finished(state, stopped)
+
+    def get_params(self) -> dict[str, Any]:
+        """The settings by name; a copy, since trackers add to what they are given (MLflow does)."""
+        return dict(vars(self))
 
     def _check(self, student: Any, trainset: Any, valset: Any) -> tuple[list[dspy.Example], list[dspy.Example]]:
         """Find every user mistake before the first LM call."""

@@ -17,6 +17,7 @@ from .budget import Budget
 from .copies import save_state
 from .curator import Curator
 from .errors import MetricError, RunError
+from .evaluation import FULL, Evaluation
 from .fingerprint import (
     describe_callable,
     describe_data,
@@ -31,6 +32,7 @@ from .journal import Journal
 from .metric import Scorer
 from .playbook import Playbook
 from .program import PLAYBOOK_HEADER, carried_playbook, own_instructions, rollouts, with_playbook, with_reflection
+from .progress import Progress
 from .refine import GrowAndRefine
 from .reflector import Reflector
 from .results import Results, judge
@@ -87,6 +89,7 @@ class Run:
             )
             self.valset = []
         self.meter = Meter(self.budget.spend)
+        self.progress = Progress(0, show=False)
         self.reflect = Guard(_metered(self.reflector, self.meter, "reflector"), "reflector")
         self.curate = Guard(_metered(self.curator, self.meter, "curator"), "curator")
         if any(PLAYBOOK_HEADER in own for own in own_instructions(student).values()):
@@ -99,6 +102,11 @@ class Run:
         """A scope in which every LM call passes the budget, retries included."""
         callbacks = [self.budget, *(dspy.settings.get("callbacks") or [])]
         return dspy.context(callbacks=callbacks, lm=one_by_one(dspy.settings.lm))
+
+    def showing(self, journal: Journal, steps: int) -> Progress:
+        """The progress bar over `steps`, from those in the journal on; a context manager."""
+        self.progress = Progress(steps, journal.records[-1].step if journal.records else 0, self.ace.progress)
+        return self.progress
 
     def resumed(self, state: State, order: Sequence[Batch]) -> State:
         """Count what was made before, and say what is to come at most."""
@@ -163,8 +171,15 @@ class Run:
         known = state.validation_of(playbook)
         if known is not None:
             return known
-        trajectories = self._roll(self._copy(with_playbook(self.student, playbook)), self.valset, None)
-        return Validation(tuple(trajectory.feedback.score for trajectory in trajectories))
+        settings = {"num_threads": self.num_threads, "failure_score": self.ace.failure_score}
+        evaluate = Evaluation(
+            self.valset,
+            lambda program, examples: self._roll(self._copy(program), examples),
+            metric=self.ace.metric,
+            **settings,
+        )
+        result = evaluate(with_playbook(self.student, playbook), callback_metadata=FULL)
+        return Validation(tuple(score for *_, score in result.results))
 
     def due(self, state: State, record: Record) -> bool:
         """Whether the playbook after `record` is to be validated now."""
@@ -193,6 +208,7 @@ class Run:
             len(after.playbook),
             len(record.rejected),
         )
+        self.progress.step(record, after.best_score, len(after.playbook), self.meter.totals())
         if self.ace.on_step is not None:
             self.ace.on_step(record, after.playbook)
         return after
@@ -229,7 +245,9 @@ class Run:
         )
         return Journal.open(ace.log_dir, parts, {"settings": describe_settings(ace), "versions": versions()})
 
-    def _roll(self, program: dspy.Module, examples: list[dspy.Example], sources: list[str] | None) -> list[Trajectory]:
+    def _roll(
+        self, program: dspy.Module, examples: list[dspy.Example], sources: list[str] | None = None
+    ) -> list[Trajectory]:
         """Roll out, and stop the run when there is no sense in going on."""
         names = sources or [str(position) for position in range(len(examples))]
         done: list[Trajectory] = []
