@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from .adapt import Step
@@ -11,6 +12,7 @@ from .delta import Delta, apply, operation_to_json
 from .playbook import Playbook
 from .schedule import Batch
 from .trajectory import Trajectory
+from .verdict import paired, unpaired, verdict
 
 
 @dataclass(frozen=True)
@@ -102,73 +104,107 @@ def record_of(batch: Batch, trajectories: Sequence[Trajectory], step: Step) -> R
     )
 
 
+def fresh_scores(records: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """Scores of the first epoch's batches, those that met the seed and those that met something learned.
+
+    Each example was rolled out before it was learned from: a fair test of the playbook it met. Later epochs have
+    seen it all.
+    """
+    learned = next((record.step for record in records if record.learned), None)
+    seed: list[float] = []
+    later: list[float] = []
+    for record in records:
+        if record.epoch == 1:
+            (seed if learned is None or record.step <= learned else later).extend(record.scores)
+    return seed, later
+
+
 @dataclass(frozen=True)
 class State:
     """Where a run stands. `after` is pure: the state of a resumed run is the fold of its records.
 
     Args:
         playbook: the latest.
-        seed: the one the run started from, and `seed_score`, its mean validation score.
+        seed: the one the run started from.
         step: the last step done; -1 before the seed was looked at.
-        best: the playbook to return as things stand, and `best_step`, the step it came from.
-        best_score: its mean validation score; None while it was not validated.
-        best_is_latest: whether the latest playbook reads as the best one does.
-        judged: whether anything learned was validated yet.
+        candidate: the learned playbook with the highest mean validation score, the later one on a tie; None
+            before anything learned was validated.
+        candidate_step: the step it came from.
+        candidate_is_latest: whether the latest playbook reads as the candidate does.
         records: all so far.
     """
 
     playbook: Playbook
     seed: Playbook
-    best: Playbook
     step: int = -1
-    seed_score: float | None = None
-    best_step: int = 0
-    best_score: float | None = None
-    best_is_latest: bool = True
-    judged: bool = False
+    candidate: Playbook | None = None
+    candidate_step: int = 0
+    candidate_is_latest: bool = False
     records: tuple[Record, ...] = ()
 
     @classmethod
     def of(cls, seed: Playbook) -> State:
         """The state before anything was done: the seed is all there is."""
-        return cls(seed, seed, seed)
+        return cls(seed, seed)
 
     def after(self, record: Record) -> State:
-        """The state after one more step.
-
-        The best playbook is the one with the highest mean validation score; a tie goes to the later one, and the
-        seed stays only where it is strictly better. Until something learned was validated it is the latest, also
-        without a valset. Counters that change after a validation are kept: prompts do not show them.
-        """
+        """The state after one more step. Counters that change after a validation are kept: prompts do not show them."""
         playbook = apply(self.playbook, record.delta)
         grown = replace(self, playbook=playbook, step=record.step, records=(*self.records, record))
-        if record.validation is not None:
-            return grown._validated(record.validation.mean)
-        if not self.judged:
-            changed = self.best_score is None or record.learned
-            score, step = (None, record.step) if changed else (self.best_score, self.best_step)
-            return replace(grown, best=playbook, best_step=step, best_score=score)
-        if self.best_is_latest and not record.learned:
-            return replace(grown, best=playbook)
-        return replace(grown, best_is_latest=False)
+        if record.validation is not None and self.records:
+            known = self._validation(self.candidate_step) if self.candidate is not None else None
+            if known is None or record.validation.mean >= known.mean:
+                return replace(grown, candidate=playbook, candidate_step=record.step, candidate_is_latest=True)
+            return replace(grown, candidate_is_latest=False)
+        if self.candidate_is_latest and not record.learned:
+            return replace(grown, candidate=playbook)
+        return replace(grown, candidate_is_latest=self.candidate_is_latest and not record.learned)
 
-    def _validated(self, score: float) -> State:
-        if len(self.records) == 1:
-            return replace(self, seed_score=score, best=self.playbook, best_score=score)
-        known = self.best_score if self.judged else self.seed_score
-        judged = replace(self, judged=True)
-        if known is None or score >= known:
-            return replace(judged, best=self.playbook, best_step=self.step, best_score=score, best_is_latest=True)
-        if not self.judged:
-            return replace(judged, best=self.seed, best_step=0, best_score=known, best_is_latest=False)
-        return replace(judged, best_is_latest=False)
+    @property
+    def best(self) -> Playbook:
+        """The playbook to return as things stand: the candidate, or the seed if it is strictly better; else the latest."""
+        if self.candidate is None:
+            return self.playbook
+        return self.candidate if self._gain >= 0 else self.seed
+
+    @property
+    def best_step(self) -> int:
+        """The step the best playbook came from; 0 is the seed."""
+        if self.candidate is None:
+            return next((record.step for record in reversed(self.records) if record.learned), 0)
+        return self.candidate_step if self._gain >= 0 else 0
+
+    @property
+    def best_score(self) -> float | None:
+        """The mean validation score of the best playbook; None while it was not validated."""
+        found = self._validation(self.best_step)
+        return None if found is None else found.mean
+
+    @property
+    def seed_score(self) -> float | None:
+        """The mean validation score of the seed; None without a valset."""
+        found = self._validation(0)
+        return None if found is None else found.mean
+
+    @cached_property
+    def _gain(self) -> float:
+        """The candidate against the seed: the valset, pooled with the record of the batches each kind met."""
+        before, after = self._validation(0), self._validation(self.candidate_step)
+        on_valset = None if before is None or after is None else paired(before.scores, after.scores, 1.0)
+        pooled = verdict(on_valset, unpaired(*fresh_scores(self.records), 1.0))
+        return 0.0 if pooled is None else pooled.difference
+
+    def _validation(self, step: int) -> Validation | None:
+        found = [record.validation for record in self.records if record.step == step and record.validation is not None]
+        return found[-1] if found else None
 
     def validation_of(self, playbook: Playbook) -> Validation | None:
-        """What is known of a playbook that reads like the best one or the seed; None: nothing."""
-        for known, step in ((self.best, self.best_step), (self.seed, 0)):
-            found = [r.validation for r in self.records if r.step == step and r.validation is not None]
-            if found and [(b.block, b.predictor) for b in known] == [(b.block, b.predictor) for b in playbook]:
-                return found[-1]
+        """What is known of a playbook that reads like the candidate or the seed; None: nothing."""
+        for known, step in ((self.candidate, self.candidate_step), (self.seed, 0)):
+            if known is not None and [(b.block, b.predictor) for b in known] == [
+                (b.block, b.predictor) for b in playbook
+            ]:
+                return self._validation(step)
         return None
 
     @property

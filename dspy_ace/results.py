@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .history import Record
+from .history import Record, fresh_scores
 from .playbook import Playbook
 from .usage import Usage
 from .verdict import Verdict, paired, unpaired, verdict
@@ -91,7 +91,4 @@ def judge(records: Sequence[Record], scale: float) -> Verdict | None:
     later = [record.validation for record in records[1:] if record.validation is not None]
     best = max(reversed(later), key=lambda validation: validation.mean, default=None)
     on_valset = paired(first.scores, best.scores, scale) if first and best else None
-    fresh = [record for record in records if record.batch and record.epoch == 1]  # later epochs have seen it all
-    met_seed = [score for record in fresh if record.step <= learned[0].step for score in record.scores]
-    met_learned = [score for record in fresh if record.step > learned[0].step for score in record.scores]
-    return verdict(on_valset, unpaired(met_seed, met_learned, scale))
+    return verdict(on_valset, unpaired(*fresh_scores(records), scale))

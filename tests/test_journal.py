@@ -48,6 +48,13 @@ def test_the_disk_format_is_the_golden_one() -> None:
     assert line_of(FULL) == (GOLDEN / "journal-v1.jsonl").read_bytes()
 
 
+def test_the_run_file_is_the_golden_one(tmp_path: Path) -> None:
+    """run.json of version 1, byte for byte."""
+    about = {"settings": {"batch_size": 8}, "versions": {"dspy": "3.4.1"}}
+    Journal.open(tmp_path, PRINT, about).close()
+    assert (tmp_path / "run.json").read_bytes() == (GOLDEN / "run-v1.json").read_bytes()
+
+
 def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
     """Whatever was cut off the last line, the whole lines before it are read and the next line starts clean."""
     Journal.open(tmp_path, PRINT).close()
@@ -180,6 +187,18 @@ def test_votes_after_the_validation_stay_with_the_best_playbook() -> None:
     assert (state.best_step, state.best["s-00001"].helpful, state.unvalidated) == (1, 1, False)
     state = state.after(record(3, add)).after(record(4, tag))
     assert (state.best["s-00001"].helpful, state.playbook["s-00001"].helpful, state.unvalidated) == (1, 2, True)
+
+
+def test_the_record_of_the_batches_counts_beside_the_valset() -> None:
+    """One example less on a small valset does not outweigh a training record that went from 5 of 8 to 16 of 16."""
+    seen, worse = (1.0,) * 17 + (0.0,) * 3, (1.0,) * 16 + (0.0,) * 4
+    add = Delta((Add("S", "x"),))
+    state = State.of(Playbook()).after(Record(0, validation=Validation(seen)))
+    state = state.after(Record(1, 1, tuple(range(8)), (1.0,) * 5 + (0.0,) * 3, delta=add, validation=Validation(worse)))
+    assert state.best_step == 0
+    for step in (2, 3):
+        state = state.after(Record(step, 1, tuple(range(8)), (1.0,) * 8))
+    assert (state.best_step, len(state.best), state.best_score, state.seed_score) == (1, 1, 0.8, 0.85)
 
 
 def test_a_prompt_that_was_validated_before_is_known() -> None:
