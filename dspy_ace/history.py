@@ -162,7 +162,7 @@ class State:
 
     @property
     def best(self) -> Playbook:
-        """The playbook to return as things stand: the candidate, or the seed if it is strictly better; else the latest."""
+        """What to return as things stand: the candidate, or the seed if that is strictly better; else the latest."""
         if self.candidate is None:
             return self.playbook
         return self.candidate if self._gain >= 0 else self.seed
