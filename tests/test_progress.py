@@ -111,6 +111,7 @@ def test_a_terminal_shows_one_line_that_says_where_the_run_stands() -> None:
 def test_log_lines_stand_whole_above_the_bar() -> None:
     """INFO lines, from any thread and through the root logger too, neither tear the bar nor are torn by it."""
     with Terminal() as terminal, ExitStack() as after:
+        after.enter_context(pytest.MonkeyPatch.context()).setattr(logging.getLogger("dspy"), "propagate", False)
         root = logging.StreamHandler(terminal.stderr)
         logging.getLogger().addHandler(root)
         after.callback(logging.getLogger().removeHandler, root)

@@ -164,10 +164,12 @@ def test_predictors_scope_insights_only_where_a_program_has_several() -> None:
     assert single.insights == (Insight("a"),)
 
 
-def test_a_torn_reply_keeps_the_whole_insights_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_torn_reply_keeps_the_whole_insights_only(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The half one is left out, and a warning says for which example."""
     reply = chat(key_insights='["Carry the one.", "Write the un').replace("[[ ## completed ## ]]", "").rstrip()
-    logging.getLogger("dspy").propagate = True
+    monkeypatch.setattr(logging.getLogger("dspy"), "propagate", True)
     with caplog.at_level(logging.WARNING, "dspy.ace"):
         assert reflect(reply).insights == (Insight("Carry the one."),)
     assert any("example 7" in record.getMessage() for record in caplog.records)
