@@ -37,7 +37,12 @@ class EmbedderError(AceError, ValueError):
 
 
 class MetricError(AceError):
-    """A metric that cannot score: it raises on the first example or returns no number."""
+    """A metric that cannot score: it raises, or returns no number, on several examples in a row.
+
+    `program` is as for RunError.
+    """
+
+    program: Any = None
 
 
 class RoleError(AceError):

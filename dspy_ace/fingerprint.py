@@ -15,7 +15,7 @@ import dspy
 
 from .program import own_instructions
 
-FREE = ("num_threads", "log_dir", "progress", "max_lm_calls", "max_cost", "max_seconds")
+FREE = ("num_threads", "log_dir", "progress", "on_step", "max_lm_calls", "max_cost", "max_seconds")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 

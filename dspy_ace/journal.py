@@ -95,6 +95,11 @@ class Journal:
                 raise JournalError(f"{self.folder}: cannot be written: {error}. The steps before are safe.") from error
         self.records = (*self.records, record)
 
+    def refresh(self) -> None:
+        """Read the folder again: an interrupt may have come when a record was on disk and not yet in `records`."""
+        if self.folder is not None:
+            self.records = _read(self.folder / "journal.jsonl")
+
     def keep_best(self, playbook: Playbook, save_program: Callable[[Path], None]) -> None:
         """Write the best playbook and program so far, each replaced whole: `playbook.json`, `program.json`.
 

@@ -14,8 +14,9 @@ from dspy.teleprompt import Teleprompter
 from . import checks
 from .adapt import ReflectOn
 from .budget import BudgetSpentError, priced
-from .errors import RunError
-from .history import Record, State, record_of
+from .errors import MetricError, RunError
+from .history import Record, record_of
+from .interrupt import CtrlC
 from .metric import Metric, Scorer
 from .playbook import Playbook
 from .roles import Curate, Refine, Reflect
@@ -159,20 +160,22 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
 
         Raises:
             SettingsError, PlaybookError: a mistake in the arguments, found before the first LM call.
-            MetricError: the first rollout shows that the metric cannot score.
+            MetricError: the metric scores none of the first three rollouts, or none of the last eight in a row.
             RunError: the LM, or a role, cannot work; `error.program` is the best program so far.
             JournalError: `log_dir` cannot be used, or holds another run.
         """
         trainset, valset = self._check(student, trainset, valset)
         run = Run(self, student, trainset, valset)
         order = schedule(len(trainset), run.epochs, self.batch_size, self.seed)
-        with run.journal() as journal, run.spending(), run.showing(journal, len(order)):
-            state = run.resumed(journal.replay(State.of(run.seed)), order)
+        with CtrlC() as ctrl_c, run.journal() as journal, run.spending(), run.showing(journal, len(order)):
+            state = run.resumed(journal, order)
             stopped = f"all {run.epochs} epochs done"
             try:
                 if state.step < 0:
                     state = run.keep(journal, state, Record(0, validation=run.validate(state, state.playbook)))
                 for batch in order[state.step :]:
+                    if ctrl_c.count:  # and what it raised was taken for something else
+                        raise KeyboardInterrupt
                     if (reason := run.over(state, batch)) is not None:
                         stopped = reason
                         break
@@ -182,15 +185,20 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
                     if run.due(state, record):
                         record = replace(record, validation=run.validate(state, step.playbook))
                     state = run.keep(journal, state, record)
+                run.check_proven()
                 if run.valset and state.unvalidated:
                     state = run.keep(journal, state, Record(state.step, validation=run.validate(state, state.playbook)))
-            except (KeyboardInterrupt, BudgetSpentError) as reason:
-                stopped = str(reason) or "interrupted by the user"
-                state = journal.replay(State.of(run.seed))  # a step may just have been written
-                logger.warning("ACE: %s; the best program so far is returned. A second Ctrl-C raises.", stopped)
-            except RunError as error:
+            except (RunError, MetricError) as error:
                 error.program = run.finished(state, f"stopped by an error: {error}")  # what was learned is not lost
                 raise
+            except BaseException as error:
+                if ctrl_c.count > 1:  # the second one did not wait for calls under way
+                    raise KeyboardInterrupt from error
+                if not (ctrl_c.count or isinstance(error, (KeyboardInterrupt, BudgetSpentError))):
+                    raise
+                stopped = str(error) if isinstance(error, BudgetSpentError) else "interrupted by the user"
+                state = run.restored(journal)  # a step may just have been written
+                logger.warning("ACE: %s; the best program so far is returned. A second Ctrl-C raises.", stopped)
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
         return run.finished(state, stopped)
 

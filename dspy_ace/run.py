@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -77,6 +78,8 @@ class Run:
             max_prompt_tokens=2 * ace.max_prompt_tokens,
         )
         self.proven = False
+        self.hopeless: list[Trajectory] = []  # the latest rollouts: those in a row that provider or metric failed
+        self.failures: dict[str, dict[str, str]] = {}  # of rollouts since the last record
         self.num_threads = ace.num_threads or dspy.settings.num_threads or 8
         self.budget = Budget(ace.max_lm_calls, ace.max_cost, ace.max_seconds)
         self.allowance = Allowance(ace.max_metric_calls, len(valset))
@@ -108,8 +111,9 @@ class Run:
         self.progress = Progress(steps, journal.records[-1].step if journal.records else 0, self.ace.progress)
         return self.progress
 
-    def resumed(self, state: State, order: Sequence[Batch]) -> State:
-        """Count what was made before, and say what is to come at most."""
+    def resumed(self, journal: Journal, order: Sequence[Batch]) -> State:
+        """Take up what was made before, and say what is to come at most."""
+        state = self.restored(journal)
         self.allowance.used = sum(record.rollouts for record in state.records)
         left = sum(len(batch.examples) for batch in order[max(0, state.step) :])
         looks = (2 + left // max(1, len(self.valset))) if self.valset else 0
@@ -136,6 +140,7 @@ class Run:
         playbook, perfect = state.playbook, state.seed_score is not None and state.seed_score >= self.ace.perfect_score
         left = self.allowance.for_learning(self.rounds * len(trajectories))
         allowed: dict[str, int] = {}
+        made: Counter[str] = Counter()
         for failed in (t for t in trajectories if t.teaches and not t.success):  # in order, not first come first served
             allowed[failed.source] = min(self.rounds, left)
             left -= allowed[failed.source]
@@ -146,7 +151,8 @@ class Run:
             allowed[first.source] -= 1
             insights = [insight.content for insight in reflection.insights]
             program = self._copy(with_reflection(self.student, playbook, insights))
-            return self._rolled(program, [first.example], [first.source])[0]
+            made[first.source] += 1
+            return self._rolled(program, [first.example], [first.source], f", retry {made[first.source]}")[0]
 
         return adapt(
             playbook,
@@ -174,7 +180,9 @@ class Run:
         settings = {"num_threads": self.num_threads, "failure_score": self.ace.failure_score}
         evaluate = Evaluation(
             self.valset,
-            lambda program, examples: self._roll(self._copy(program), examples),
+            lambda program, examples: self._roll(
+                self._copy(program), examples, [f"valset {position}" for position in range(len(examples))]
+            ),
             metric=self.ace.metric,
             **settings,
         )
@@ -195,11 +203,13 @@ class Run:
 
     def keep(self, journal: Journal, state: State, record: Record) -> State:
         """Disk first, then memory; the user is told."""
-        record = replace(record, rollouts=self.allowance.used - sum(earlier.rollouts for earlier in state.records))
+        made = self.allowance.used - sum(earlier.rollouts for earlier in state.records)
+        record = replace(record, rollouts=made, failures={**self.failures, **record.failures})
+        self.failures = {}
         journal.append(record)
         after = state.after(record)
         if after.best is not state.best or state.step < 0:
-            journal.keep_best(after.best, lambda path: save_state(with_playbook(self.student, after.best), path))
+            self._keep_best(journal, after.best)
         logger.info(
             "ACE step %d: batch %s, validation %s, %d bullets, %d left out",
             record.step,
@@ -212,6 +222,17 @@ class Run:
         if self.ace.on_step is not None:
             self.ace.on_step(record, after.playbook)
         return after
+
+    def restored(self, journal: Journal) -> State:
+        """The state after what the journal holds, and the best of it on disk: a crash may have come in between."""
+        journal.refresh()
+        state = journal.replay(State.of(self.seed))
+        if state.step >= 0:
+            self._keep_best(journal, state.best)
+        return state
+
+    def _keep_best(self, journal: Journal, best: Playbook) -> None:
+        journal.keep_best(best, lambda path: save_state(with_playbook(self.student, best), path))
 
     def finished(self, state: State, stopped: str) -> dspy.Module:
         """The student with the best playbook, and the account of the run."""
@@ -245,19 +266,29 @@ class Run:
         )
         return Journal.open(ace.log_dir, parts, {"settings": describe_settings(ace), "versions": versions()})
 
-    def _roll(
-        self, program: dspy.Module, examples: list[dspy.Example], sources: list[str] | None = None
-    ) -> list[Trajectory]:
+    def _roll(self, program: dspy.Module, examples: list[dspy.Example], names: list[str]) -> list[Trajectory]:
         """Roll out, and stop the run when there is no sense in going on."""
-        names = sources or [str(position) for position in range(len(examples))]
         done: list[Trajectory] = []
         while not self.proven and len(done) < len(examples):  # one at a time, until one shows that metric and LM work
             done += self._rolled(program, examples[len(done) : len(done) + 1], names[len(done) : len(done) + 1])
-            self.proven = _works(done)
-        done += self._rolled(program, examples[len(done) :], names[len(done) :])
-        if all(trajectory.error is not None and trajectory.error.kind == "provider" for trajectory in done):
-            raise RunError(_dead(done))
-        return done
+            self._check_alive(done[-1:], 3)
+            self.proven = not self.hopeless
+        rest = self._rolled(program, examples[len(done) :], names[len(done) :])
+        self._check_alive(rest, max(3, min(8, len(examples))))
+        return done + rest
+
+    def _check_alive(self, latest: list[Trajectory], limit: int) -> None:
+        """Raises RunError or MetricError if so many rollouts in a row failed, and not by the program's fault."""
+        for trajectory in latest:
+            alive = trajectory.error is None or trajectory.error.kind not in ("provider", "metric")
+            self.hopeless = [] if alive else [*self.hopeless, trajectory]
+        if len(self.hopeless) >= limit:
+            raise _dead(self.hopeless)
+
+    def check_proven(self) -> None:
+        """Raises RunError or MetricError if there were rollouts, too few to tell, and metric or LM failed in each."""
+        if self.hopeless and not self.proven:
+            raise _dead(self.hopeless)
 
     def _copy(self, program: dspy.Module) -> dspy.Module:
         """A training copy whose pinned LMs show every attempt to budget and meter."""
@@ -265,9 +296,11 @@ class Run:
             predictor.lm = one_by_one(predictor.lm)
         return program
 
-    def _rolled(self, program: dspy.Module, examples: list[dspy.Example], names: list[str]) -> list[Trajectory]:
+    def _rolled(
+        self, program: dspy.Module, examples: list[dspy.Example], names: list[str], which: str = ""
+    ) -> list[Trajectory]:
         self.allowance.take(len(examples))
-        return rollouts(
+        made = rollouts(
             program,
             examples,
             self.scorer,
@@ -278,25 +311,23 @@ class Run:
             perfect_score=self.ace.perfect_score,
             timeout=self.ace.rollout_timeout,
         )
+        for trajectory in made:
+            if trajectory.error is not None:
+                failure = {"kind": trajectory.error.kind, "message": trajectory.error.message}
+                self.failures[trajectory.source + which] = failure
+        return made
 
 
-def _works(first: list[Trajectory]) -> bool:
-    """Whether the latest of a run's first rollouts shows that metric and LM work at all."""
-    failure = first[-1].error
-    if failure is not None and failure.kind == "metric":
-        raise MetricError(f"The metric failed on the first example it saw ({first[-1].source}): {failure.message}")
-    if failure is not None and failure.kind == "provider":
-        if len(first) == 3:
-            raise RunError(_dead(first))
-        return False
-    return True
-
-
-def _dead(trajectories: list[Trajectory]) -> str:
+def _dead(trajectories: list[Trajectory]) -> RunError | MetricError:
     last = trajectories[-1]
-    return (
+    kind, message = ("", "") if last.error is None else (last.error.kind, last.error.message)
+    if kind == "metric":
+        return MetricError(
+            f"The metric failed on {len(trajectories)} examples in a row; on example {last.source}: {message}"
+        )
+    return RunError(
         f"The LM failed on every one of {len(trajectories)} examples in a row; on example {last.source}: "
-        f"{last.error.message if last.error else ''} Check the model's name, key, address and limits."
+        f"{message} Check the model's name, key, address and limits."
     )
 
 

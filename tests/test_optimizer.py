@@ -299,12 +299,12 @@ def test_patience_ends_a_run_that_gets_no_better() -> None:
     assert sum(record.validation is not None for record in results.records) == 3
 
 
-def test_a_metric_that_never_scores_stops_at_the_first_example() -> None:
-    """A metric without a score costs one rollout, not a run."""
+def test_a_metric_that_never_scores_stops_within_three_calls() -> None:
+    """A metric without a score costs three rollouts, not a run: one example alone may be the exception."""
     lm = OfflineLM()
     with pytest.raises(MetricError, match="None"):
         compiled(lm, metric=lambda example, prediction: None)
-    assert lm.calls == 1
+    assert lm.calls == 3
 
 
 def test_a_dead_provider_stops_at_the_first_example() -> None:

@@ -1,0 +1,35 @@
+"""Ctrl-C, counted: what is raised in the middle of other people's code may not arrive as what it was."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+
+class CtrlC:
+    """Counts Ctrl-C while the block runs. A context manager; `count` says how often it was pressed.
+
+    Each raises KeyboardInterrupt as ever. But code below may turn that into an error of its own (pydantic does while
+    it builds a model), or take it for one (`except Exception` around that); the count is not lost. Only the main
+    thread is interrupted, and a handler that is not Python's own is left alone.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._installed = False
+
+    def __enter__(self) -> CtrlC:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._pressed)
+            self._installed = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._installed and signal.getsignal(signal.SIGINT) == self._pressed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _pressed(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal module's
+        self.count += 1
+        raise KeyboardInterrupt
