@@ -8,6 +8,7 @@ from typing import Any
 import dspy
 import pytest
 
+from dspy_ace import attempts
 from dspy_ace.budget import Budget, BudgetSpentError
 from dspy_ace.pricing import price_of
 from dspy_ace.testing import OfflineLM
@@ -78,8 +79,9 @@ def test_max_lm_calls_is_never_exceeded(limit: int, threads: int) -> None:
     assert f"max_lm_calls={limit}" in program.detailed_results.stopped
 
 
-def test_max_lm_calls_counts_every_attempt() -> None:
+def test_max_lm_calls_counts_every_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries that a provider's faults ask for are calls like any other."""
+    monkeypatch.setattr(attempts, "_LONGEST_WAIT", 0.0)
     with faulty({"rate_limit": 0.4}) as server:
         results = compiled(client(server), max_lm_calls=25, num_threads=8).detailed_results
         assert server.calls == 25
