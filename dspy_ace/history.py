@@ -35,7 +35,8 @@ class Record:
         step, epoch: counted from 1.
         batch: positions in the trainset.
         scores: of the batch, each rolled out before it was learned from.
-        failures: rollout → kind and message of what failed; a rollout is a position (as text), "3, retry 1" or "valset 0".
+        failures: rollout → kind and message of what failed; a rollout is a position (as text), "3, retry 1" or
+            "valset 0".
         reflections: example, number of insights, verified, for each reflection made.
         delta: what changed the playbook.
         rejected: operation (or null) and reason, for all that was left out.
