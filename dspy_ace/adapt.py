@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from .combine import combine
 from .delta import Add, Delta, Rejected, Tag, admit, apply
 from .errors import RunError
-from .parallel import Crew
+from .parallel import Crew, there
 from .playbook import Playbook
 from .roles import Curate, Refine, Reflect, Reflection
 from .trajectory import Trajectory
@@ -50,48 +51,52 @@ class Adaptation:
     as soon as it is full. What comes out does not depend on which thread ends first.
 
     Args:
-        playbook: the snapshot that every trajectory of the batch was made with.
+        met: the snapshot that every trajectory of the batch was made with.
+        playbook: the one that is adapted: `met`, or what has become of it since. Curating waits for it.
         reflect, curate: the roles; see their Protocols in `dspy_ace.roles`.
         crew: the threads that curate.
-        retry, rounds, reflect_on, group_size: see `adapt`.
+        retry, rounds, group_size: see `adapt`.
     """
 
     def __init__(
         self,
-        playbook: Playbook,
+        met: Playbook,
+        playbook: Future[Playbook],
         reflect: Reflect,
         curate: Curate,
         crew: Crew,
         *,
         retry: Retry | None = None,
         rounds: int = 1,
-        reflect_on: ReflectOn = "all",
         group_size: int = 4,
     ) -> None:
-        self._playbook, self._reflect_with, self._curate_with, self._crew = playbook, reflect, curate, crew
-        self._retry, self._rounds, self._reflect_on, self._group_size = retry, rounds, reflect_on, group_size
+        self._met, self._playbook, self._crew = met, playbook, crew
+        self._reflect_with, self._curate_with = reflect, curate
+        self._retry, self._rounds, self._group_size = retry, rounds, group_size
         self._done: dict[int, Reflected] = {}
+        self._taught: set[int] = set()
         self._next = 0
         self._group: list[Reflection] = []
-        self._curated: list[Future[Curated]] = []
+        self._curated: list[Future[Future[Curated]]] = []
         self._lock = threading.Lock()
 
-    def add(self, position: int, trajectory: Trajectory) -> None:
+    def add(self, position: int, trajectory: Trajectory, taught: bool) -> None:
         """Reflect on a trajectory, if it is to be, and curate the group that it completes.
 
         Args:
             position: its place in the batch, counted from 0.
             trajectory: the rollout.
+            taught: whether it is reflected on, see `is_taught`.
 
         Raises:
             RunError: a role said that it is of no use to go on.
         """
-        taught = is_taught(trajectory, self._reflect_on)
         reflected: Reflected = (None, [])
         if taught:
-            reflected = reflect_on_one(self._playbook, trajectory, self._reflect_with, self._retry, self._rounds)
+            reflected = reflect_on_one(self._met, trajectory, self._reflect_with, self._retry, self._rounds)
         with self._lock:
             self._done[position] = reflected
+            self._taught |= {position} if taught else set()
             while self._next in self._done:
                 reflection, _ = self._done[self._next]
                 self._next += 1
@@ -99,9 +104,6 @@ class Adaptation:
                     self._group.append(reflection)
                 if len(self._group) == self._group_size:
                     self._curate()
-
-    def __contains__(self, position: int) -> bool:
-        return position in self._done
 
     def step(self, trajectories: Sequence[Trajectory], refine: Refine) -> Step:
         """The step, once every trajectory is in.
@@ -115,14 +117,15 @@ class Adaptation:
         """
         if self._group:
             self._curate()
-        curated = [future.result() for future in self._curated]
+        playbook = self._playbook.result()
+        curated = [begun.result().result() for begun in self._curated]
         results = [self._done[position] for position in range(len(trajectories))]
         reflections = [reflection for reflection, _ in results if reflection is not None]
         failed = [rejected for _, several in results for rejected in several]
 
-        unasked = [t for t in trajectories if t.success and not is_taught(t, self._reflect_on)]
-        tags, untagged = admit(self._playbook, _votes(self._playbook, reflections) + _credit(unasked))
-        tagged = apply(self._playbook, tags)  # helpful / harmful, once per example
+        unasked = [t for position, t in enumerate(trajectories) if t.success and position not in self._taught]
+        tags, untagged = admit(playbook, _votes(self._met, reflections) + _credit(unasked))
+        tagged = apply(playbook, tags)  # helpful / harmful, once per example
 
         combined, conflicts = combine([_at_home(delta, trajectories) for delta, _ in curated])
         delta, misfits = admit(tagged, combined.operations)
@@ -135,7 +138,19 @@ class Adaptation:
 
     def _curate(self) -> None:
         group, self._group = self._group, []
-        self._curated.append(self._crew.submit(lambda full: _curate(self._playbook, full, self._curate_with), group))
+        begun: Future[Future[Curated]] = Future()
+        self._curated.append(begun)
+
+        def begin(playbook: Future[Playbook]) -> None:
+            try:
+                work = partial(_curate, playbook.result(), curate=self._curate_with)
+                begun.set_result(self._crew.submit(work, group))
+            except BaseException as error:  # noqa: BLE001 - it is raised again where the result is waited for
+                begun.set_exception(error)
+
+        self._playbook.add_done_callback(begin)
+        if begun.done():
+            begun.result()  # what could not even begin is raised here
 
 
 def adapt(
@@ -173,9 +188,10 @@ def adapt(
     """
     with Crew(num_threads) as crew:
         under_way = Adaptation(
-            playbook, reflect, curate, crew, retry=retry, rounds=rounds, reflect_on=reflect_on, group_size=group_size
-        )
-        crew.map(lambda pair: under_way.add(*pair), list(enumerate(trajectories)))
+            playbook, there(playbook), reflect, curate, crew,
+            retry=retry, rounds=rounds, group_size=group_size,
+        )  # fmt: skip
+        crew.map(lambda pair: under_way.add(*pair, is_taught(pair[1], reflect_on)), list(enumerate(trajectories)))
         return under_way.step(trajectories, refine)
 
 

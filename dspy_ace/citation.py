@@ -28,7 +28,7 @@ _RECORD = "dspy_ace_citations"  # a DSPy setting: it reaches the threads that ds
 _NUMBER = re.compile(r"-\d+")
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)")  # in a JSON reply: `\ncmt-00002` is no word of its own
 _CHAT = re.compile(  # from the field's header, however written, to the next header
-    rf"(?:^[\s\[\]#*<>_:-]{{0,12}}|\[\[[\s#]*){FIELD}\b.*?(?=^\s*\[\[ ## (?!{FIELD}\b)|\Z)",
+    rf"(?:^[\s\[\]#*<>_:-]{{0,12}}|\[\[[\s#]*){FIELD}\b.*?(?=^[^\S\n]*\[\[ ## (?!{FIELD}\b)|\Z)",
     re.DOTALL | re.MULTILINE | re.IGNORECASE,
 )
 _JSON = re.compile(rf"[\"']?{FIELD}[\"']?\s*:\s*(?:\[[^\]}}]*\]?|\"[^\"\n]*\"|[^,}}\n]*)\s*,?")

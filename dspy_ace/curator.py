@@ -14,7 +14,7 @@ from .delta import Add, Delete, Delta, Merge, Operation, Rejected, Update, admit
 from .errors import SettingsError
 from .playbook import DEFAULT_SECTIONS, Playbook
 from .reading import Broken, UnreadableError, read_list, restored
-from .replies import ask, times_for
+from .replies import ask
 from .roles import Reflection
 from .transcript import render_fields
 
@@ -73,8 +73,7 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
 
 
 class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
-    """The default `Curate`: one LM call for a group of reflections; one more, or two if it `works`, where a reply
-    cannot be read.
+    """The default `Curate`: one LM call for a group of reflections; one or two more where a reply cannot be read.
 
     Args:
         lm: the LM to ask; None: the LM in force where it is called.
@@ -98,7 +97,6 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         self.lm, self.max_tokens, self.max_prompt_tokens = lm, max_tokens, max_prompt_tokens
         self.max_bullet_chars = max_bullet_chars
         self.predict = dspy.Predict(CuratePlaybook)
-        self.works = False  # set by a run once there was a reply that could be read
 
     def forward(self, playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[Rejected, ...]]:
         """Curate a group. Raises RoleError if no reply could be read; LM errors pass through."""
@@ -116,9 +114,9 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
                     rejected.append(Rejected(None, f"{error}; got {_brief(item)}"))
             return operations, rejected
 
-        parts, times = self.parts(playbook, reflections), times_for(self.works)
+        parts = self.parts(playbook, reflections)
         operations, malformed = ask(
-            self.predict, parts, ("operations",), read, self.lm, max_tokens=self.max_prompt_tokens, times=times
+            self.predict, parts, ("operations",), read, self.lm, max_tokens=self.max_prompt_tokens
         )
         delta, misfits = admit(playbook, operations, max_chars=self.max_bullet_chars)
         return delta, (*malformed, *misfits)

@@ -26,13 +26,18 @@ class Validation:
         """The mean score; failed rollouts are in it with `failure_score`."""
         return sum(self.scores) / len(self.scores)
 
+    def perfect(self, perfect_score: float) -> bool:
+        """Whether every example is a success."""
+        return all(score >= perfect_score for score in self.scores)
+
 
 @dataclass(frozen=True)
 class Record:
-    """One step, as the journal keeps it. Step 0 is the seed: nothing learned, perhaps validated.
+    """One step, as the journal keeps it, or a look at the valset after it. Step 0 is the seed: nothing learned.
 
     Args:
         step, epoch: counted from 1.
+        stale: so many steps before the last one the playbook was made that the batch met.
         batch: positions in the trainset.
         scores: of the batch, each rolled out before it was learned from.
         failures: rollout → kind and message of what failed; a rollout is a position (as text), "3, retry 1" or
@@ -40,7 +45,7 @@ class Record:
         reflections: example, number of insights, verified, for each reflection made.
         delta: what changed the playbook.
         rejected: operation (or null) and reason, for all that was left out.
-        validation: of the playbook after this step, when it was due.
+        validation: of the playbook after this step. In a record of its own: the step is on disk before it is made.
         baseline: of the seed on the same examples, when it was put off until then.
         rollouts: made in this step, retries and validation included.
         usage: role → calls, prompt and completion tokens of this step. What depends on the clock or on a provider's
@@ -59,11 +64,13 @@ class Record:
     baseline: Validation | None = None
     rollouts: int = 0
     usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    stale: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON data."""
         looks = {name: look and list(look.scores) for name, look in self._looks().items()}
-        return {**vars(self), "delta": self.delta.to_json(), **looks}
+        plain = {name: value for name, value in vars(self).items() if name != "stale" or value}
+        return {**plain, "delta": self.delta.to_json(), **looks}
 
     def _looks(self) -> dict[str, Validation | None]:
         return {"validation": self.validation, "baseline": self.baseline}
@@ -84,6 +91,7 @@ class Record:
             **looks,
             rollouts=int(data["rollouts"]),
             usage=dict(data["usage"]),
+            stale=int(data.get("stale", 0)),
         )
 
     @property
@@ -92,9 +100,10 @@ class Record:
         return any(operation.op != "tag" for operation in self.delta.operations)
 
 
-def record_of(batch: Batch, trajectories: Sequence[Trajectory], step: Step) -> Record:
+def record_of(batch: Batch, trajectories: Sequence[Trajectory], step: Step, stale: int = 0) -> Record:
     """What the journal keeps of a step; a budget may have made its batch shorter."""
     return Record(
+        stale=stale,
         step=batch.step,
         epoch=batch.epoch,
         batch=batch.examples[: len(trajectories)],
@@ -124,7 +133,7 @@ def fresh_scores(records: Sequence[Record]) -> tuple[list[float], list[float]]:
     later: list[float] = []
     for record in records:
         if record.epoch == 1:
-            (seed if learned is None or record.step <= learned else later).extend(record.scores)
+            (seed if learned is None or record.step - record.stale <= learned else later).extend(record.scores)
     return seed, later
 
 
@@ -161,6 +170,7 @@ class State:
         candidate_step: the step it came from.
         candidate_is_latest: whether the latest playbook reads as the candidate does.
         records: all so far.
+        before: the state before the last step, which knows no earlier one; None before the first.
     """
 
     playbook: Playbook
@@ -170,6 +180,7 @@ class State:
     candidate_step: int = 0
     candidate_is_latest: bool = False
     records: tuple[Record, ...] = ()
+    before: State | None = None
 
     @classmethod
     def of(cls, seed: Playbook) -> State:
@@ -179,7 +190,8 @@ class State:
     def after(self, record: Record) -> State:
         """The state after one more step. Counters that change after a validation are kept: prompts do not show them."""
         playbook = apply(self.playbook, record.delta)
-        grown = replace(self, playbook=playbook, step=record.step, records=(*self.records, record))
+        before = replace(self, before=None) if record.batch else self.before
+        grown = replace(self, playbook=playbook, step=record.step, records=(*self.records, record), before=before)
         if record.validation is not None and self.records:
             known = self._validation(self.candidate_step) if self.candidate is not None else None
             if known is None or record.validation.mean >= known.mean:
@@ -217,8 +229,8 @@ class State:
 
     def flawless(self, perfect_score: float) -> bool:
         """Whether the seed is perfect on the valset; before it was looked at, whether no rollout has failed so far."""
-        if self.seed_score is not None:
-            return self.seed_score >= perfect_score
+        if (seed := self._validation(0)) is not None:
+            return seed.perfect(perfect_score)
         return all(score >= perfect_score for record in self.records for score in record.scores)
 
     @cached_property

@@ -19,12 +19,12 @@ from .errors import RunError
 from .guard import Guard
 from .history import Record, State, record_of
 from .inbox import Inbox, Told
-from .parallel import Crew
+from .parallel import Crew, there
 from .playbook import Playbook
 from .run import Run
 from .schedule import Batch
 from .trajectory import Trajectory
-from .usage import Meter, Usage, since
+from .usage import Usage, since
 
 logger = logging.getLogger("dspy.ace")
 
@@ -53,8 +53,8 @@ class Learner:
         self._booked: dict[str, Usage] = {}
         self._rolled = 0
         self._tries: Counter[str] = Counter()
-        self._reflect = _Watched(run.reflector, run.meter, "reflector", keeps=True)
-        self._curate = _Watched(run.curator, run.meter, "curator")
+        self._reflect = _Watched(run.reflector, "reflector", keeps=True)
+        self._curate = _Watched(run.curator, "curator")
         self._doubt()
 
     def from_inbox(self, least: int = 1) -> Step | None:
@@ -141,7 +141,9 @@ class Learner:
         unscored = {one.trajectory.source for one in told if not one.scored}
         try:
             with run.spending(), dspy.context(trace=[]), Crew(run.num_threads) as crew:
-                return run.lesson(state, names, crew, unscored=unscored).learned([one.trajectory for one in told])
+                perfect, books = there(run.flawless(state)), run.books
+                lesson = run.lesson(state, names, there(playbook), perfect, crew, books, unscored=unscored)
+                return lesson.learned([one.trajectory for one in told])
         except RunError:
             self._doubt()
             raise
@@ -172,14 +174,14 @@ class Learner:
     def _keep(self, step: Step, record: Record) -> Step:
         """The step is on record and its playbook in use; the user is told."""
         run = self.run
-        totals = run.meter.totals()
+        totals = run.books.meter.totals()
         record = replace(
             record,
-            rollouts=run.allowance.used - self._rolled,
-            failures={**run.roller.failures, **record.failures},
+            rollouts=run.books.rollouts - self._rolled,
+            failures={**run.books.failures, **record.failures},
             usage=since(totals, self._booked),
         )
-        run.roller.failures, self._booked, self._rolled = {}, totals, run.allowance.used
+        run.books.failures, self._booked, self._rolled = {}, totals, run.books.rollouts
         self.steps = record.step
         self._seen += len(record.scores)
         self.records.append(record)
@@ -203,17 +205,16 @@ def _apart(told: Sequence[Told]) -> tuple[list[Told], list[Told]]:
 
 
 class _Watched:
-    """A role, metered, that knows how it fared in this step, and what it said in steps that were not made.
+    """A role that knows how it fared in this step, and what it said in steps that were not made.
 
     Args:
-        role: the callable.
-        meter: where its calls are booked, under `name`.
+        role: the callable; `name`: of it.
         keeps: whether what it says of a first attempt is kept until a step is made: it is paid for once.
     """
 
-    def __init__(self, role: Any, meter: Meter, name: str, *, keeps: bool = False) -> None:
+    def __init__(self, role: Any, name: str, *, keeps: bool = False) -> None:
         self.name, self.kept = name, dict[int, tuple[Any, Any]]()
-        self._role, self._meter, self._keeps = role, meter, keeps
+        self._role, self._keeps = role, keeps
         self._lock = threading.Lock()
         self.forget()
 
@@ -226,8 +227,7 @@ class _Watched:
         known, result = self.kept.get(id(subject), (None, None))
         if known is not subject:
             try:
-                with self._meter.spending(self.name):
-                    result = self._role(playbook, subject)
+                result = self._role(playbook, subject)
             except Exception as error:
                 if _is_outage(error):
                     with self._lock:

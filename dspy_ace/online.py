@@ -25,6 +25,7 @@ from .inbox import Inbox, Memory, Shared
 from .learner import Learner
 from .metric import Metric
 from .optimizer import ACE
+from .parallel import Crew
 from .playbook import Playbook, brief
 from .program import own_instructions, with_playbook
 from .refine import GrowAndRefine
@@ -38,8 +39,8 @@ from .telling import Teller
 logger = logging.getLogger("dspy.ace")
 
 _OF_A_COMPILE = (
-    "auto", "epochs", "max_metric_calls", "validate", "validate_every", "patience", "seed", "log_dir", "progress",
-    "setup",
+    "auto", "epochs", "max_metric_calls", "validate", "validate_every", "patience", "overlap", "seed", "log_dir",
+    "progress", "setup",
 )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ class OnlineACE:
         self._batch_size, self._closed, self._ended = batch_size, False, False
         self._me = object()  # what predictions know this by: they keep nothing else of it alive
         self._teller = Teller(
-            self._run.scorer, self._run.meter, ace.labels, perfect=ace.perfect_score, failure=ace.failure_score
+            self._run.scorer, self._run.books.meter, ace.labels, perfect=ace.perfect_score, failure=ace.failure_score
         )
         self._inbox: Inbox = Memory(self._run.seed)
         if store is not None:
@@ -222,8 +223,9 @@ class OnlineACE:
             for start in range(0, len(examples), self._batch_size):
                 at = range(start, min(start + self._batch_size, len(examples)))
                 batch = [examples[i] for i in at]
-                with dspy.context(lm=one_by_one(dspy.settings.lm)):
-                    rolled = self._run.roller.roll(self._serving.program, batch, [names[i] for i in at])
+                with dspy.context(lm=one_by_one(dspy.settings.lm)), Crew(self._run.num_threads) as crew:
+                    program, of = self._serving.program, [names[i] for i in at]
+                    rolled = self._run.roller.roll(program, batch, of, crew, self._run.books)
                 self._learner.from_rollouts(rolled, tuple(at))
                 scores += [trajectory.feedback.score for trajectory in rolled]
                 playbooks.append(self.playbook)
@@ -303,8 +305,8 @@ class OnlineACE:
             best_step=next((record.step for record in reversed(records) if record.learned), 0),
             verdict=judge(records, self._run.scale),
             stopped=self.stopped or ("closed" if self._closed else "it goes on"),
-            usage=self._run.meter.totals(),
-            rollouts=self._run.meter.scopes("task"),
+            usage=self._run.books.meter.totals(),
+            rollouts=self._run.books.meter.scopes("task"),
             records=records,
             playbook=self.playbook,
         )
@@ -321,7 +323,7 @@ class OnlineACE:
             playbook,
             version,
             self._me,
-            self._run.meter,
+            self._run.books.meter,
             timeout=self._run.ace.rollout_timeout,
             keeps_steps=self._run.scorer._arity == 5,
         )

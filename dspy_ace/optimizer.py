@@ -13,11 +13,13 @@ from dspy.teleprompt import Teleprompter
 from . import checks
 from .adapt import ReflectOn
 from .budget import BudgetSpentError, priced
+from .course import Course
 from .effort import Validate, effort
 from .errors import MetricError, RunError
 from .history import Record
 from .interrupt import CtrlC
 from .metric import Metric, Scorer
+from .parallel import Crew
 from .playbook import Playbook
 from .roles import Curate, Refine, Reflect
 from .rollout import Setup
@@ -66,7 +68,9 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         validate_every: steps between two looks at the valset; None: as many examples as the valset holds. The last
             playbook is always validated.
         patience: end after so many validations without a better score; None: never for that reason.
-        num_threads: at most so many rollouts or role calls at once; None: DSPy's setting.
+        overlap: 1: a batch meets the playbook of one step ago and is rolled out while that step is still learned from;
+            faster where replies are slow and batches small. 0: each batch meets the latest.
+        num_threads: at most so many rollouts and role calls at once, together; None: DSPy's setting.
         setup: `setup(example)` opens the environment of one rollout, a context manager: entered in its thread before
             the program runs, left after the metric, whatever happened; tools find what it opened in a
             `contextvars.ContextVar` that it sets. None: the program needs none, or opens its own.
@@ -110,6 +114,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         validate: Validate | None = None,
         validate_every: int | None = None,
         patience: int | None = None,
+        overlap: int = 0,
         num_threads: int | None = None,
         setup: Setup | None = None,
         rollout_timeout: float | None = None,
@@ -148,6 +153,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.validate = validate
         self.validate_every = validate_every
         self.patience = patience
+        self.overlap = overlap
         self.num_threads = num_threads
         self.setup = setup
         self.rollout_timeout = rollout_timeout
@@ -191,18 +197,13 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             state = run.resumed(journal, order)
             stopped = f"all {run.effort.epochs} epochs done" if run.effort.epochs > 1 else "the epoch is done"
             try:
-                if state.step < 0:
-                    state = run.keep(journal, state, Record(0, validation=run.first_look(state)))
-                for batch in order[state.step :]:
-                    if ctrl_c.count:  # and what it raised was taken for something else
-                        raise KeyboardInterrupt
-                    if (reason := run.over(state, batch)) is not None:
-                        stopped = reason
-                        break
-                    state = run.keep(journal, state, run.step(state, batch))
-                run.roller.check_proven()
-                if (last := run.last_look(state)) is not None:
-                    state = run.keep(journal, state, last)
+                with Crew(run.num_threads) as crew:
+                    course = Course(run, order, max(0, state.step), crew)
+                    while (record := course.next(state)) is not None:
+                        state = run.keep(journal, state, record)
+                        if ctrl_c.count:  # and what it raised was taken for something else
+                            raise KeyboardInterrupt
+                    stopped = course.stopped or stopped
             except (RunError, MetricError) as error:
                 error.program = run.finished(state, f"stopped by an error: {error}")  # what was learned is not lost
                 raise
@@ -252,6 +253,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         for name in ("max_cost", "max_seconds", "rollout_timeout"):
             if getattr(self, name) is not None:
                 checks.check_number(name, getattr(self, name), 0, whole=False)
+        checks.check_number("overlap", self.overlap, 0, most=1)
         if self.max_reflection_rounds is not None:
             checks.check_number("max_reflection_rounds", self.max_reflection_rounds, 0)
         effort(self)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from .history import Record, State
+import itertools
+
+from .history import State
 from .schedule import Batch
 
 
-def time_to_validate(state: State, record: Record, valset: int, every: int | None) -> bool:
-    """Whether the playbook after `record` is to be validated now: it reads differently, and it is time.
+def time_to_validate(state: State, valset: int, every: int | None) -> bool:
+    """Whether the latest playbook is to be validated now: it reads differently, and it is time.
 
     Args:
-        state: before `record`.
-        record: the step just made.
+        state: after the last step.
         valset: examples in the valset.
         every: steps between two looks; None: it is time when as many examples were rolled out for learning as
             the valset holds, so that choosing never costs more than learning.
     """
-    if not (record.learned or state.unvalidated):
+    if not state.unvalidated:
         return False
-    since = [record]
-    for earlier in reversed(state.records):
-        if earlier.validation is not None:
-            break
-        since.append(earlier)
+    since = list(itertools.takewhile(lambda record: record.validation is None, reversed(state.records)))
     if every is not None:
         return len(since) >= every
     return sum(len(each.batch) for each in since) >= valset
@@ -41,9 +38,10 @@ def reason_to_stop(
         judged: whether a metric tells failures: an epoch without one leaves nothing to learn then. Else a lesson
             may be hidden in any rollout, and an epoch must bring none.
     """
-    validated = [record.validation.mean for record in state.records if record.validation is not None]
+    looks = [record.validation for record in state.records if record.validation is not None]
+    validated = [look.mean for look in looks]
     learned = any(record.learned for record in state.records)
-    if validated and learned and validated[-1] >= perfect_score:
+    if looks and learned and looks[-1].perfect(perfect_score):
         return "a perfect validation score"
     waited = patience or len(validated)
     if len(validated) > waited and max(validated[-waited:]) <= max(validated[:-waited]):
@@ -55,3 +53,14 @@ def reason_to_stop(
     if failed or (not judged and any(record.learned or record.rejected for record in epoch)):
         return None
     return f"nothing left to learn: an epoch without a failure{'' if judged else ' or a new lesson'}"
+
+
+def a_look_may_end(state: State, patience: int | None) -> tuple[bool, bool]:
+    """Whether the next validation may end the run: by being perfect, and whatever it shows.
+
+    Args:
+        state: before it.
+        patience: see `reason_to_stop`.
+    """
+    looks = sum(record.validation is not None for record in state.records)
+    return any(record.learned for record in state.records), patience is not None and looks >= patience

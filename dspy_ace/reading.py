@@ -26,7 +26,7 @@ _OPENING = re.compile(
     r"`{0,3}(?:json)?[ \t]*(?!\[\[? ?##)(?=[\[{]\s*(?:[\[{\"'\]}]|//|/\*|#))",
     re.MULTILINE,
 )
-_NEXT = re.compile(r"\s*,?\s*(?!\[\[? ?##)(?=[\[{])")
+_NEXT = re.compile(r"\s*(?:,\s*)?(?!\[\[? ?##)(?=[\[{])")
 _BETWEEN = re.compile(r"(?:[\s,]|//[^\n]*|#[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _BARE = re.compile(r"[^\s,\[\]{\"']+|.", re.DOTALL)
 _ENDED = re.compile(r"\s*(?:[,\]}]|//|#|\n|`|\Z)")

@@ -15,7 +15,7 @@ from .delta import Delete, Delta, Merge, Operation
 from .errors import SettingsError
 from .playbook import Bullet, Playbook
 from .similarity import Duplicates
-from .vectors import Embedder
+from .vectors import Embedder, lexical
 
 MODES = ("proactive", "lazy")
 
@@ -128,6 +128,11 @@ class GrowAndRefine:
             elif isinstance(lesson, _Group):
                 operations.append(Merge(names, lesson.content))
         return Delta(tuple(operations))
+
+    def prepare(self) -> None:
+        """Import what the first comparison needs: half a second that can pass while replies are awaited."""
+        if self.embedder is None:
+            lexical(["a bullet"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}

@@ -13,7 +13,7 @@ from . import text
 from .errors import SettingsError
 from .playbook import Playbook
 from .reading import Broken, UnreadableError, is_nothing, read_list, read_mapping, restored
-from .replies import ask, times_for
+from .replies import ask
 from .roles import Insight, Reflection, Vote
 from .trajectory import Trajectory
 from .transcript import images_of, render_calls, render_fields, render_outcome
@@ -77,7 +77,7 @@ class ReflectOnTrajectory(dspy.Signature):  # type: ignore[misc]  # dspy is unty
 
 
 class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
-    """The default `Reflect`: one LM call a trajectory; one more, or two if it `works`, where a reply cannot be read.
+    """The default `Reflect`: one LM call a trajectory; one or two more where a reply cannot be read.
 
     Args:
         lm: the LM to ask; None: the LM in force where it is called.
@@ -102,7 +102,6 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         self.lm, self.max_prompt_tokens, self.perfect_score = lm, max_prompt_tokens, perfect_score
         self.max_images = max_images
         self.predict = dspy.Predict(ReflectOnTrajectory)
-        self.works = False  # set by a run once there was a reply that could be read
 
     def forward(self, playbook: Playbook, trajectory: Trajectory) -> Reflection:
         """Reflect on `trajectory`. Raises RoleError if no reply could be read; LM errors pass through."""
@@ -123,10 +122,10 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
                 correct_approach=_words(fields["correct_approach"]),
             )
 
-        parts, times = self.parts(playbook, trajectory), times_for(self.works)
+        parts = self.parts(playbook, trajectory)
         images = images_of(trajectory)[: self.max_images]
         predict = _Seeing(self.predict, images) if images else self.predict
-        return ask(predict, parts, ("key_insights",), read, self.lm, max_tokens=self.max_prompt_tokens, times=times)
+        return ask(predict, parts, ("key_insights",), read, self.lm, max_tokens=self.max_prompt_tokens)
 
     def parts(self, playbook: Playbook, trajectory: Trajectory) -> dict[str, str]:
         """The input fields, before they are cut to size."""

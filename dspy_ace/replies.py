@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 from xml.sax.saxutils import unescape
 
@@ -17,6 +19,7 @@ from .text import cut_middle, defuse, fit
 Answer = TypeVar("Answer")
 
 _PROBLEM_TOKENS = 200
+_works: ContextVar[bool] = ContextVar("dspy_ace_role_works", default=False)
 
 
 def ask(
@@ -27,9 +30,8 @@ def ask(
     lm: Any = None,
     *,
     max_tokens: int,
-    times: int = 2,
 ) -> Answer:
-    """Ask a role; if the reply cannot be read, ask again with the error in view.
+    """Ask a role; if the reply cannot be read, ask again with the error in view: once, or twice if it is `working`.
 
     Args:
         predict: the role's predictor.
@@ -40,13 +42,12 @@ def ask(
         max_tokens: bound on the input fields together, in estimated tokens; the long ones are cut in the
             middle. The adapter's headers and reminder (about 200 tokens) come on top, and, when asked once
             more, the error (200 at most).
-        times: at most so many calls.
 
     Raises:
         RoleError: no reply could be read. LM errors pass through.
     """
     inputs = fit({name: defuse(printable(part)) for name, part in parts.items()}, max_tokens)
-    problem = ""
+    problem, times = "", 3 if _works.get() else 2
     for _ in range(times):
         try:
             return read(_fields(predict, inputs, problem, required, lm))
@@ -55,9 +56,14 @@ def ask(
     raise RoleError(f"The reply could not be read in {times} attempts: {problem}")
 
 
-def times_for(works: bool) -> int:
-    """How often a reply is asked for: a role that never gave one that could be read is given up sooner."""
-    return 3 if works else 2
+@contextmanager
+def working(works: bool) -> Iterator[None]:
+    """A scope for calls of a role that `works`: one that never gave a reply that could be read is given up sooner."""
+    token = _works.set(works)
+    try:
+        yield
+    finally:
+        _works.reset(token)
 
 
 def _fields(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 import dspy
 
-from .allowance import Allowance
 from .attempts import one_by_one
+from .books import Books
 from .errors import MetricError, RunError
 from .metric import Scorer
 from .parallel import Crew
-from .rollout import rollouts
+from .rollout import Rollouts
 from .trajectory import NO_EVIDENCE, Trajectory
-from .usage import Meter
+
+_FIRST = 3  # rollouts that may fail before it is known whether metric and LM work
 
 
 class Roller:
@@ -22,89 +25,90 @@ class Roller:
 
     Args:
         scorer: the metric.
-        meter: where the calls are booked.
-        allowance: where the rollouts are booked.
-        num_threads: at most so many at once.
         **settings: `failure_score`, `perfect_score`, `timeout` and `setup` of `rollouts`.
     """
 
-    def __init__(self, scorer: Scorer, meter: Meter, allowance: Allowance, num_threads: int, **settings: Any) -> None:
-        self.scorer, self.meter, self.allowance, self.num_threads = scorer, meter, allowance, num_threads
-        self.settings = settings
-        self.failures: dict[str, dict[str, str]] = {}  # of rollouts since the last record
+    def __init__(self, scorer: Scorer, **settings: Any) -> None:
+        self.scorer, self.settings = scorer, settings
         self.proven = False
         self.hopeless: list[Trajectory] = []  # the latest rollouts: those in a row that provider or metric failed
+        self._proving = threading.Lock()
 
     def roll(
         self,
         program: dspy.Module,
-        examples: list[dspy.Example],
-        names: list[str],
+        examples: Sequence[dspy.Example],
+        names: Sequence[str],
+        crew: Crew,
+        books: Books,
         then: Callable[[Trajectory], None] | None = None,
-        crew: Crew | None = None,
     ) -> list[Trajectory]:
-        """Roll out, in order; the first ones one at a time, until one shows that metric and LM work.
+        """Roll out, in order; at first three examples and no more, until one shows that metric and LM work.
 
         Args:
             program: a training copy; its pinned LMs are changed to show every attempt.
             examples, names: one name an example.
+            crew: the threads to run in.
+            books: where the rollouts are booked.
             then: called with each trajectory as soon as it is there, in its thread.
-            crew: the threads to run in; None: `num_threads` of its own.
 
         Raises:
             RunError, MetricError: so many in a row failed that there is no sense in going on.
         """
-        done: list[Trajectory] = []
-        while not self.proven and len(done) < len(examples):
-            done += self.made(program, examples[len(done) : len(done) + 1], names[len(done) : len(done) + 1])
-            self._check_alive(done[-1:], 3)
-            self.proven = not self.hopeless
-        if then is None:
-            rest = self.made(program, examples[len(done) :], names[len(done) :], crew=crew)
-        else:  # what was rolled out alone goes on beside the others
-            first = {trajectory.source: trajectory for trajectory in done}
-            rest = self.made(program, examples, names, then=then, known=first, crew=crew)[len(done) :]
-        self._check_alive(rest, max(3, min(8, len(examples))))
-        return done + rest
+        if not examples:
+            return []
+        run = self._rollouts(program, books)
 
-    def made(
-        self,
-        program: dspy.Module,
-        examples: list[dspy.Example],
-        names: list[str],
-        *,
-        which: str = "",
-        then: Callable[[Trajectory], None] | None = None,
-        known: dict[str, Trajectory] | None = None,
-        crew: Crew | None = None,
-    ) -> list[Trajectory]:
-        """Roll out all at once; `which` tells a retry from the first attempt, `known` ones are not made again."""
-        self.allowance.take(len(examples) - len(known or ()))
+        def one(position: int) -> Trajectory:
+            trajectory = self._one(run, examples[position], names[position], books)
+            if then is not None:
+                then(trajectory)
+            return trajectory
+
+        begun: list[Future[Trajectory]] = []
+        if not self.proven:
+            with self._proving:  # of two that begin at once, one waits for what the other finds
+                if not self.proven:
+                    begun = self._first(one, len(examples), crew)
+        begun += crew.submit_all(one, range(len(begun), len(examples)))
+        made = crew.results(begun)
+        self._check_alive(made, max(_FIRST, min(8, len(examples))))
+        return made
+
+    def again(
+        self, program: dspy.Module, example: dspy.Example, name: str, books: Books, which: str = ""
+    ) -> Trajectory:
+        """Roll out one example in the caller's thread; `which` tells a retry from the first attempt."""
+        return self._one(self._rollouts(program, books), example, name, books, which)
+
+    def _rollouts(self, program: dspy.Module, books: Books) -> Rollouts:
         for _, predictor in program.named_predictors():
             predictor.lm = one_by_one(predictor.lm)
-        made = rollouts(
-            program,
-            examples,
-            self.scorer,
-            sources=names,
-            num_threads=self.num_threads,
-            meter=self.meter,
-            then=then,
-            known=known,
-            crew=crew,
-            **self.settings,
-        )
-        for trajectory in made:
-            if trajectory.error is not None:
-                failure = {"kind": trajectory.error.kind, "message": trajectory.error.message}
-                self.failures[trajectory.source + which] = failure
-        return made
+        return Rollouts(program, self.scorer, books.meter, **self.settings)
+
+    def _one(self, run: Rollouts, example: dspy.Example, name: str, books: Books, which: str = "") -> Trajectory:
+        books.take(1)
+        trajectory = run.one(example, name)
+        if trajectory.error is not None:
+            books.failures[name + which] = {"kind": trajectory.error.kind, "message": trajectory.error.message}
+        return trajectory
+
+    def _first(self, one: Callable[[int], Trajectory], examples: int, crew: Crew) -> list[Future[Trajectory]]:
+        """Begin so many that may fail before there is no sense in going on; until one works, or all have failed."""
+        begun = crew.submit_all(one, range(min(examples, max(1, _FIRST - len(self.hopeless)))))
+        left = set(begun)
+        while left and not self.proven:
+            ended, left = wait(left, return_when=FIRST_COMPLETED)
+            self.proven = any(_is_alive(future.result()) for future in ended)
+        if not self.proven:
+            self._check_alive([future.result() for future in begun], _FIRST)
+            self.hopeless = self.hopeless[: -len(begun)]  # they are looked at again with the rest
+        return begun
 
     def _check_alive(self, latest: list[Trajectory], limit: int) -> None:
         """Raises RunError or MetricError if so many rollouts in a row failed, and not by the program's fault."""
         for trajectory in latest:
-            alive = trajectory.error is None or trajectory.error.kind not in NO_EVIDENCE
-            self.hopeless = [] if alive else [*self.hopeless, trajectory]
+            self.hopeless = [] if _is_alive(trajectory) else [*self.hopeless, trajectory]
         if len(self.hopeless) >= limit:
             raise _dead(self.hopeless)
 
@@ -112,6 +116,11 @@ class Roller:
         """Raises RunError or MetricError if there were rollouts, too few to tell, and metric or LM failed in each."""
         if self.hopeless and not self.proven:
             raise _dead(self.hopeless)
+
+
+def _is_alive(trajectory: Trajectory) -> bool:
+    """Whether provider, metric and environment did their part."""
+    return trajectory.error is None or trajectory.error.kind not in NO_EVIDENCE
 
 
 def _dead(trajectories: list[Trajectory]) -> RunError | MetricError:

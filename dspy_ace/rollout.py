@@ -14,7 +14,7 @@ from dspy.utils.exceptions import AdapterParseError, LMError
 
 from .citation import Cited, recording
 from .metric import Metric, Scorer
-from .parallel import Crew, OutOfTimeError, in_time, ordered_map
+from .parallel import OutOfTimeError, in_time, ordered_map
 from .playbook import Playbook
 from .program import own_instructions
 from .trajectory import Call, Failure, FailureKind, Feedback, Trajectory
@@ -38,9 +38,6 @@ def rollouts(
     failure_score: float = 0.0,
     perfect_score: float = 1.0,
     timeout: float | None = None,
-    then: Callable[[Trajectory], None] | None = None,
-    known: Mapping[str, Trajectory] | None = None,
-    crew: Crew | None = None,
     setup: Setup | None = None,
 ) -> list[Trajectory]:
     """Run and score `program` on each example, in threads.
@@ -56,9 +53,6 @@ def rollouts(
         perfect_score: a score from here on is a success.
         timeout: seconds after which a rollout has failed (kind `program`); it is left alone and makes no further LM
             call; what a call under way still costs is not booked. None: as long as it takes, once.
-        then: called with each trajectory as soon as it is there, in its thread; what it raises is raised here.
-        known: source → trajectory of examples that were rolled out already: not run again, handed to `then`.
-        crew: the threads to run in; None: `num_threads` of its own.
         setup: opens the environment of each rollout, see `Setup`; None: there is none.
 
     Returns:
@@ -77,15 +71,7 @@ def rollouts(
     )
     names = [str(i) for i in range(len(examples))] if sources is None else sources
 
-    def one(pair: tuple[dspy.Example, str]) -> Trajectory:
-        found = known.get(pair[1]) if known else None
-        trajectory = run.one(*pair) if found is None else found
-        if then is not None:
-            then(trajectory)
-        return trajectory
-
-    pairs = list(zip(examples, names, strict=True))
-    return ordered_map(one, pairs, num_threads) if crew is None else crew.map(one, pairs)
+    return ordered_map(lambda pair: run.one(*pair), list(zip(examples, names, strict=True)), num_threads)
 
 
 class Rollouts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import dspy
 from . import pace
 from .allowance import Allowance
 from .attempts import one_by_one
+from .books import Books
 from .budget import Budget
 from .copies import save_state
 from .curator import Curator
@@ -25,9 +27,9 @@ from .fingerprint import (
     versions,
 )
 from .guard import Guard
-from .history import Record, State, Validation, record_of, seed_validation
+from .history import Record, State, record_of, seed_validation
 from .journal import Journal
-from .lesson import Lesson
+from .lesson import Lesson, Role
 from .metric import Scorer
 from .parallel import Crew
 from .playbook import Playbook
@@ -40,7 +42,7 @@ from .roles import Refine
 from .rolling import Roller
 from .schedule import Batch
 from .trajectory import Trajectory
-from .usage import Meter, Usage, added, recorded, since
+from .usage import Meter, Usage, added, recorded
 from .validator import Validator
 
 logger = logging.getLogger("dspy.ace")
@@ -89,12 +91,9 @@ class Run:
             )
             self.valset = []
         self.scale = abs(ace.perfect_score - ace.failure_score) or 1.0
-        self.meter = Meter(self.budget.spend)
+        self.books = Books(Meter(self.budget.spend), self.allowance)
         self.roller = Roller(
             self.scorer,
-            self.meter,
-            self.allowance,
-            self.num_threads,
             failure_score=ace.failure_score,
             perfect_score=ace.perfect_score,
             timeout=ace.rollout_timeout,
@@ -104,17 +103,15 @@ class Run:
             student,
             self.trainset,
             self.valset,
-            self.roller.roll,
+            self.roller,
             self.scale,
             metric=ace.metric,
             num_threads=self.num_threads,
             failure_score=ace.failure_score,
         )
-        self.booked: dict[str, Usage] = {}  # what the records of this process say was spent
-        self.before: dict[str, Usage] = {}  # and those of earlier ones
+        self.before: dict[str, Usage] = {}  # what earlier processes spent, by their records
         self.progress = Progress(0, show=False)
-        self.reflect = Guard(_metered(self.reflector, self.meter, "reflector"), "reflector")
-        self.curate = Guard(_metered(self.curator, self.meter, "curator"), "curator")
+        self.reflect, self.curate = Guard(self.reflector, "reflector"), Guard(self.curator, "curator")
         if any(PLAYBOOK_HEADER in own for own in own_instructions(student).values()):
             logger.warning(
                 "ACE: the student's instructions already hold a playbook that came without its values (a program "
@@ -147,100 +144,131 @@ class Run:
         )
         return state
 
-    def step(self, state: State, batch: Batch) -> Record:
-        """Run the batch, or as much of it as the budget allows, learn from it, and validate when that is due.
+    def step(
+        self,
+        state: State,
+        batch: Batch,
+        playbook: Future[Playbook],
+        perfect: Future[bool],
+        crew: Crew,
+    ) -> tuple[Record, Playbook]:
+        """Run the batch, or as much of it as the budget allows, and learn from it.
 
         A reflection starts as soon as its rollout has ended. The program cites the bullets it uses. What the seed's
         validation has rolled out with the very same prompt is not rolled out again.
+
+        Args:
+            state: what is known when it begins; the batch meets its playbook.
+            batch: the examples.
+            playbook: what is learned into: that of `state`, or of the step that is still under way.
+            perfect: whether no fault of the student is known: then only failures are reflected on.
+            crew: the threads.
+
+        Returns:
+            The record, and the playbook after the step.
         """
+        books = self.books.part()
         before = self.validator.rolled_before(state, batch.examples)
         new = [position for position in batch.examples if position not in before]
         allowed = new[: self.allowance.for_learning(len(new))]
         if len(allowed) < len(new):  # the batch ends before the first one that is not affordable
             batch = batch._replace(examples=batch.examples[: batch.examples.index(new[len(allowed)])])
-        known = self._met([before[position] for position in batch.examples if position in before])
+        known = self._met([before[position] for position in batch.examples if position in before], crew)
 
         program = with_playbook(self.student, state.playbook, cite=True)
-        with Crew(self.num_threads) as crew:
-            lesson = self.lesson(state, [str(i) for i in batch.examples], crew, rollouts=len(allowed))
-            made = iter(
-                self.roller.roll(
-                    program, [self.trainset[i] for i in allowed], [str(i) for i in allowed], lesson.at_once, crew
-                )
+        names = [str(i) for i in batch.examples]
+        lesson = self.lesson(state, names, playbook, perfect, crew, books, rollouts=len(allowed))
+        made = iter(
+            self.roller.roll(
+                program, [self.trainset[i] for i in allowed], [str(i) for i in allowed], crew, books, lesson.at_once
             )
-            trajectories = [
-                replace(known[before[i]], source=str(i), example=self.trainset[i]) if i in before else next(made)
-                for i in batch.examples
-            ]
-            step = lesson.learned(trajectories)
-        record = record_of(batch, trajectories, step)
-        if self.due(state, record):
-            record = replace(record, validation=self.validator.full(state, step.playbook))
-        return record
+        )
+        trajectories = [
+            replace(known[before[i]], source=str(i), example=self.trainset[i]) if i in before else next(made)
+            for i in batch.examples
+        ]
+        step = lesson.learned(trajectories)
+        stale = batch.step - 1 - max(0, state.step)
+        return booked(record_of(batch, trajectories, step, stale), books), step.playbook
 
     def lesson(
-        self, state: State, names: Sequence[str], crew: Crew, *, rollouts: int = 0, unscored: Collection[str] = ()
+        self,
+        state: State,
+        names: Sequence[str],
+        playbook: Future[Playbook],
+        perfect: Future[bool],
+        crew: Crew,
+        books: Books,
+        *,
+        rollouts: int = 0,
+        unscored: Collection[str] = (),
     ) -> Lesson:
-        """The learning of one batch. Of a student without a known fault only failures are reflected on."""
-        perfect = self.ace.metric is not None and state.flawless(self.ace.perfect_score)
-        # by what is on record, and not by which thread came first: a resumed run asks as often as an unbroken one
-        for role, works in (
-            (self.reflector, any(record.reflections for record in state.records)),
-            (self.curator, any(record.learned for record in state.records)),
-        ):
-            if hasattr(role, "works"):
-                role.works = works
+        """The learning of one batch; see `step`. Whether a role works is told by what is on record.
+
+        Not by which thread came first: a resumed run asks as often as an unbroken one.
+        """
         return Lesson(
             self.student,
             state.playbook,
-            (self.reflect, self.curate, self.refine),
+            playbook,
+            (
+                Role(self.reflect, any(record.reflections for record in state.records), books.meter),
+                Role(self.curate, any(record.learned for record in state.records), books.meter),
+                self.refine,
+            ),
             self.roller,
             crew,
+            books,
             names,
             rounds=self.effort.rounds,
-            reflect_on="failures" if perfect else self.effort.reflect_on,
+            reflect_on=self.effort.reflect_on,
+            perfect=perfect,
             group_size=self.effort.curation_group,
             rollouts=rollouts,
             unscored=unscored,
         )
 
-    def _met(self, positions: list[int]) -> dict[int, Trajectory]:
+    def _met(self, positions: list[int], crew: Crew) -> dict[int, Trajectory]:
         """The seed's rollouts on these examples of the valset.
 
         Those that ended with another process are made again: the record of the seed has them already.
         """
         lost = [position for position in positions if position not in self.validator.met]
         if lost:
-            booked, failures = self.meter.totals(), dict(self.roller.failures)
             program = with_playbook(self.student, Playbook())
-            made = self.roller.roll(program, [self.valset[i] for i in lost], [f"valset {i}" for i in lost])
+            names = [f"valset {i}" for i in lost]
+            made = self.roller.roll(program, [self.valset[i] for i in lost], names, crew, self.books.part())
             self.validator.met |= dict(zip(lost, made, strict=True))
             self.allowance.take(-len(lost))
-            self.booked = added(self.booked, recorded([since(self.meter.totals(), booked)]))
-            self.roller.failures = failures
         return self.validator.met
 
-    def first_look(self, state: State) -> Validation | None:
-        """The seed on the valset; None without one, or when that can wait."""
-        along = self.valset and self.effort.validate == "along"
-        return self.validator.full(state, state.playbook) if along else None
+    def due(self, state: State) -> bool:
+        """Whether the latest playbook is to be validated now: the seed's at first, unless that can wait."""
+        if not self.valset or self.effort.validate == "end":
+            return False
+        if state.step < 0:
+            return True
+        if not self.allowance.for_validation():
+            return False
+        return pace.time_to_validate(state, len(self.valset), self.ace.validate_every)
 
-    def last_look(self, state: State) -> Record | None:
+    def look(self, state: State, crew: Crew, seen: Callable[[Trajectory], None] | None = None) -> Record:
+        """The record of a validation of the latest playbook."""
+        books = self.books.part()
+        validation = self.validator.full(state, state.playbook, crew, books, seen)
+        return booked(Record(max(0, state.step), validation=validation), books)
+
+    def last_look(self, state: State, crew: Crew) -> Record | None:
         """The record of a validation of the latest playbook, if there is one to be made."""
         if not self.valset or not state.unvalidated:
             return None
         if self.effort.validate == "along":
-            return Record(state.step, validation=self.validator.full(state, state.playbook))
+            return self.look(state, crew)
         if not any(record.learned for record in state.records):
             return None
-        both = self.validator.side_by_side(state, self.allowance.left)
-        return None if both is None else Record(state.step, baseline=both[0], validation=both[1])
-
-    def due(self, state: State, record: Record) -> bool:
-        """Whether the playbook after `record` is to be validated now."""
-        if not self.valset or self.effort.validate == "end" or not self.allowance.for_validation():
-            return False
-        return pace.time_to_validate(state, record, len(self.valset), self.ace.validate_every)
+        books = self.books.part()
+        both = self.validator.side_by_side(state, self.allowance.left, crew, books)
+        return None if both is None else booked(Record(state.step, baseline=both[0], validation=both[1]), books)
 
     def over(self, state: State, batch: Batch) -> str | None:
         """Why the run ends before `batch`; None: it goes on."""
@@ -248,13 +276,18 @@ class Run:
             return f"max_metric_calls={self.allowance.limit} is spent"
         return pace.reason_to_stop(state, batch, self.ace.perfect_score, self.ace.patience, self.ace.metric is not None)
 
+    def flawless(self, state: State) -> bool:
+        """Whether no fault of the student is known: then only failures are reflected on."""
+        return self.ace.metric is not None and state.flawless(self.ace.perfect_score)
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether no number of rollouts or calls, and no sum, ends the run: what is begun early is not lost to it."""
+        ace = self.ace
+        return ace.max_metric_calls is None and ace.max_lm_calls is None and ace.max_cost is None
+
     def keep(self, journal: Journal, state: State, record: Record) -> State:
         """Disk first, then memory; the user is told."""
-        made = self.allowance.used - sum(earlier.rollouts for earlier in state.records)
-        totals = self.meter.totals()
-        spent = since(totals, self.booked)
-        record = replace(record, rollouts=made, failures={**self.roller.failures, **record.failures}, usage=spent)
-        self.roller.failures, self.booked = {}, totals
         journal.append(record)
         after = state.after(record)
         if after.best is not state.best or state.step < 0:
@@ -267,7 +300,7 @@ class Run:
             len(after.playbook),
             len(record.rejected),
         )
-        self.progress.step(record, after.best_score, len(after.playbook), self.meter.totals())
+        self.progress.step(record, after.best_score, len(after.playbook), self.books.meter.totals())
         if self.ace.on_step is not None:
             self.ace.on_step(record, after.playbook)
         return after
@@ -293,7 +326,7 @@ class Run:
             validated_on=0 if (seed := seed_validation(state.records)) is None else len(seed.scores),
             verdict=judge(state.records, self.scale),
             stopped=stopped,
-            usage=added(self.before, self.meter.totals()),
+            usage=added(self.before, self.books.meter.totals()),
             rollouts=self.allowance.used,
             records=state.records,
             playbook=state.best,
@@ -327,9 +360,7 @@ def refiner(ace: Any) -> Refine:
     return GrowAndRefine(max_tokens=ace.max_playbook_tokens, embedder=ace.embedder, mode=ace.refine_mode, **threshold)
 
 
-def _metered(role: Any, meter: Meter, name: str) -> Any:
-    def call(*arguments: Any) -> Any:
-        with meter.spending(name):
-            return role(*arguments)
-
-    return call
+def booked(record: Record, books: Books) -> Record:
+    """The record with what was spent on it."""
+    failures = {**books.failures, **record.failures}
+    return replace(record, rollouts=books.rollouts, failures=failures, usage=books.usage())

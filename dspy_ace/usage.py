@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -156,12 +156,13 @@ class Meter:
 
     Args:
         on_dollars: told what each answered call cost, before the call has ended.
+        whole: the meter that this one is a part of: it gets every scope as well.
     """
 
-    def __init__(self, on_dollars: Callable[[float], None] | None = None) -> None:
-        self._on_dollars = on_dollars
+    def __init__(self, on_dollars: Callable[[float], None] | None = None, whole: Meter | None = None) -> None:
+        self._on_dollars, self._whole = on_dollars, whole
         self._listed: set[str] = set()
-        self._outer = dspy.settings.usage_tracker
+        self._outer = dspy.settings.usage_tracker if whole is None else None
         self._totals: dict[str, Usage] = {}
         self._scopes: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -178,11 +179,21 @@ class Meter:
             with dspy.context(usage_tracker=spent.tracker, callbacks=[*inherited, *callbacks, spent.counter]):
                 yield spent
         finally:
-            with self._lock:
-                self._totals[role] = self._totals.get(role, Usage()) + spent.usage()
-                self._scopes[role] = self._scopes.get(role, 0) + 1
-                for lm, entry in spent.entries() if self._outer is not None else ():
+            self._book(role, spent.usage(), spent.entries())
+
+    def part(self) -> Meter:
+        """A meter for a part of what this one counts."""
+        return Meter(self._on_dollars, self)
+
+    def _book(self, role: str, usage: Usage, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        with self._lock:
+            self._totals[role] = self._totals.get(role, Usage()) + usage
+            self._scopes[role] = self._scopes.get(role, 0) + 1
+            if self._outer is not None:
+                for lm, entry in entries:
                     self._outer.add_usage(lm, entry)
+        if self._whole is not None:
+            self._whole._book(role, usage, entries)
 
     def meet(self, lm: Any) -> None:
         """Note an LM that is about to be called: only a provider's model can stand in a price list."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import dspy
 
+from .books import Books
 from .evaluation import FULL, Evaluation
 from .fingerprint import example_key
 from .history import Record, State, Validation, difference
-from .parallel import ordered_map
+from .parallel import Crew, ordered_map
 from .playbook import Playbook
 from .program import with_playbook
+from .rolling import Roller
 from .trajectory import NO_EVIDENCE, Trajectory
 
 CHUNK = 8  # examples that seed and last playbook both meet before the difference is looked at
-
-Roll = Callable[[dspy.Module, list[dspy.Example], list[str]], list[Trajectory]]
 
 
 class Validator:
@@ -29,7 +30,7 @@ class Validator:
     Args:
         student: the program.
         trainset, valset: as the run uses them.
-        roll: runs and scores a program on examples under names, and stops the run when there is no sense in going on.
+        roller: runs and scores a program, and stops the run when there is no sense in going on.
         scale: the width of the metric: perfect minus failure score.
         **settings: for callbacks that are told of an evaluation: `metric`, `num_threads`, `failure_score`.
     """
@@ -39,28 +40,44 @@ class Validator:
         student: dspy.Module,
         trainset: Sequence[dspy.Example],
         valset: Sequence[dspy.Example],
-        roll: Roll,
+        roller: Roller,
         scale: float,
         **settings: Any,
     ) -> None:
-        self.student, self.valset, self.roll = student, valset, roll
-        self.scale, self.settings, self._threads = scale, settings, int(settings.get("num_threads", 1))
+        self.student, self.valset, self.roller = student, valset, roller
+        self.scale, self.settings = scale, settings
         looked = {example_key(example): position for position, example in enumerate(valset)}
         keys = [example_key(example) for example in trainset]
         self.in_both = {position: looked[key] for position, key in enumerate(keys) if key in looked}
         self.met: dict[int, Trajectory] = {}  # position in the valset → the rollout of a seed without bullets
 
-    def full(self, state: State, playbook: Playbook) -> Validation:
-        """`playbook` on the whole valset; a prompt that was validated before is not rolled out again."""
-        known = state.validation_of(playbook)
-        return known or Validation(self._scores(playbook, range(len(self.valset)), {}))
+    def full(
+        self,
+        state: State,
+        playbook: Playbook,
+        crew: Crew,
+        books: Books,
+        seen: Callable[[Trajectory], None] | None = None,
+    ) -> Validation:
+        """`playbook` on the whole valset; a prompt that was validated before is not rolled out again.
 
-    def side_by_side(self, state: State, affordable: Callable[[int], bool]) -> tuple[Validation, Validation] | None:
+        `seen` is called with each rollout as soon as it is there; those begin first that did worst in the look before.
+        """
+        known = state.validation_of(playbook)
+        looks = [record.validation for record in state.records if record.validation is not None]
+        worst = looks[-1].scores if looks else None
+        everything = range(len(self.valset))
+        return known or Validation(self._scores(playbook, everything, {}, crew, books, seen=seen, worst=worst))
+
+    def side_by_side(
+        self, state: State, affordable: Callable[[int], bool], crew: Crew, books: Books
+    ) -> tuple[Validation, Validation] | None:
         """Seed and latest playbook on the same examples, until it is clear which is better.
 
         Args:
             state: the run, all learned.
             affordable: whether so many more rollouts may be made.
+            crew, books: who rolls out, and where it is booked.
 
         Returns:
             Both validations, on the same first examples of the valset; None if not one pair is affordable.
@@ -74,10 +91,10 @@ class Validator:
                 chunk = chunk[:-1]
             if not chunk:
                 break
-            nothing: dict[int, float] = {}
-            pair = ((state.seed, chunk, known, ", seed"), (state.playbook, chunk, nothing, ""))
-            at_once = self._threads // len(chunk)  # side by side in time as well, where there are threads for both
-            both = ordered_map(lambda one: self._scores(*one), pair, at_once)
+            seed = partial(self._scores, state.seed, chunk, known, crew, books, ", seed")
+            last = partial(self._scores, state.playbook, chunk, {}, crew, books)
+            at_once = crew.num_threads // len(chunk)  # side by side in time as well, where there are threads for both
+            both = ordered_map(lambda look: look(), (seed, last), at_once)
             before, after = before + both[0], after + both[1]
             found = difference(state.records, Validation(before), Validation(after), self.scale)
             if found is not None and found.certain:
@@ -99,6 +116,10 @@ class Validator:
             if position in self.in_both and not _no_evidence(first, f"valset {self.in_both[position]}")
         }
 
+    def lends(self, state: State) -> bool:
+        """Whether a look at the latest playbook makes rollouts that a batch will not make again."""
+        return bool(self.in_both) and not len(state.playbook)
+
     def _first_epoch(self, state: State) -> float:
         later = [record.step for record in state.records if record.epoch > 1]
         return min(later, default=float("inf"))
@@ -117,31 +138,36 @@ class Validator:
         return found
 
     def _scores(
-        self, playbook: Playbook, positions: Sequence[int], known: Mapping[int, float], whose: str = ""
+        self,
+        playbook: Playbook,
+        positions: Sequence[int],
+        known: Mapping[int, float],
+        crew: Crew,
+        books: Books,
+        whose: str = "",
+        seen: Callable[[Trajectory], None] | None = None,
+        worst: Sequence[float] | None = None,
     ) -> tuple[float, ...]:
         """The scores of `playbook` at these positions of the valset; those that are `known` are not rolled out."""
         new = [position for position in positions if position not in known]
         scores = dict(known)
         if new:
-            program = with_playbook(self.student, playbook)
+
+            def roll(program: dspy.Module, examples: Sequence[dspy.Example]) -> list[Trajectory]:
+                order = sorted(range(len(new)), key=lambda i: worst[new[i]] if worst else 0.0)
+                names = [f"valset {new[i]}{whose}" for i in order]
+                rolled = self.roller.roll(program, [examples[i] for i in order], names, crew, books, seen)
+                made = dict(zip(order, rolled, strict=True))
+                if not len(playbook):
+                    self.met |= {new[i]: made[i] for i in order}
+                return [made[i] for i in range(len(new))]
+
             whole = len(new) == len(self.valset)
-            evaluate = Evaluation(
-                [self.valset[position] for position in new], self._roller(new, whose), **self.settings
-            )
+            evaluate = Evaluation([self.valset[position] for position in new], roll, **self.settings)
+            program = with_playbook(self.student, playbook)
             result = evaluate(program, callback_metadata=FULL if whole else {"metric_key": "eval_part"})
             scores |= {position: score for position, (*_, score) in zip(new, result.results, strict=True)}
         return tuple(scores[position] for position in positions)
-
-    def _roller(
-        self, positions: Sequence[int], whose: str
-    ) -> Callable[[dspy.Module, list[dspy.Example]], list[Trajectory]]:
-        def roll(program: dspy.Module, examples: list[dspy.Example]) -> list[Trajectory]:
-            made = self.roll(program, examples, [f"valset {position}{whose}" for position in positions])
-            if not len(program.playbook):
-                self.met |= dict(zip(positions, made, strict=True))
-            return made
-
-        return roll
 
 
 def _no_evidence(record: Record, rollout: str) -> bool:

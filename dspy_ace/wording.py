@@ -192,7 +192,7 @@ _ACRONYMS = _listed("api apis id ids")  # capitals that are no names
 
 _TOKEN = re.compile(
     r"""
-    (?P<link>https?://[^\s'"`)>\]]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+)
+    (?P<link>https?://[^\s'"`)>\]]+|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+)
   | (?P<box>\[[ xX]\]|<[A-Za-z_][\w -]*>|\{[A-Za-z_]\w*\})
   | (?P<path>(?<![\w)])(?:~|\.{1,2})?/\w[\w.*-]*(?:/[\w.*-]*)*)
   | (?P<date>\d{4}-\d\d?-\d\d?|\d\d?:\d\d(?::\d\d)?)
@@ -259,8 +259,9 @@ def _clean(text: str) -> str:
     letters = [char for char in text if char.isalpha()]
     if len(letters) > 20 and sum(char.isupper() for char in letters) > 0.7 * len(letters):
         text = text.lower()
+    text = re.sub(r"\n\s*\n", "\n", text)  # empty lines say nothing
     text = re.sub(r"(?m)^\s*(?:[-*•]|\d+[.)])\s+", "", text)  # list marks
-    text = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", text)  # bold
+    text = re.sub(r"(\*\*|__)(?=\S)((?:(?!\1).)+)(?<=\S)\1", r"\2", text)  # bold
     text = re.sub(r"\b(e\.g|i\.e|etc|vs)\.", lambda found: found[1].replace(".", ""), text)
     text = re.sub(r"\b(?:[A-Z]\.){2,}", lambda found: found[0].replace(".", ""), text)
     text = re.sub(rf"([{chr(_UNSPACED)}-{chr(sys.maxunicode)}])", r" \1 ", text)

@@ -6,7 +6,6 @@ import copy
 import json
 import pickle
 import threading
-import time
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -434,10 +433,9 @@ def test_what_a_predictor_is_shown() -> None:
     assert (len(EXAMPLE), len(Playbook()), Playbook().tokens()) == (3, 0, 0)
 
 
-def test_ten_thousand_bullets_are_read_and_rendered_in_a_moment() -> None:
-    """Construction, rendering and both formats stay well below a second each."""
+def test_ten_thousand_bullets_are_read_and_rendered() -> None:
+    """Both formats bring every bullet back, and the prompt has a line for each, the oldest first."""
     playbook = Playbook(tuple(Bullet(f"a-{n:05d}", f"S{n % 50}", f"Lesson {n}.") for n in range(1, 10_001)))
-    started = time.perf_counter()
     assert Playbook.from_text(playbook.to_text()) == Playbook.from_json(playbook.to_json()) == playbook
-    assert playbook.render().count("\n") == 9_999
-    assert time.perf_counter() - started < 4
+    lines = playbook.render().splitlines()
+    assert lines == [f"[a-{n:05d}] (S{n % 50}) Lesson {n}." for n in range(1, 10_001)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +110,7 @@ def test_exact_repeats_of_a_real_playbook_are_merged() -> None:
     assert len(before) - len(after) >= 9
     assert len(set(contents(after))) == len(after)
     assert refine(after) == Delta()
-    started = time.process_time()
     assert GrowAndRefine()(before) == delta
-    assert time.process_time() - started < 5  # about 0.3 s on an idle machine
 
 
 # --- pruning

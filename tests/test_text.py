@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -182,15 +181,16 @@ def test_numbers_beyond_reason_are_text() -> None:
     assert playbook["b-1"].content == f"helpful={digits} harmful=0 :: y"
 
 
-def test_a_long_bullet_is_read_in_linear_time() -> None:
-    """A bullet of 40,000 lines and 4,000 sections are read and written in a moment."""
+def test_a_long_bullet_and_many_sections_come_back() -> None:
+    """A bullet of 40,000 lines and 4,000 sections are written and read again as they were."""
     playbook = Playbook(
         [Bullet("a-1", "S", "\n".join(map(str, range(40_000))))]
         + [Bullet(f"b-{n}", f"S{n}", "x") for n in range(2, 4_000)]
     )
-    started = time.perf_counter()
-    assert Playbook.from_text(playbook.to_text()) == playbook
-    assert time.perf_counter() - started < 5
+    again = Playbook.from_text(playbook.to_text())
+    assert again == playbook
+    assert again.sections == playbook.sections
+    assert again["a-1"].content.split("\n") == [str(line) for line in range(40_000)]
 
 
 # --- tokens
@@ -257,12 +257,14 @@ def test_a_cut_keeps_head_and_tail() -> None:
     assert text.cut_middle(words, 1) == "…"
 
 
-def test_a_cut_is_found_soon() -> None:
-    """A text whose tokens all stand at its ends is cut as well, in a moment."""
+def test_a_cut_where_the_tokens_stand_at_the_ends() -> None:
+    """A text whose middle costs nothing is cut to its bound as well, and most of the bound is used."""
     words = "+ ! " * 20_000 + " " * 1_000_000 + "+ ! " * 20_000
-    started = time.perf_counter()
-    assert text.count_tokens(text.cut_middle(words, 500)) <= 500
-    assert time.perf_counter() - started < 5
+    cut = text.cut_middle(words, 500)
+    head, mark, tail = re.fullmatch(r"(.*)\n\[… (\d+) characters cut …\]\n(.*)", cut, re.DOTALL).groups()
+    assert 400 < text.count_tokens(cut) <= 500
+    assert len(head) + int(mark) + len(tail) == len(words)
+    assert (words.startswith(head), words.endswith(tail)) == (True, True)
 
 
 @relaxed

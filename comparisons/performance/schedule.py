@@ -3,8 +3,10 @@
 Every LM call takes a time drawn at random, 0.2 to 2 s (times `--scale`), by a hash of its request. The critical path is
 the longest chain of calls of which each must wait for the one before, with threads without number: in a step the
 rollout of an example, its reflection, its retry, then the curation of the group it is in, a group waiting for all
-examples before it; then the next step, which needs the playbook. A validation decides whether the run goes on: the next
-step waits for it. Neither a step nor a validation can take less than its work divided by the threads.
+examples before it; then the next step, which needs the playbook (with `overlap=1` its curations alone do), and at the
+end the last look at the valset. Nothing waits for the other looks. No step can take less than its work divided by the
+threads, nor can the run. That the first calls are made a few at a time, so that a dead model costs little, is not in
+the critical path.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from dspy_ace.testing import OfflineLM
 from ..tasks import load_task
 
 SHORTEST, LONGEST = 0.2, 2.0  # seconds
+SETTINGS: tuple[dict[str, Any], ...] = ({}, {"auto": "light"}, {"overlap": 1}, {"overlap": 1, "batch_size": 8})
 
 
 class Delayed(OfflineLM):  # type: ignore[misc]  # dspy is untyped
@@ -49,24 +52,23 @@ class Delayed(OfflineLM):  # type: ignore[misc]  # dspy is untyped
 
 
 class Clock:
-    """When what began and ended, by step."""
+    """How long what took, and when it ended."""
 
     def __init__(self) -> None:
-        self.step = 0
-        self.spans: list[tuple[int, str, tuple[str, ...], float]] = []
+        self.spans: list[tuple[str, tuple[str, ...], float]] = []  # in the order they ended
         self._lock = threading.Lock()
 
     @contextmanager
     def span(self, kind: str, *names: str) -> Iterator[None]:
         """Note how long the block takes."""
-        step, began = self.step, time.perf_counter()
+        began = time.perf_counter()
         yield
         with self._lock:
-            self.spans.append((step, kind, names, time.perf_counter() - began))
+            self.spans.append((kind, names, time.perf_counter() - began))
 
-    def of(self, step: int, kind: str) -> list[tuple[tuple[str, ...], float]]:
-        """Names and seconds of the spans of a kind in a step, in the order they ended."""
-        return [(names, seconds) for at, what, names, seconds in self.spans if at == step and what == kind]
+    def of(self, kind: str) -> list[tuple[tuple[str, ...], float]]:
+        """Names and seconds of the spans of a kind."""
+        return [(names, seconds) for what, names, seconds in self.spans if what == kind]
 
 
 class Watched(dspy.Module):  # type: ignore[misc]  # dspy is untyped
@@ -82,28 +84,35 @@ class Watched(dspy.Module):  # type: ignore[misc]  # dspy is untyped
             return self.program(**inputs)
 
 
-def path(clock: Clock, records: Sequence[Any], trainset: Sequence[dspy.Example], threads: int) -> float:
-    """Seconds of the critical path of a run."""
-    total = 0.0
-    for at, record in enumerate(records):
-        names = {str(position): str(dict(trainset[position].inputs())) for position in record.batch}
-        rolled: dict[str, list[float]] = {}
-        for (inputs,), seconds in clock.of(at, "rollout"):
-            rolled.setdefault(inputs, []).append(seconds)
-        reflected = dict.fromkeys(names, 0.0)
-        for (source,), seconds in clock.of(at, "reflect"):
-            reflected[source] += seconds
-        learned = set(names.values())
-        chain = {source: sum(rolled.get(inputs, [])) + reflected[source] for source, inputs in names.items()}
-        until, so_far = {}, 0.0
+def path(
+    clock: Clock, records: Sequence[Any], trainset: Sequence[dspy.Example], threads: int, overlap: int = 0
+) -> float:
+    """Seconds of the critical path of a run of one epoch, whose valset holds none of the trainset."""
+    chains = {str(position): 0.0 for position in range(len(trainset))}  # rollout, reflection, retry, reflection
+    sources = {str(dict(example.inputs())): str(position) for position, example in enumerate(trainset)}
+    looks: list[float] = []
+    for (inputs,), seconds in clock.of("rollout"):
+        if inputs in sources:
+            chains[sources[inputs]] += seconds
+        else:
+            looks.append(seconds)
+    for (source,), seconds in clock.of("reflect"):
+        chains[source] += seconds
+    ends = [0.0]
+    for record in (record for record in records if record.batch):
+        begins = ends[max(0, len(ends) - 1 - overlap)]
+        names = [str(position) for position in record.batch]
+        until, so_far = {}, begins
         for source in names:
-            so_far = max(so_far, chain[source])
+            so_far = max(so_far, begins + chains[source])
             until[source] = so_far
-        groups = [max(until[s] for s in sources) + seconds for sources, seconds in clock.of(at, "curate")]
-        validated = [seconds for inputs, times in rolled.items() if inputs not in learned for seconds in times]
-        work = sum(chain.values()) + sum(seconds for _, seconds in clock.of(at, "curate"))
-        total += max(*groups, so_far, work / threads) + max([*validated, sum(validated) / threads])
-    return total
+        curated = [(own, seconds) for own, seconds in clock.of("curate") if own[0] in until]
+        groups = [max(ends[-1], *(until[source] for source in own)) + seconds for own, seconds in curated]
+        work = sum(chains[source] for source in names) + sum(seconds for _, seconds in curated)
+        ends.append(max(ends[-1], so_far, begins + work / threads, *groups))
+    last = [] if records[-1].batch else looks[-records[-1].rollouts :]
+    after = max([*last, sum(last) / threads])
+    return max(ends[-1] + after, sum(seconds for *_, seconds in clock.spans) / threads)
 
 
 def measured(threads: int, scale: float, settings: dict[str, Any]) -> tuple[float, float, int]:
@@ -119,18 +128,14 @@ def measured(threads: int, scale: float, settings: dict[str, Any]) -> tuple[floa
         with clock.span("curate", *(r.trajectory.source for r in reflections if r.trajectory is not None)):
             return curator(playbook, reflections)
 
-    def on_step(record: Any, playbook: Playbook) -> None:
-        clock.step += 1
-
-    optimizer = ACE(
-        task.metric, reflect=reflect, curate=curate, on_step=on_step, num_threads=threads, progress=False, **settings
-    )
+    optimizer = ACE(task.metric, reflect=reflect, curate=curate, num_threads=threads, progress=False, **settings)
     train = list(task.train)
     with dspy.context(lm=lm):
         began = time.perf_counter()
         program = optimizer.compile(Watched(task.program, clock), train, valset=list(task.val))
         wall = time.perf_counter() - began
-    return wall, path(clock, program.detailed_results.records, train, threads), lm.calls
+    records = program.detailed_results.records
+    return wall, path(clock, records, train, threads, settings.get("overlap", 0)), lm.calls
 
 
 def overhead(repeats: int) -> tuple[float, float]:
@@ -163,10 +168,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"Python {platform.python_version()}, DSPy {dspy.__version__}, {os.cpu_count()} cores; times × {args.scale:g}"
     )
     print("\n| settings | threads | LM calls | critical path | wall clock | ratio |\n|---|---|---|---|---|---|")
-    for settings in ({}, {"auto": "light"}):
+    for settings in SETTINGS:
         for threads in args.threads:
             wall, bound, calls = measured(threads, args.scale, settings)
-            name = "auto=light" if settings else "default"
+            name = ", ".join(f"{name}={value}" for name, value in settings.items()) or "default"
             print(f"| {name} | {threads} | {calls} | {bound:.1f} s | {wall:.1f} s | {wall / bound:.3f} |", flush=True)
     bare, beyond = overhead(args.repeats)
     print(f"\nCPU of a rollout: {bare:.2f} ms the bare program with the offline model, {beyond:+.2f} ms by dspy_ace")

@@ -2,8 +2,14 @@
 
 The quickstart's task under an offline model with the noise of a real one: slips, wrong lessons, the same lesson in
 other words, replies that cannot be read. For each value of a setting: the mean score on held-out messages over seeds,
-its difference to the default paired by seed and message with a 95 % interval, bullets, near-duplicates left, LM calls
-and rollouts. `wall` runs once over HTTP with a provider's latency, scaled down.
+its difference to the default paired by seed and message with a 95 % interval, bullets, near-duplicates left, rollouts,
+reflections and curations (calls of the reflector and of the curator, those asked again included), LM calls of all.
+
+`wall` makes one run of each entry of the grid `batch` over HTTP with a provider's latency, scaled down. It shows the
+wall clock divided by the scale: an estimate of that at full latency, and too high, since computing is not scaled down.
+How much too high can be seen: *CPU* is the processor time of the process, client and server together, over the wall
+clock. As long as it stays well below 100 %, latencies decide and ratios hold; Python's threads compute no faster than
+that on any number of cores. With a batch of one example a step is serial by nature.
 """
 
 from __future__ import annotations
@@ -24,13 +30,14 @@ from dspy_ace.testing.server import serve
 from ..ratios import FIXED, PER_COMPLETION_TOKEN, PER_PROMPT_TOKEN
 from ..tasks import Task, load_task
 from ..tasks.quickstart import split_of
+from .timing import machine
 
 NOISE: dict[str, float] = {"slips": 0.05, "wrong_lessons": 0.1, "paraphrase": 0.2, "unparsable": 0.02}
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "batch": [
         {"batch_size": size, "curation_group": group}
-        for size, group in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8))
+        for size, group in itertools.product((1, 2, 4, 8, 16, 32), repeat=2)
         if group <= size
     ],
     "reflect_on": [{"reflect_on": which} for which in ("all", "failures")],
@@ -42,21 +49,47 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         for uses, ratio in ((1, 0.6), (2, 0.6), (3, 0.6), (3, 0.75), (None, 0.6))
     ],
     "validate": [{"validate": "along"}, {"validate": "end"}, {"valset": False}],
+    "gate": [
+        {"validate_every": 1},
+        {"validate_every": 2},
+        {},
+        {"validate": "end"},
+        {"valset": False},
+        {"validate_every": 1, "patience": 1},
+        {"validate_every": 1, "patience": 2},
+        {"patience": 1},
+        {"patience": 2},
+    ],
     "auto": [{}, {"auto": "light"}, {"auto": "medium"}, {"auto": "heavy"}],
-    "default": [{}, {"batch_size": 1, "curation_group": 1}],
+    "overlap": [
+        {"overlap": 1},
+        *({"batch_size": size, "overlap": overlap} for size in (4, 8) for overlap in (0, 1)),
+    ],
+    "default": [{}, {"batch_size": 1, "curation_group": 1}, {"batch_size": 1}],
 }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: scores on the held-out messages, and what it took."""
+    """One run: scores on the held-out messages, and what it took.
+
+    Args:
+        scores: one a message.
+        rollouts: runs of the program: batches, retries, validation.
+        reflections, curations, calls: LM calls of the reflector, of the curator, and of all roles.
+        bullets, repeats: of the playbook; those that a refiner with a lower threshold would still merge away.
+        wall, cpu: seconds of the compile, by the clock and of computing (all threads of the process).
+    """
 
     scores: tuple[float, ...]
     rollouts: int
+    reflections: int
+    curations: int
     calls: int
     bullets: int
     repeats: int
     wall: float
+    cpu: float
 
 
 def outcome(task: Task, settings: Mapping[str, Any], seed: int, lm: Any, judge: Any) -> Outcome:
@@ -64,16 +97,26 @@ def outcome(task: Task, settings: Mapping[str, Any], seed: int, lm: Any, judge: 
     own = dict(settings)
     sets: dict[str, Any] = {"valset": list(task.val)} if own.pop("valset", True) else {}
     optimizer = ACE(task.metric, **{"num_threads": 16, "seed": seed, "progress": False, **own})
-    began = time.perf_counter()
+    began, computing = time.perf_counter(), time.process_time()
     with dspy.context(lm=lm):
         program = optimizer.compile(task.program, list(task.train), **sets)
-    wall = time.perf_counter() - began
+    wall, cpu = time.perf_counter() - began, time.process_time() - computing
     with dspy.context(lm=judge):
         evaluate = dspy.Evaluate(devset=list(task.test), metric=task.metric, num_threads=4, display_progress=False)
         scores = tuple(float(getattr(score, "score", score)) for *_, score in evaluate(program).results)
     results = program.detailed_results
-    calls = sum(usage.calls for usage in results.usage.values())
-    return Outcome(scores, results.rollouts, calls, len(program.playbook), repeats_in(program.playbook), wall)
+    calls = {role: usage.calls for role, usage in results.usage.items()}
+    return Outcome(
+        scores,
+        results.rollouts,
+        calls.get("reflector", 0),
+        calls.get("curator", 0),
+        sum(calls.values()),
+        len(program.playbook),
+        repeats_in(program.playbook),
+        wall,
+        cpu,
+    )
 
 
 def repeats_in(playbook: Playbook) -> int:
@@ -116,52 +159,71 @@ def line(name: str, runs: Sequence[Outcome], base: Sequence[Outcome]) -> str:
     ]
     difference = sum(apart) / len(apart)
     by_seed = [sum(a.scores) / len(a.scores) - sum(b.scores) / len(b.scores) for a, b in zip(runs, base, strict=True)]
-    half = _half_width(by_seed)
-    shown = "–" if runs is base else f"{difference:+.3f} ± {half:.3f}"
+    shown = "–" if runs is base else f"{difference:+.3f}"
+    if runs is not base and len(runs) > 1:
+        shown += f" ± {_half_width(by_seed):.3f}"
 
     def average(what: str) -> float:
         return sum(getattr(run, what) for run in runs) / len(runs)
 
     return (
         f"| {name} | {sum(mean) / len(mean):.3f} | {shown} | {average('bullets'):.0f} | {average('repeats'):.1f} "
-        f"| {average('rollouts'):.0f} | {average('calls'):.0f} |"
+        f"| {average('rollouts'):.0f} | {average('reflections'):.0f} | {average('curations'):.0f} "
+        f"| {average('calls'):.0f} |"
     )
 
 
 def _half_width(values: Sequence[float]) -> float:
-    """Half of a 95 % interval of the mean, by Student's t."""
+    """Half of a 95 % interval of the mean of two values or more, by Student's t."""
     from scipy.stats import t  # noqa: PLC0415 - comes with scikit-learn
 
     n = len(values)
-    if n < 2:
-        return float("nan")
     mean = sum(values) / n
     deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
     return float(t.ppf(0.975, n - 1)) * deviation / n**0.5
 
 
 def walls(sizes: Sequence[int], scale: float, threads: int) -> Iterator[str]:
-    """Wall clock of one run for each batch size, over HTTP with a provider's latency."""
+    """Wall clock of one run for each batch size of `sizes` with each curation group, over HTTP; a line each."""
     latency = {
         "latency": FIXED * scale,
         "latency_per_prompt_token": PER_PROMPT_TOKEN * scale,
         "latency_per_completion_token": PER_COMPLETION_TOKEN * scale,
     }
-    task = load_task("quickstart")
-    first = None
-    for size in sizes:
+    task, first = load_task("quickstart"), None
+    for settings in GRIDS["batch"]:
+        if settings["batch_size"] not in sizes:
+            continue
         with serve(prefix_cache=True, **latency, **NOISE) as server:
             lm = dspy.LM("openai/offline", api_base=server.url, api_key="none", cache=False)
-            settings = {"batch_size": size, "curation_group": min(4, size), "num_threads": threads}
-            run = outcome(task, settings, 0, lm, OfflineLM())
+            with dspy.context(lm=lm):
+                lm("Say hello.")  # imports and the first connection are no part of the first run
+            run = outcome(task, {**settings, "num_threads": threads}, 0, lm, OfflineLM())
         first = first or run
         cells = (
+            settings["batch_size"],
+            settings["curation_group"],
             f"{run.wall / scale:.0f} s",
             f"{run.wall / first.wall:.2f}",
+            f"{run.cpu:.1f} s",
+            f"{run.cpu / run.wall:.0%}",
+            run.rollouts,
+            run.reflections,
+            run.curations,
             run.calls,
             f"{run.calls / first.calls:.2f}",
         )
-        yield f"| {size} | {' | '.join(map(str, cells))} |"
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+WALLS = (
+    "| batch size | curation group | wall clock, latencies × 1 | to the first | CPU time | CPU | rollouts "
+    "| reflections | curations | LM calls | to the first |\n" + "|---" * 11 + "|"
+)
+SCORES = (
+    "| setting | held-out score | to the default | bullets | repeats left | rollouts | reflections | curations "
+    "| LM calls |\n" + "|---" * 9 + "|"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -172,18 +234,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quiet-model", action="store_true", help="without noise")
     parser.add_argument("--scale", type=float, default=0.1, help="latencies are multiplied by this (wall)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="batch sizes (wall)")
+    parser.add_argument("--threads", type=int, default=16, help="calls at once (wall; default: 16)")
     args = parser.parse_args(argv)
     dspy.disable_logging()
     if args.what == "wall":
-        print(
-            "| batch size | wall clock, latencies × 1 | to the first | LM calls | to the first |\n|---|---|---|---|---|"
-        )
-        for row in walls(args.sizes, args.scale, 16):
-            print(row, flush=True)
-        return
-    print("| setting | held-out score | to the default | bullets | repeats left | rollouts | LM calls |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows(GRIDS[args.what], args.seeds, {} if args.quiet_model else NOISE):
+        print(f"{machine()}; latencies × {args.scale:g}, {args.threads} threads, seed 0\n")
+        lines = itertools.chain([WALLS], walls(args.sizes, args.scale, args.threads))
+    else:
+        print(f"{machine()}; seeds {' '.join(map(str, args.seeds))}\n")
+        lines = itertools.chain([SCORES], rows(GRIDS[args.what], args.seeds, {} if args.quiet_model else NOISE))
+    for row in lines:
         print(row, flush=True)
 
 
