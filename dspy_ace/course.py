@@ -64,7 +64,8 @@ class Course:
             RunError, MetricError: there is no sense in going on.
         """
         self._decide(state)
-        if self._run.due(state):
+        left = sum(len(batch.examples) for batch in self._order[max(0, state.step) :])
+        if self._run.due(state, left):
             return self._look(state)
         if state.step < 0:
             return Record(0)

@@ -65,8 +65,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         validate: "along": the valset is looked at with the seed, as learning goes on, and at the end; "end": once all
             is learned, seed and last playbook meet on one example of it after the other until it is clear which
             is better. None: "along" unless `auto="light"`.
-        validate_every: steps between two looks at the valset; None: as many examples as the valset holds. The last
-            playbook is always validated.
+        validate_every: steps between two looks at the valset; None: as many examples as the valset holds, as long as
+            as many are to come. The last playbook is always validated.
         patience: end after so many validations without a better score; None: never for that reason.
         overlap: 1: a batch meets the playbook of one step ago and is rolled out while that step is still learned from;
             faster where replies are slow and batches small. 0: each batch meets the latest.

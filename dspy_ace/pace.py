@@ -8,21 +8,22 @@ from .history import State
 from .schedule import Batch
 
 
-def time_to_validate(state: State, valset: int, every: int | None) -> bool:
+def time_to_validate(state: State, valset: int, every: int | None, left: int) -> bool:
     """Whether the latest playbook is to be validated now: it reads differently, and it is time.
 
     Args:
         state: after the last step.
         valset: examples in the valset.
         every: steps between two looks; None: it is time when as many examples were rolled out for learning as
-            the valset holds, so that choosing never costs more than learning.
+            the valset holds, and as many are to come: the last playbook is looked at anyway.
+        left: examples to come.
     """
     if not state.unvalidated:
         return False
     since = list(itertools.takewhile(lambda record: record.validation is None, reversed(state.records)))
     if every is not None:
         return len(since) >= every
-    return sum(len(each.batch) for each in since) >= valset
+    return left >= valset <= sum(len(each.batch) for each in since)
 
 
 def reason_to_stop(

@@ -133,8 +133,10 @@ class Run:
         state = self.restored(journal)
         self.allowance.used = sum(record.rollouts for record in state.records)
         self.before = recorded(record.usage for record in state.records)
-        left = sum(len(batch.examples) for batch in order[max(0, state.step) :])
-        along = left // max(1, len(self.valset)) if self.effort.validate == "along" else 0
+        steps = order[max(0, state.step) :]
+        left, every = sum(len(batch.examples) for batch in steps), self.ace.validate_every
+        along = len(steps) // every if every else left // max(1, len(self.valset))
+        along = along if self.effort.validate == "along" else 0
         most = left * (1 + self.effort.rounds) + (2 + along) * len(self.valset)
         limit = self.allowance.limit
         logger.info(
@@ -242,15 +244,15 @@ class Run:
             self.allowance.take(-len(lost))
         return self.validator.met
 
-    def due(self, state: State) -> bool:
-        """Whether the latest playbook is to be validated now: the seed's at first, unless that can wait."""
+    def due(self, state: State, left: int) -> bool:
+        """Whether the latest playbook is to be validated now, with `left` examples to come; the seed at first."""
         if not self.valset or self.effort.validate == "end":
             return False
         if state.step < 0:
             return True
         if not self.allowance.for_validation():
             return False
-        return pace.time_to_validate(state, len(self.valset), self.ace.validate_every)
+        return pace.time_to_validate(state, len(self.valset), self.ace.validate_every, left)
 
     def look(self, state: State, crew: Crew, seen: Callable[[Trajectory], None] | None = None) -> Record:
         """The record of a validation of the latest playbook."""

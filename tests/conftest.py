@@ -88,11 +88,12 @@ def _no_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _settings_as_they_were() -> Iterator[None]:
-    """What a test does to DSPy's settings ends with it; DSPy's own complaints of failing calls are not shown."""
+    """What a test does to DSPy's settings and logging ends with it; DSPy's own complaints of failures are not shown."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     with dspy.context():
         yield
+    dspy.enable_logging()
 
 
 @pytest.fixture

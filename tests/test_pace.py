@@ -39,22 +39,29 @@ def seed(valid: float = 0.5) -> Record:
 def test_it_is_time_when_learning_has_cost_as_much_as_a_look() -> None:
     """By default a valset of 16 is looked at after 16 examples were learned from, not before."""
     eight = (0.5,) * 8
-    assert not time_to_validate(state(seed(), step(1, scores=eight)), 16, None)
-    assert time_to_validate(state(seed(), step(1, scores=eight), step(2, scores=eight)), 16, None)
+    assert not time_to_validate(state(seed(), step(1, scores=eight)), 16, None, 100)
+    assert time_to_validate(state(seed(), step(1, scores=eight), step(2, scores=eight)), 16, None, 100)
     looked = state(seed(), step(1, scores=eight), step(2, scores=eight, valid=0.6))
-    assert not time_to_validate(looked.after(step(3, scores=eight)), 16, None)
+    assert not time_to_validate(looked.after(step(3, scores=eight)), 16, None, 100)
+
+
+def test_a_look_that_the_last_one_would_soon_follow_is_not_made() -> None:
+    """With fewer examples to come than the valset holds, the last playbook's validation is enough."""
+    learned = state(seed(), step(1, scores=(0.5,) * 16))
+    assert time_to_validate(learned, 16, None, 16)
+    assert not time_to_validate(learned, 16, None, 15)
 
 
 def test_every_so_many_steps_means_just_that() -> None:
     """validate_every=2 looks after the second step since the last look."""
-    assert not time_to_validate(state(seed(), step(1)), 16, 2)
-    assert time_to_validate(state(seed(), step(1), step(2)), 16, 2)
+    assert not time_to_validate(state(seed(), step(1)), 16, 2, 0)
+    assert time_to_validate(state(seed(), step(1), step(2)), 16, 2, 0)
 
 
 def test_a_playbook_that_reads_the_same_is_not_looked_at_again() -> None:
     """Without a new lesson since the last look there is nothing to see."""
-    assert not time_to_validate(state(seed(), step(1, learned=False)), 1, None)
-    assert time_to_validate(state(seed(), step(1), step(2, learned=False)), 1, None)
+    assert not time_to_validate(state(seed(), step(1, learned=False)), 1, None, 100)
+    assert time_to_validate(state(seed(), step(1), step(2, learned=False)), 1, None, 100)
 
 
 def test_reasons_to_stop() -> None:
