@@ -143,7 +143,8 @@ class Course:
 
     def _start(self, step: _Step, known: State, state: State, flawless: Future[bool] | None) -> None:
         latest = self._under_way[-1].playbook if self._under_way else there(state.playbook)
-        perfect = there(self._run.flawless(known)) if flawless is None or known.step >= 0 else flawless
+        unknown = flawless if known.step < 0 and self._run.ace.metric is not None else None
+        perfect = unknown or there(self._run.flawless(known))
         crew = self._crew.of_rank(step.batch.step)
 
         def make() -> tuple[Record, Playbook] | None:

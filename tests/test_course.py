@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -58,6 +59,14 @@ def test_what_is_begun_early_changes_no_byte(settings: dict[str, Any], noise: di
     alone, *others = (lines(compiled(OfflineLM(**noise), num_threads=n, **settings)) for n in (1, 4, 16))
     assert others == [alone, alone]
     assert len(alone) > 4
+
+
+@pytest.mark.compat
+def test_without_a_metric_the_same_is_asked_whatever_the_threads() -> None:
+    """A label-free look is perfect unless something breaks: that says nothing of the student, beside a step or not."""
+    one, many = (lines(compiled(OfflineLM(), metric=None, num_threads=n)) for n in (1, 16))
+    assert one == many
+    assert any(record["reflections"] for record in map(json.loads, one))
 
 
 @pytest.mark.parametrize("limit", [{"max_lm_calls": 10_000}, {"max_metric_calls": 10_000}], ids=str)
