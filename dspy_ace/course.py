@@ -16,7 +16,7 @@ from .run import Run
 from .schedule import Batch
 from .trajectory import Trajectory
 
-_FEW = 4  # rollouts of a look, or half of the threads, that begin before it is certain that the next step is needed
+_FEW = 3  # rollouts of a look that begin before those of a step that is begun with it
 
 
 @dataclass
@@ -86,15 +86,13 @@ class Course:
             if trajectory.feedback.score < self._run.ace.perfect_score:
                 resolve(flawless, False)
                 self._go_on(not anyway)
-            elif self._in_doubt:  # the less it is to be expected that one fails, the more at once
-                self._crew.restrain(self._crew.num_threads)
 
         try:
             if self._early and not self._run.validator.lends(state):
                 self._begin(state, flawless)
-                self._go_on(not (if_perfect or anyway))
-                if self._in_doubt and not anyway:  # threads are left for the step that is about to begin
-                    self._crew.restrain(max(_FEW, self._crew.num_threads // 2))
+                if self._in_doubt and not (if_perfect or anyway):
+                    self._crew.restrain(_FEW)  # the other threads are for the step that begins now
+                    self._go_on(True)
             record = self._run.look(state, self._crew.of_rank(WHENEVER), seen)
         except BaseException as error:
             self._crew.stop(error)

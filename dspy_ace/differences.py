@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from .wording import FRONTED, OPPOSITES, PARTICIPLE, SLACK, Token, canon, tokens
+from .lexicon import FRONTED, OPPOSITES, PARTICIPLE, SLACK, canon
+from .wording import Token, tokens
 
 MOST = 1_000_000  # pairs of tokens aligned at most: two texts of a thousand words
 LONG = 15  # content words in common from which on a text counts as long: single filler words carry less there

@@ -16,24 +16,21 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import store_rows as rows
-from .account import Account, Selection, counted
-from .delta import Delta, Rejected, apply, operation_to_json, rejected_as
-from .errors import DeltaError, SettingsError, StoreError
-from .events import returned, versions
-from .forget import Forgotten, known_sources, quotes, rewrite
+from .account import Account, Selection
+from .delta import Delta, rejected_as
+from .erase_store import forget_rows
+from .errors import SettingsError, StoreError
 from .playbook import Playbook, brief
 from .rebase import rebase
 from .store_rows import Appended, StoredEvent, Tell
 from .store_sql import TABLES, Database, Session, open_database
-
-KEPT = 16  # the latest playbooks, kept for rebasing
+from .store_view import StoreView
 
 
 class PlaybookStore:
@@ -56,7 +53,7 @@ class PlaybookStore:
             raise SettingsError(f"timeout is a number of seconds, 0 or more; got {timeout!r}.")
         self._database: Database | None = open_database(url, timeout)
         self._pid, self._lock = os.getpid(), threading.RLock()
-        self._start_over()
+        self._view = StoreView()
         try:
             self._set_up(self._database, seed or Playbook())
         except BaseException:
@@ -96,14 +93,14 @@ class PlaybookStore:
     def snapshot(self) -> tuple[int, Playbook]:
         """A version and its playbook, from one moment: what to learn with, and the `base` of what was learned."""
         with self._transaction() as session:
-            self._catch_up(session)
-            return self._known, self._playbook
+            self._view.catch_up(session)
+            return self._view.version, self._view.playbook
 
     def at(self, version: int) -> Playbook:
         """The playbook after so many events; 0: the seed. Raises SettingsError for a version that never was."""
         with self._transaction() as session:
-            self._catch_up(session)
-            return self._at(session, version)
+            self._view.catch_up(session)
+            return self._view.at(session, version)
 
     def history(self, since: int = 0) -> tuple[StoredEvent, ...]:
         """The events after version `since`, in order."""
@@ -137,12 +134,12 @@ class PlaybookStore:
             if key is not None and (before := rows.appended_under(session, key)):
                 return before
             ids = rows.as_ids(taken, told)
-            self._catch_up(session)
+            self._view.catch_up(session)
             base = version if base is None else base
-            made_for = self._at(session, base)
+            made_for = self._view.at(session, base)
             if reason := rows.refusal(session, base, ids):
                 return Appended(version, tuple(rejected_as(operation, reason) for operation in delta.operations))
-            good, rejected = rebase(delta, made_for, self._playbook)
+            good, rejected = rebase(delta, made_for, self._view.playbook)
             rows.write(session, version + 1, "delta", rows.body_of(good, rejected), key)
             rows.take(session, ids)
         return Appended(version + 1, rejected)
@@ -151,8 +148,8 @@ class PlaybookStore:
         """Go back to an earlier version: an event as well, so that it can be undone. The version after it."""
         with self._transaction(write=True) as session:
             latest, _ = rows.locked(session)
-            self._catch_up(session)
-            self._at(session, version)
+            self._view.catch_up(session)
+            self._view.at(session, version)
             rows.write(session, latest + 1, "rollback", {"to": version})
         return latest + 1
 
@@ -232,37 +229,14 @@ class PlaybookStore:
         """
         selection = Selection.of(sources, matching, bullets, keep_shared)
         with self._transaction(write=True) as session:
-            version, _ = rows.locked(session)
-            seed, stored = rows.everything(session)
-            history = [event.event for event in stored]
-            tells = rows.open_tells(session)
-            going = [told.id for told in tells if told.source in selection.sources or _holds(told, selection)]
-            done = rewrite(seed, history, selection)
-            named = {source for event in stored for left in event.rejected for source in _sources(left)}
-            selection.check_known({*named, *known_sources(seed, history), *(told.source for told in tells)}, done.ids)
-            kept = _kept_rejections(stored, done.result, selection)
-            dropped = sum(len(event.rejected) for event in stored) - sum(map(len, kept.values()))
-            if not (going or done.found or dropped or selection.sources):
-                pattern = getattr(selection.matching, "pattern", "")
-                raise SettingsError(f"Nothing in this store matches {pattern!r:.100}. Nothing was changed.")
-            changed = zip(stored, done.result.deltas, strict=True)
-            rows.write_over(
-                session,
-                done.result.seed,
-                [(e.version, d, kept[e.version]) for e, d in changed if e.kind == "delta" and isinstance(d, Delta)],
-            )
-            rows.delete_tells(session, going)
-            rows.write(session, version + 1, "forget", {})
-            rows.mark_unclean(session, version + 1)
-        notes = [*done.result.account.notes, self._erase()]
-        if dropped:
-            notes.insert(0, f"{counted(dropped, 'rejected operation')}, kept for readers only, went as well.")
-        return replace(done.result.account, tells=len(going), notes=tuple(filter(None, notes)))
+            account = forget_rows(session, selection)
+        note = self._erase()
+        return replace(account, notes=(*account.notes, note)) if note else account
 
     def _erase(self) -> str:
         """Erase what deleted rows held from the files, and note that it was done; what a user should know."""
         with self._alone() as database:
-            self._start_over()
+            self._view.start_over()
             with database.transaction(write=False) as session:
                 version = rows.unclean(session)
             done, note = database.erase()
@@ -306,75 +280,3 @@ class PlaybookStore:
     def _transaction(self, write: bool = False) -> Iterator[Session]:
         with self._alone() as database, database.transaction(write) as session:
             yield session
-
-    def _start_over(self) -> None:
-        self._known, self._playbook = -1, Playbook()
-        self._recent: OrderedDict[int, Playbook] = OrderedDict()
-
-    def _keep(self, version: int, playbook: Playbook) -> None:
-        self._known, self._playbook = version, playbook
-        self._recent[version] = playbook
-        while len(self._recent) > KEPT:
-            self._recent.popitem(last=False)
-
-    def _catch_up(self, session: Session) -> None:
-        """Fold what came since the last look; all of it when something was forgotten."""
-        fresh = rows.since(session, self._known) if self._known >= 0 else []
-        if self._known < 0 or any(event.kind == "forget" for event in fresh):
-            self._start_over()
-            seed, events = rows.everything(session)
-            self._keep(len(events), _folded(seed, events))
-            return
-        for event in fresh:
-            try:
-                if event.rollback is None:
-                    playbook = apply(self._playbook, event.delta)
-                else:
-                    playbook = returned(self._at(session, event.rollback), self._playbook.high_water)
-            except DeltaError as error:
-                raise rows.damaged(event.version, error) from error
-            self._keep(event.version, playbook)
-
-    def _at(self, session: Session, version: int) -> Playbook:
-        if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= self._known:
-            raise SettingsError(f"A version is a number from 0 (the seed) to {self._known} (now); got {version!r}.")
-        if version not in self._recent:
-            seed, events = rows.everything(session)
-            return _folded(seed, events[:version])
-        return self._recent[version]
-
-
-def _folded(seed: Playbook, events: Sequence[StoredEvent]) -> Playbook:
-    try:
-        return versions(seed, [event.event for event in events], (len(events),))[len(events)]
-    except DeltaError as error:
-        raise StoreError(f"The store is damaged: {error}. Take it from a backup.") from error
-
-
-def _holds(told: Tell, selection: Selection) -> bool:
-    return selection.finds(json.dumps(told.record, ensure_ascii=False), told.source)
-
-
-def _kept_rejections(
-    stored: Sequence[StoredEvent], done: Forgotten, selection: Selection
-) -> dict[int, Sequence[Rejected]]:
-    """What may stay of the rejections of each event.
-
-    From the first event on that has to do with what is forgotten, any of them may quote it.
-    """
-    first = len(stored) if done.first is None else done.first
-    return {
-        event.version: [r for r in event.rejected if not quotes(*_plain(r), selection)] if at < first else []
-        for at, event in enumerate(stored)
-    }
-
-
-def _sources(rejected: Rejected) -> Iterator[str]:
-    """The sources that an operation names that was left out: its fields may be of any type."""
-    plain, _ = _plain(rejected)
-    named = (plain or {}).get("sources", [(plain or {}).get("source")])
-    return (source for source in named if isinstance(source, str))
-
-
-def _plain(rejected: Rejected) -> tuple[dict[str, Any] | None, str]:
-    return None if rejected.operation is None else operation_to_json(rejected.operation), rejected.reason
