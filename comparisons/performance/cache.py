@@ -192,7 +192,7 @@ def run(
     versions = [seed]
 
     def on_step(record: Any, playbook: Playbook) -> None:
-        if record.step:
+        if record.batch:
             versions.append(playbook)
             requests.steps += 1
 
