@@ -91,9 +91,13 @@ def _settings_as_they_were() -> Iterator[None]:
     """What a test does to DSPy's settings and logging ends with it; DSPy's own complaints of failures are not shown."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("dspy", "dspy.ace")]
+    levels = [logger.level for logger in loggers]
     with dspy.context():
         yield
     dspy.enable_logging()
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
