@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
-import platform
 import statistics
 import threading
 import time
@@ -29,23 +27,25 @@ from dspy_ace.rollout import rollouts
 from dspy_ace.testing import OfflineLM
 
 from ..tasks import load_task
+from .timing import machine
 
 SHORTEST, LONGEST = 0.2, 2.0  # seconds
 SETTINGS: tuple[dict[str, Any], ...] = ({}, {"auto": "light"}, {"overlap": 1}, {"overlap": 1, "batch_size": 8})
 
 
 class Delayed(OfflineLM):  # type: ignore[misc]  # dspy is untyped
-    """The offline model; each reply comes after a time of its own, the same one for the same request."""
+    """The offline model; each reply comes after a time of its own, the same one for the same request and draw."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, draw: int) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.draw = scale, draw
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Answer, no sooner than drawn."""
         began = time.monotonic()
         reply = super().forward(*args, **kwargs)
-        drawn = int(hashlib.sha256(str(kwargs.get("messages") or args).encode()).hexdigest()[:8], 16) / 2**32
+        request = f"{self.draw or ''}{kwargs.get('messages') or args}"
+        drawn = int(hashlib.sha256(request.encode()).hexdigest()[:8], 16) / 2**32
         # the stand-in's own computing is no part of a provider's latency
         time.sleep(max(0.0, (SHORTEST + (LONGEST - SHORTEST) * drawn) * self.scale - (time.monotonic() - began)))
         return reply
@@ -115,9 +115,9 @@ def path(
     return max(ends[-1] + after, sum(seconds for *_, seconds in clock.spans) / threads)
 
 
-def measured(threads: int, scale: float, settings: dict[str, Any]) -> tuple[float, float, int]:
+def measured(threads: int, scale: float, settings: dict[str, Any], draw: int = 0) -> tuple[float, float, int]:
     """Wall clock and critical path of one compile in seconds, and its LM calls."""
-    task, clock, lm = load_task("quickstart"), Clock(), Delayed(scale)
+    task, clock, lm = load_task("quickstart"), Clock(), Delayed(scale, draw)
     reflector, curator = Reflector(), Curator()
 
     def reflect(playbook: Playbook, trajectory: Trajectory) -> Reflection:
@@ -161,18 +161,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--scale", type=float, default=0.5, help="the times are multiplied by this (default: 0.5)")
     parser.add_argument("--threads", type=int, nargs="+", default=[16, 64])
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=1,
+        help="of each row, with times drawn anew; the median is shown, and the ratios' range",
+    )
     parser.add_argument("--repeats", type=int, default=7, help="of the CPU measurement")
     args = parser.parse_args(argv)
     dspy.disable_logging()
-    print(
-        f"Python {platform.python_version()}, DSPy {dspy.__version__}, {os.cpu_count()} cores; times × {args.scale:g}"
-    )
+    print(f"{machine()}; times × {args.scale:g}, drawn {args.runs} times")
     print("\n| settings | threads | LM calls | critical path | wall clock | ratio |\n|---|---|---|---|---|---|")
     for settings in SETTINGS:
         for threads in args.threads:
-            wall, bound, calls = measured(threads, args.scale, settings)
+            made = sorted(
+                (measured(threads, args.scale, settings, draw) for draw in range(args.runs)),
+                key=lambda run: run[0] / run[1],
+            )
+            (fast, least, _), (slow, most, _) = made[0], made[-1]
+            wall, bound, calls = made[len(made) // 2]
+            spread = f" ({fast / least:.3f}–{slow / most:.3f})" if len(made) > 1 else ""
             name = ", ".join(f"{name}={value}" for name, value in settings.items()) or "default"
-            print(f"| {name} | {threads} | {calls} | {bound:.1f} s | {wall:.1f} s | {wall / bound:.3f} |", flush=True)
+            print(
+                f"| {name} | {threads} | {calls} | {bound:.1f} s | {wall:.1f} s | {wall / bound:.3f}{spread} |",
+                flush=True,
+            )
     bare, beyond = overhead(args.repeats)
     print(f"\nCPU of a rollout: {bare:.2f} ms the bare program with the offline model, {beyond:+.2f} ms by dspy_ace")
 
