@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from . import pace
 from .history import Record, State
+from .making import Maker
 from .parallel import WHENEVER, Crew, resolve, there
 from .playbook import Playbook
 from .refine import GrowAndRefine
@@ -50,10 +51,10 @@ class Course:
 
     def __init__(self, run: Run, order: Sequence[Batch], done: int, crew: Crew) -> None:
         self.stopped: str | None = None
-        self._run, self._order, self._next, self._crew = run, order, done, crew
+        self._run, self._maker, self._order, self._next, self._crew = run, Maker(run), order, done, crew
         self._under_way: deque[_Step] = deque()
         self._in_doubt: list[_Step] = []  # of these, those begun beside the look that was asked for last
-        self._early = crew.num_threads > 1 and run.unlimited
+        self._early = crew.num_threads > 1 and self._maker.unlimited
         if crew.num_threads > 1 and isinstance(run.refine, GrowAndRefine) and done < len(order):
             crew.begin(run.refine.prepare)
 
@@ -65,7 +66,7 @@ class Course:
         """
         self._decide(state)
         left = sum(len(batch.examples) for batch in self._order[max(0, state.step) :])
-        if self._run.due(state, left):
+        if self._maker.due(state, left):
             return self._look(state)
         if state.step < 0:
             return Record(0)
@@ -75,7 +76,7 @@ class Course:
             assert made is not None, "what is not needed is not under way"  # noqa: S101
             return made[0]
         self._run.roller.check_proven()
-        return self._run.last_look(state, self._crew)
+        return self._maker.last_look(state, self._crew)
 
     def _look(self, state: State) -> Record:
         """Look at the valset; what need not wait for that is begun before."""
@@ -88,12 +89,12 @@ class Course:
                 self._go_on(not anyway)
 
         try:
-            if self._early and not self._run.validator.lends(state):
+            if self._early and not self._maker.validator.lends(state):
                 self._begin(state, flawless)
                 if self._in_doubt and not (if_perfect or anyway):
                     self._crew.restrain(_FEW)  # the other threads are for the step that begins now
                     self._go_on(True)
-            record = self._run.look(state, self._crew.of_rank(WHENEVER), seen)
+            record = self._maker.look(state, self._crew.of_rank(WHENEVER), seen)
         except BaseException as error:
             self._crew.stop(error)
             for left in (flawless, *(step.needed for step in self._in_doubt)):
@@ -110,7 +111,7 @@ class Course:
     def _decide(self, state: State) -> None:
         """Now that the look is on record: the steps that were begun beside it go on, or the run has ended."""
         for step in self._in_doubt:
-            self.stopped = self.stopped or self._run.over(state, step.batch)
+            self.stopped = self.stopped or self._maker.over(state, step.batch)
             resolve(step.needed, self.stopped is None)
         if self.stopped is not None:
             self._under_way = deque(step for step in self._under_way if step not in self._in_doubt)
@@ -129,7 +130,7 @@ class Course:
             if self._under_way and not (behind and self._early):
                 return
             known = state.before if behind and not self._under_way and state.before is not None else state
-            reason = self._run.over(known, batch)
+            reason = self._maker.over(known, batch)
             if reason is not None:
                 self.stopped = None if self._under_way or flawless is not None else reason
                 return
@@ -142,11 +143,11 @@ class Course:
     def _start(self, step: _Step, known: State, state: State, flawless: Future[bool] | None) -> None:
         latest = self._under_way[-1].playbook if self._under_way else there(state.playbook)
         unknown = flawless if known.step < 0 and self._run.ace.metric is not None else None
-        perfect = unknown or there(self._run.flawless(known))
+        perfect = unknown or there(self._maker.flawless(known))
         crew = self._crew.of_rank(step.batch.step)
 
         def make() -> tuple[Record, Playbook] | None:
-            return self._run.step(known, step.batch, latest, perfect, crew) if step.needed.result() else None
+            return self._maker.step(known, step.batch, latest, perfect, crew) if step.needed.result() else None
 
         def hand_on(made: Future[tuple[Record, Playbook] | None]) -> None:
             if (error := made.exception()) is not None:

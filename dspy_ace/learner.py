@@ -19,6 +19,7 @@ from .errors import RunError
 from .guard import Guard
 from .history import Record, State, record_of
 from .inbox import Inbox, Told
+from .making import Maker
 from .parallel import Crew, there
 from .playbook import Playbook
 from .run import Run
@@ -44,6 +45,7 @@ class Learner:
 
     def __init__(self, run: Run, inbox: Inbox, batch_size: int, serve: Callable[[int, Playbook], None]) -> None:
         self.run, self.inbox, self.batch_size, self._serve = run, inbox, batch_size, serve
+        self._maker = Maker(run)
         self.records: deque[Record] = deque([Record(0)], maxlen=KEPT)
         self.steps = 0
         self.stopped: str | None = None  # why nothing is learned any more
@@ -141,8 +143,8 @@ class Learner:
         unscored = {one.trajectory.source for one in told if not one.scored}
         try:
             with run.spending(), dspy.context(trace=[]), Crew(run.num_threads) as crew:
-                perfect, books = there(run.flawless(state)), run.books
-                lesson = run.lesson(state, names, there(playbook), perfect, crew, books, unscored=unscored)
+                perfect, books = there(self._maker.flawless(state)), run.books
+                lesson = self._maker.lesson(state, names, there(playbook), perfect, crew, books, unscored=unscored)
                 return lesson.learned([one.trajectory for one in told])
         except RunError:
             self._doubt()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import dspy
 
-from . import pace
 from .allowance import Allowance
 from .attempts import one_by_one
 from .books import Books
@@ -27,11 +24,9 @@ from .fingerprint import (
     versions,
 )
 from .guard import Guard
-from .history import Record, State, record_of, seed_validation
+from .history import Record, State, seed_validation
 from .journal import Journal
-from .lesson import Lesson, Role
 from .metric import Scorer
-from .parallel import Crew
 from .playbook import Playbook
 from .program import PLAYBOOK_HEADER, carried_playbook, own_instructions, showing, with_playbook
 from .progress import Progress
@@ -41,9 +36,7 @@ from .results import Results, judge
 from .roles import Refine
 from .rolling import Roller
 from .schedule import Batch
-from .trajectory import Trajectory
 from .usage import Meter, Usage, added, recorded
-from .validator import Validator
 
 logger = logging.getLogger("dspy.ace")
 
@@ -99,16 +92,6 @@ class Run:
             timeout=ace.rollout_timeout,
             setup=ace.setup,
         )
-        self.validator = Validator(
-            student,
-            self.trainset,
-            self.valset,
-            self.roller,
-            self.scale,
-            metric=ace.metric,
-            num_threads=self.num_threads,
-            failure_score=ace.failure_score,
-        )
         self.before: dict[str, Usage] = {}  # what earlier processes spent, by their records
         self.progress = Progress(0, show=False)
         self.reflect, self.curate = Guard(self.reflector, "reflector"), Guard(self.curator, "curator")
@@ -145,148 +128,6 @@ class Run:
             3 * left * (max(1, self.effort.rounds) + 1),  # reflections and as many curations at most, asked thrice
         )
         return state
-
-    def step(
-        self,
-        state: State,
-        batch: Batch,
-        playbook: Future[Playbook],
-        perfect: Future[bool],
-        crew: Crew,
-    ) -> tuple[Record, Playbook]:
-        """Run the batch, or as much of it as the budget allows, and learn from it.
-
-        A reflection starts as soon as its rollout has ended. The program cites the bullets it uses. What the seed's
-        validation has rolled out with the very same prompt is not rolled out again.
-
-        Args:
-            state: what is known when it begins; the batch meets its playbook.
-            batch: the examples.
-            playbook: what is learned into: that of `state`, or of the step that is still under way.
-            perfect: whether no fault of the student is known: then only failures are reflected on.
-            crew: the threads.
-
-        Returns:
-            The record, and the playbook after the step.
-        """
-        books = self.books.part()
-        before = self.validator.rolled_before(state, batch.examples)
-        new = [position for position in batch.examples if position not in before]
-        allowed = new[: self.allowance.for_learning(len(new))]
-        if len(allowed) < len(new):  # the batch ends before the first one that is not affordable
-            batch = batch._replace(examples=batch.examples[: batch.examples.index(new[len(allowed)])])
-        known = self._met([before[position] for position in batch.examples if position in before], crew)
-
-        program = with_playbook(self.student, state.playbook, cite=True)
-        names = [str(i) for i in batch.examples]
-        lesson = self.lesson(state, names, playbook, perfect, crew, books, rollouts=len(allowed))
-        made = iter(
-            self.roller.roll(
-                program, [self.trainset[i] for i in allowed], [str(i) for i in allowed], crew, books, lesson.at_once
-            )
-        )
-        trajectories = [
-            replace(known[before[i]], source=str(i), example=self.trainset[i]) if i in before else next(made)
-            for i in batch.examples
-        ]
-        step = lesson.learned(trajectories)
-        stale = batch.step - 1 - max(0, state.step)
-        return booked(record_of(batch, trajectories, step, stale), books), step.playbook
-
-    def lesson(
-        self,
-        state: State,
-        names: Sequence[str],
-        playbook: Future[Playbook],
-        perfect: Future[bool],
-        crew: Crew,
-        books: Books,
-        *,
-        rollouts: int = 0,
-        unscored: Collection[str] = (),
-    ) -> Lesson:
-        """The learning of one batch; see `step`. Whether a role works is told by what is on record.
-
-        Not by which thread came first: a resumed run asks as often as an unbroken one.
-        """
-        return Lesson(
-            self.student,
-            state.playbook,
-            playbook,
-            (
-                Role(self.reflect, any(record.reflections for record in state.records), books.meter),
-                Role(self.curate, any(record.learned for record in state.records), books.meter),
-                self.refine,
-            ),
-            self.roller,
-            crew,
-            books,
-            names,
-            rounds=self.effort.rounds,
-            reflect_on=self.effort.reflect_on,
-            perfect=perfect,
-            group_size=self.effort.curation_group,
-            rollouts=rollouts,
-            unscored=unscored,
-        )
-
-    def _met(self, positions: list[int], crew: Crew) -> dict[int, Trajectory]:
-        """The seed's rollouts on these examples of the valset.
-
-        Those that ended with another process are made again: the record of the seed has them already.
-        """
-        lost = [position for position in positions if position not in self.validator.met]
-        if lost:
-            program = with_playbook(self.student, Playbook())
-            names = [f"valset {i}" for i in lost]
-            made = self.roller.roll(program, [self.valset[i] for i in lost], names, crew, self.books.part())
-            self.validator.met |= dict(zip(lost, made, strict=True))
-            self.allowance.take(-len(lost))
-        return self.validator.met
-
-    def due(self, state: State, left: int) -> bool:
-        """Whether the latest playbook is to be validated now, with `left` examples to come; the seed at first."""
-        if not self.valset or self.effort.validate == "end":
-            return False
-        if state.step < 0:
-            return True
-        if not self.allowance.for_validation():
-            return False
-        return pace.time_to_validate(state, len(self.valset), self.ace.validate_every, left)
-
-    def look(self, state: State, crew: Crew, seen: Callable[[Trajectory], None] | None = None) -> Record:
-        """The record of a validation of the latest playbook."""
-        books = self.books.part()
-        validation = self.validator.full(state, state.playbook, crew, books, seen)
-        return booked(Record(max(0, state.step), validation=validation), books)
-
-    def last_look(self, state: State, crew: Crew) -> Record | None:
-        """The record of a validation of the latest playbook, if there is one to be made."""
-        if not self.valset or not state.unvalidated:
-            return None
-        if self.effort.validate == "along":
-            return self.look(state, crew)
-        if not any(record.learned for record in state.records):
-            return None
-        books = self.books.part()
-        both = self.validator.side_by_side(state, self.allowance.left, crew, books)
-        return None if both is None else booked(Record(state.step, baseline=both[0], validation=both[1]), books)
-
-    def over(self, state: State, batch: Batch) -> str | None:
-        """Why the run ends before `batch`; None: it goes on."""
-        if not self.allowance.for_learning(1):
-            return f"max_metric_calls={self.allowance.limit} is spent"
-        return pace.reason_to_stop(state, batch, self.ace.perfect_score, self.ace.patience, self.ace.metric is not None)
-
-    def flawless(self, state: State) -> bool:
-        """Whether no fault of the student is known: then only failures are reflected on."""
-        return self.ace.metric is not None and state.flawless(self.ace.perfect_score)
-
-    @property
-    def unlimited(self) -> bool:
-        """Whether no number of rollouts or calls, and no sum, ends the run: what is begun early is not lost to it."""
-        ace = self.ace
-        return ace.max_metric_calls is None and ace.max_lm_calls is None and ace.max_cost is None
 
     def keep(self, journal: Journal, state: State, record: Record) -> State:
         """Disk first, then memory; the user is told."""
@@ -360,9 +201,3 @@ def refiner(ace: Any) -> Refine:
         return chosen
     threshold = {} if ace.dedup_threshold is None else {"threshold": ace.dedup_threshold}
     return GrowAndRefine(max_tokens=ace.max_playbook_tokens, embedder=ace.embedder, mode=ace.refine_mode, **threshold)
-
-
-def booked(record: Record, books: Books) -> Record:
-    """The record with what was spent on it."""
-    failures = {**books.failures, **record.failures}
-    return replace(record, rollouts=books.rollouts, failures=failures, usage=books.usage())
