@@ -76,6 +76,18 @@ def test_a_limit_out_of_reach_changes_no_byte(limit: dict[str, int]) -> None:
     assert lines(compiled(OfflineLM(), **settings, **limit)) == lines(compiled(OfflineLM(), **settings))
 
 
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_a_limit_that_bites_is_shared_out_alike(overlap: int) -> None:
+    """Where rollouts are limited one thing is made after the other: nothing under way takes what another was given."""
+    settings = {"overlap": overlap, "epochs": 3, "validate_every": 1, "max_metric_calls": 90}
+    crowd = Crowd()
+    one = lines(compiled(OfflineLM(), num_threads=1, **settings))
+    with dspy.context(callbacks=[crowd]):
+        many = lines(compiled(OfflineLM(), num_threads=16, **settings))
+    assert one == many
+    assert crowd.most <= len(VAL)  # a look of six, or a batch of four: never both
+
+
 @pytest.mark.compat
 def test_with_overlap_a_batch_meets_the_playbook_of_one_step_ago() -> None:
     """The second batch meets the seed as the first does, the first of an epoch the latest; the records say so."""
