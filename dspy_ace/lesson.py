@@ -11,7 +11,7 @@ from typing import Any
 
 import dspy
 
-from .adapt import Adaptation, ReflectOn, Step
+from .adapt import Adaptation, ReflectOn, Step, is_taught
 from .books import Books
 from .guard import Guard
 from .parallel import Crew, there
@@ -84,7 +84,7 @@ class Lesson:
         self._student, self._met, self._roller, self._crew, self._books = student, met, roller, crew, books
         self._reflector, curator, self._refine = roles
         self._rounds, self._unscored = rounds, unscored
-        self._perfect = there(True) if reflect_on == "failures" else perfect
+        self._failures_only = there(True) if reflect_on == "failures" else perfect
         self._position = {name: position for position, name in enumerate(names)}
         self._under_way = Adaptation(
             met, playbook, self._reflector, curator, crew, retry=self._retry, rounds=rounds, group_size=group_size
@@ -102,7 +102,7 @@ class Lesson:
         """What to call with each trajectory as it comes; None when the budget must be shared out first."""
         if not self._affordable:
             return None
-        self._perfect.add_done_callback(lambda _: self._release())
+        self._failures_only.add_done_callback(lambda _: self._release())
         return self._take
 
     def learned(self, trajectories: Sequence[Trajectory]) -> Step:
@@ -116,7 +116,7 @@ class Lesson:
                 self._allowed[one.source] = min(self._rounds, left) if failed else 0
                 left -= self._allowed[one.source]
         self._begun += self._crew.submit_all(self._add, [one for one in late if not one.success])
-        self._perfect.result()
+        self._failures_only.result()
         self._begun += self._crew.submit_all(self._add, [one for one in late if one.success])
         self._crew.results(self._begun)
         return self._under_way.step(trajectories, self._refine)
@@ -143,11 +143,11 @@ class Lesson:
 
     def _may_begin(self, trajectory: Trajectory) -> bool:
         """Not while it is open whether the reflector works, or whether a success is reflected on."""
-        return not self._reflector.guard.busy and (not trajectory.success or self._perfect.done())
+        return not self._reflector.guard.busy and (not trajectory.success or self._failures_only.done())
 
     def _add(self, trajectory: Trajectory) -> None:
-        taught = trajectory.teaches and not (trajectory.success and self._perfect.result())
-        self._under_way.add(self._position[trajectory.source], trajectory, taught)
+        which: ReflectOn = "failures" if trajectory.success and self._failures_only.result() else "all"
+        self._under_way.add(self._position[trajectory.source], trajectory, is_taught(trajectory, which))
 
     def _retry(self, first: Trajectory, reflection: Reflection) -> Trajectory | None:
         if not self._allowed[first.source]:

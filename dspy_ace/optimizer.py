@@ -79,7 +79,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         failure_score: the score of a rollout that failed.
         perfect_score: the score of a success.
         log_dir: a folder that keeps the run, and continues it when it is given again; None: in memory.
-        on_step: called after each step with its `Record` and the playbook; what it raises ends the run.
+        on_step: called after each step, and after each look at the valset, with its `Record` and the playbook; what it
+            raises ends the run.
         progress: whether a bar shows how far the run is; None: on a terminal and in a notebook, not in a log.
     """
 

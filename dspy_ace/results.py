@@ -28,7 +28,7 @@ class Results:
             `reflector`, `curator`. Of a continued run with the calls and tokens of the steps on record; what an
             unfinished step spent before a crash is not known.
         rollouts: how often the program was run: batches, retries and validation.
-        records: one a step, as in the journal.
+        records: one a step and one a look at the valset, as in the journal.
         playbook: the playbook returned.
     """
 

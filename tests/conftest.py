@@ -21,6 +21,7 @@ import hypothesis
 import pytest
 import tqdm
 
+import databases
 from dspy_ace import Bullet, Playbook
 from dspy_ace.testing import OfflineLM
 
@@ -98,6 +99,15 @@ def _settings_as_they_were() -> Iterator[None]:
     dspy.enable_logging()
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server."""
+    if reason := databases.missing():
+        pytest.skip(reason)
+    with databases.postgres() as url:
+        yield url
 
 
 @pytest.fixture

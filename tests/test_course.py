@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -188,6 +189,28 @@ def test_patience_is_waited_for() -> None:
 
     assert calls(16) == calls(1)
     assert "no better validation score" in calls(1)[1]
+
+
+def test_what_failed_in_the_look_before_is_rolled_out_first() -> None:
+    """A first fault, which lets the next step begin, is likeliest there; the scores stand in the valset's order."""
+    looks: dict[int, list[tuple[str, float]]] = {}
+    records: list[Any] = []
+    own = {example.message for example in VAL}
+
+    def metric(gold: Any, pred: Any, trace: Any = None) -> Any:
+        verdict = desk_metric(gold, pred)
+        if gold.message in own:
+            looks.setdefault(len(records), []).append((gold.message, float(verdict.score)))
+        return verdict
+
+    settings = {"metric": metric, "validate_every": 1, "epochs": 2, "on_step": lambda record, _: records.append(record)}
+    compiled(OfflineLM(), num_threads=1, **settings)
+    assert len(looks) > 2
+    for before, after in itertools.pairwise(looks.values()):
+        known = dict(before)
+        assert [known[message] for message, _ in after] == sorted(known.values())
+    for made, look in zip((record for record in records if record.validation), looks.values(), strict=True):
+        assert made.validation.scores == tuple(dict(look)[example.message] for example in VAL)
 
 
 def test_a_dead_role_ends_the_look_beside_it() -> None:

@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,6 @@ def without_seventeen(events: Sequence[Event]) -> Playbook:
     return Playbook(tuple(bullets.values()), ("S",), number)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of a PostgreSQL server."""
-    if reason := databases.missing():
-        pytest.skip(reason)
-    with databases.postgres() as url:
-        yield url
-
-
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def test_one_of_fifty_sources_is_forgotten_in_a_store(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -80,7 +71,7 @@ def test_one_of_fifty_sources_is_forgotten_in_a_store(
     """Its words are in no byte of the files, no prompt and no record; the rest is the playbook replayed without it."""
     url: Any = tmp_path / "store.db"
     if kind == "postgresql":
-        url = request.getfixturevalue("server")
+        url = request.getfixturevalue("postgres")
         databases.empty(url)
     events = large_history()
     with PlaybookStore(url) as store, PlaybookStore(url) as reader:

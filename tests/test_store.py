@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,12 @@ pytestmark = pytest.mark.compat
 GOLDEN = Path(__file__).parent / "golden" / "store-v1.sql"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of a PostgreSQL server."""
-    if reason := databases.missing():
-        pytest.skip(reason)
-    with databases.postgres() as url:
-        yield url
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Where a fresh store may be made, on each kind of database."""
     if request.param == "sqlite":
         return tmp_path / "folder" / "store.db"
-    address = request.getfixturevalue("server")
+    address = request.getfixturevalue("postgres")
     databases.empty(address)
     return address
 
