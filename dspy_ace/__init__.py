@@ -4,14 +4,8 @@ from dspy_ace import ACE
 program = ACE(metric).compile(program, trainset, valset=valset)
 """
 
-from .account import Account
-from .adapt import Step
-from .combine import combine
-from .compare import Comparison, compare
-from .curator import Curator
-from .curve import Curve
-from .delta import Add, Delete, Delta, Merge, Rejected, Tag, Update, admit, apply
-from .erase_run import forget_run
+from .ace import ACE
+from .comparison import Comparison, compare
 from .errors import (
     AceError,
     DeltaError,
@@ -24,24 +18,32 @@ from .errors import (
     SettingsError,
     StoreError,
 )
-from .events import Rollback, fold
-from .feedback import Executed, Judged, Validated
-from .forget import Forgotten, forget
-from .merging import merge
-from .online import OnlineACE
-from .optimizer import ACE
-from .playbook import Bullet, Playbook
-from .program import with_playbook
-from .refine import GrowAndRefine
-from .reflector import Reflector
-from .results import Results
-from .retrieval import nearest
-from .roles import Curate, Insight, Refine, Reflect, Reflection
-from .store import PlaybookStore
-from .store_rows import Appended, StoredEvent, Tell
-from .trajectory import Call, Failure, Feedback, Trajectory
-from .usage import Usage
-from .verdict import Evidence, Verdict
+from .lm import Usage
+from .online import Curve, OnlineACE
+from .playbook import (
+    Account,
+    Add,
+    Bullet,
+    Delete,
+    Delta,
+    Forgotten,
+    Merge,
+    Playbook,
+    Rejected,
+    Rollback,
+    Tag,
+    Update,
+    admit,
+    apply,
+    combine,
+    fold,
+    forget,
+)
+from .program import Call, Executed, Failure, Feedback, Judged, Trajectory, Validated, with_playbook
+from .roles import Curate, Curator, GrowAndRefine, Insight, Refine, Reflect, Reflection, Reflector, merge
+from .similarity import nearest
+from .store import Appended, PlaybookStore, StoredEvent, Tell
+from .training import Evidence, Results, Step, Verdict, forget_run
 
 __version__ = "0.1.0"
 

@@ -28,7 +28,7 @@ from typing import Any
 import dspy
 
 from dspy_ace import ACE, Add, Curator, Delta, Playbook
-from dspy_ace.program import NOTE_HEADER, PLAYBOOK_HEADER
+from dspy_ace.program.instruct import NOTE_HEADER, PLAYBOOK_HEADER
 from dspy_ace.testing import OfflineLM
 
 from ..ratios import FIXED, PER_COMPLETION_TOKEN, PER_PROMPT_TOKEN

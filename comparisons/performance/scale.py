@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from dspy_ace import Add, Delta, GrowAndRefine, Playbook, Tag, apply
-from dspy_ace.history import Record, State
-from dspy_ace.journal import Journal
-from dspy_ace.retrieval import nearest
-from dspy_ace.vectors import lexical
+from dspy_ace.similarity.retrieval import nearest
+from dspy_ace.similarity.vectors import lexical
+from dspy_ace.training.history import Record, State
+from dspy_ace.training.journal import Journal
 
 from . import straight
 from .lessons import SECTIONS, additions, lessons, playbook_of

@@ -23,7 +23,7 @@ from typing import Any
 import dspy
 
 from dspy_ace import ACE, Curator, Playbook, Reflection, Reflector, Trajectory
-from dspy_ace.rollout import rollouts
+from dspy_ace.program.rollout import rollouts
 from dspy_ace.testing import OfflineLM
 
 from ..tasks import load_task

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from dspy_ace import Add, Bullet, Delta, Playbook
-from dspy_ace.differences import difference
-from dspy_ace.similarity import LEXICAL_THRESHOLD
-from dspy_ace.text import count_tokens, render_bullet, section_slug
-from dspy_ace.vectors import lexical
+from dspy_ace.playbook.text import count_tokens, render_bullet, section_slug
+from dspy_ace.similarity.differences import difference
+from dspy_ace.similarity.similarity import LEXICAL_THRESHOLD
+from dspy_ace.similarity.vectors import lexical
 
 BLOCK = 256  # rows at a time
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from dspy_ace import Bullet, GrowAndRefine, Playbook
-from dspy_ace.similarity import LEXICAL_THRESHOLD
-from dspy_ace.vectors import lexical
+from dspy_ace.similarity.similarity import LEXICAL_THRESHOLD
+from dspy_ace.similarity.vectors import lexical
 
 from .timing import machine
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import dspy
 
-from ..delta import Delta, Rejected, admit, apply
-from ..playbook import Playbook
+from ..playbook import Delta, Playbook, Rejected, admit, apply
+from ..program import Call, Feedback, Trajectory
 from ..roles import Curate, Insight, Refine, Reflect, Reflection
-from ..trajectory import Call, Feedback, Trajectory
 
 PLAYBOOK = Playbook.from_text(
     "## STRATEGIES & INSIGHTS\n"

@@ -1,1 +1,0 @@
-"""The rooms behind `dspy_ace.compare`: a wing beside the house, which knows optimizers only as Teleprompters."""

@@ -1,0 +1,297 @@
+"""Any optimizers side by side on your program: same data, same metric, same LMs, test scores with intervals, costs.
+
+result = compare(program, metric=metric, trainset=train, valset=val, testset=test, optimizers={"ACE": ACE(metric)})
+print(result)
+
+Optimizers are known as Teleprompters and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import dspy
+from dspy.teleprompt import Teleprompter
+
+from ..errors import SettingsError
+from ..program import Metric, Scorer
+from ..training import checks, describe_callable, describe_data, describe_program, fingerprint, versions
+from . import tables
+from .cells import VERSION, Cells, read
+from .tables import STUDENT, Row
+from .trial import Conditions, accepts, lms_within, required, run_cell, settings_within, takes_seed
+
+logger = logging.getLogger("dspy.ace")
+
+Optimizer: TypeAlias = Teleprompter | Callable[[int], Teleprompter]
+_CONDITIONS = (
+    "DSPy's response cache was off for every LM: each method paid for all of its calls.",
+    "One cell after the other; what the provider's own prompt cache kept from earlier cells is not under control.",
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """What was compared and what came of it. `print(comparison)` is the table.
+
+    Args:
+        header: what was compared, under which conditions (`comparison.json`).
+        cells: one a method and seed (`cells.jsonl`), plain data.
+        rows: one a method, the student first.
+    """
+
+    header: Mapping[str, Any]
+    cells: tuple[Mapping[str, Any], ...]
+    rows: tuple[Row, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(tables.rows_of(self.header, self.cells)))
+
+    @classmethod
+    def load(cls, out: str | Path) -> Comparison:
+        """The comparison in a folder, finished or not. Raises JournalError if there is none to be read."""
+        found = read(out)
+        return cls(found.header, found.cells)
+
+    def __str__(self) -> str:
+        return tables.to_text(self.header, self.rows)
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(row.name for row in self.rows)}; {len(self.cells)} cells)"
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
+    def to_markdown(self) -> str:
+        """The table and its notes as Markdown."""
+        return tables.to_markdown(self.header, self.rows)
+
+    def save_report(self, path: str | Path) -> Path:
+        """Write the comparison as a page of its own: `.html`, which opens offline, or `.md`.
+
+        Raises:
+            SettingsError: another suffix.
+        """
+        from .report import save_report  # noqa: PLC0415 - templates and figures, only where they are wanted
+
+        return save_report(self.header, self.cells, self.rows, path)
+
+
+def compare(
+    program: dspy.Module,
+    *,
+    metric: Metric,
+    trainset: Sequence[dspy.Example],
+    valset: Sequence[dspy.Example] | None = None,
+    testset: Sequence[dspy.Example],
+    optimizers: Mapping[str, Optimizer],
+    seeds: Sequence[int] = (0,),
+    out: str | Path | None = None,
+    num_threads: int | None = None,
+    retry_failed: bool = False,
+    label: str | None = None,
+    task: str | None = None,
+    command: str | None = None,
+    budget: int | None = None,
+) -> Comparison:
+    """Compile `program` with each optimizer and seed, and test what comes out, the student as it is first.
+
+    DSPy's response cache is off for the whole process meanwhile (see `dspy_ace.uncached`).
+
+    Args:
+        program: the student; it is not changed.
+        metric: 2, 3 or 5 arguments, as DSPy's optimizers take it; it scores the test. An optimizer that holds this
+            very object is given a wrapper of the same signature, by which rollouts are seen.
+        trainset, valset: handed to `compile` where its signature has them; a valset of None is not handed on.
+        testset: used once per cell, after the compile.
+        optimizers: by name a Teleprompter, of which each cell takes a copy with its `seed` set (the attribute, or
+            the argument of `compile`), or a callable that makes one from a seed.
+        seeds: one run of each method for each.
+        out: a folder that keeps the comparison: cells that are there are not run again, more methods and seeds can
+            be added later. None: in memory.
+        num_threads: of the tests, and of optimizers that leave it to DSPy; None: DSPy's setting.
+        retry_failed: run cells that failed before once more.
+        label, task, command, budget: kept in the header for the reader: what kind of result this is ("offline model"),
+            the task's name, the command it was made by, the metric calls each method was allowed.
+
+    Returns:
+        The comparison. A method that fails is a row with its reason. After Ctrl-C: what is finished so far.
+
+    Raises:
+        SettingsError: a mistake in the arguments, found before the first LM call.
+        JournalError: `out` cannot be used, or holds another comparison.
+        KeyboardInterrupt: Ctrl-C before the first cell was finished.
+    """
+    conditions, made = _checked(
+        program, metric, trainset, valset, testset, num_threads=num_threads, optimizers=optimizers, seeds=seeds
+    )
+    about = {"label": label, "task": task, "command": command, "budget": budget}
+    header = _header(conditions, optimizers, made, seeds) | {k: v for k, v in about.items() if v is not None}
+    plan = [(method, seed) for seed in seeds for method in (STUDENT, *optimizers)]
+    with Cells.open(out, header) as cells:
+        for number, (method, seed) in enumerate(plan, 1):
+            known = cells.get(method, seed)
+            if known is not None and (known["status"] == "ok" or not retry_failed):
+                continue
+            logger.info("compare: cell %d of %d: %s, seed %s", number, len(plan), method, seed)
+            try:
+                cell = run_cell(conditions, method, seed, made.get((method, seed)))
+            except KeyboardInterrupt:
+                if not cells.cells:
+                    raise
+                logger.warning("compare: interrupted; %d of %d cells are finished.", len(cells.cells), len(plan))
+                break
+            cells.add(cell)
+            logger.info("compare: %s, seed %s: %s", method, seed, _outcome(cell))
+        return Comparison(cells.header, cells.cells)
+
+
+def _checked(
+    program: Any,
+    metric: Any,
+    trainset: Any,
+    valset: Any,
+    testset: Any,
+    *,
+    num_threads: Any,
+    optimizers: Any,
+    seeds: Any,
+) -> tuple[Conditions, dict[tuple[str, int], Teleprompter]]:
+    """Every user mistake that can be seen without an LM call."""
+    checks.check_program(program)
+    if metric is None:
+        raise SettingsError("metric must be a callable that scores a prediction; got None.")
+    Scorer(metric)
+    trainset = checks.check_examples(trainset, "trainset")
+    valset = checks.check_examples([] if valset is None else valset, "valset", may_be_empty=True)
+    testset = checks.check_examples(testset, "testset")
+    if num_threads is not None:
+        checks.check_number("num_threads", num_threads, 1)
+    _check_plan(optimizers, seeds)
+    made: dict[tuple[str, int], Teleprompter] = {}
+    for name, optimizer in optimizers.items():
+        for seed in seeds:
+            made[name, seed] = _made(name, optimizer, seed, bool(valset))
+    held = {f"{name}.{path}": lm for (name, _), made_ in made.items() for path, lm in lms_within(made_).items()}
+    checks.check_lms(program, **held)
+    return Conditions(program, metric, trainset, valset, testset, num_threads), made
+
+
+def _check_plan(optimizers: Any, seeds: Any) -> None:
+    """Names and seeds."""
+    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable) or not list(seeds):
+        raise SettingsError(f"seeds must be whole numbers, one or more; got {seeds!r}.")
+    for position, seed in enumerate(seeds):
+        checks.check_number(f"seeds[{position}]", seed, 0)
+    if len(set(seeds)) < len(list(seeds)):
+        raise SettingsError(f"seeds must differ: one run of each method for each seed; got {list(seeds)}.")
+    if not isinstance(optimizers, Mapping) or not optimizers:
+        raise SettingsError("optimizers must be a mapping of names to optimizers, one or more: {'ACE': ACE(metric)}.")
+    for name in optimizers:
+        if not isinstance(name, str) or not name.strip() or name == STUDENT:
+            raise SettingsError(
+                f"A method needs a name, and another than {STUDENT!r}, which is the program before; got {name!r}."
+            )
+
+
+def _made(name: str, optimizer: Any, seed: int, valset: bool) -> Teleprompter:
+    """The optimizer of one cell. Raises SettingsError if it is none, or cannot be called."""
+    given = optimizer
+    if not isinstance(optimizer, Teleprompter) and callable(optimizer) and not isinstance(optimizer, type):
+        try:
+            given = optimizer(seed)
+        except Exception as error:
+            raise SettingsError(f"optimizers[{name!r}]({seed}) raised {type(error).__name__}: {error}") from error
+    if not isinstance(given, Teleprompter):
+        kind = f"the class {given.__name__}; give an instance" if isinstance(given, type) else type(given).__name__
+        raise SettingsError(
+            f"optimizers[{name!r}] must be a Teleprompter, or a callable that makes one from a seed; got {kind}."
+        )
+    missing = sorted(required(given) - {"trainset", "seed", *(["valset"] if valset else [])})
+    if missing:
+        raise SettingsError(
+            f"optimizers[{name!r}]: {type(given).__name__}.compile also needs {', '.join(missing)}, which compare "
+            "does not have; wrap it in a Teleprompter of your own that fills it in."
+        )
+    return given
+
+
+def _header(
+    conditions: Conditions,
+    optimizers: Mapping[str, Any],
+    made: Mapping[tuple[str, int], Teleprompter],
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    """`comparison.json`: what this comparison is of."""
+    program = conditions.program
+    lms = {name: predictor.lm or dspy.settings.lm for name, predictor in program.named_predictors()}
+    tasks = sorted({_model(lm) for lm in lms.values()})
+    first = {name: made[name, seeds[0]] for name in optimizers}
+    parts = {
+        "program": describe_program(program),
+        "trainset": describe_data(conditions.trainset),
+        "valset": describe_data(conditions.valset),
+        "testset": describe_data(conditions.testset),
+        "metric": describe_callable(conditions.metric),
+        "model": tasks,
+    }
+    methods = {f"optimizer {name}": _described(optimizer) for name, optimizer in first.items()}
+    name_of_metric = getattr(conditions.metric, "__name__", type(conditions.metric).__name__)
+    held = {f"{name}.{path}": _model(lm) for name, o in first.items() for path, lm in lms_within(o).items()}
+    return {
+        "version": VERSION,
+        "fingerprint": fingerprint(**parts, **methods),
+        "methods": [STUDENT, *optimizers],
+        "seeds": list(seeds),
+        "sizes": {
+            "train": len(conditions.trainset),
+            "val": len(conditions.valset),
+            "test": len(conditions.testset),
+        },
+        "metric": name_of_metric,
+        "models": {"task": ", ".join(tasks), **held},
+        "environment": {**versions(), "platform": platform.platform(), "cpus": os.cpu_count()},
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "notes": [*_CONDITIONS, *_notes(conditions, first)],
+    }
+
+
+def _notes(conditions: Conditions, optimizers: Mapping[str, Teleprompter]) -> list[str]:
+    """What a reader has to know of these conditions; overlaps are warned of as well."""
+    said = []
+    tested = [repr(described) for described in describe_data(conditions.testset)]
+    for name, examples in (("trainset", conditions.trainset), ("valset", conditions.valset)):
+        known = {repr(described) for described in describe_data(examples)}
+        twice = sum(described in known for described in tested)
+        if twice:
+            said.append(f"{twice} of {len(tested)} test examples also stand in the {name}: scores are too high.")
+            logger.warning("compare: %s", said[-1])
+    for name, optimizer in optimizers.items():
+        if not takes_seed(optimizer):
+            said.append(f"{name} takes no seed: its runs differ by the chance of its LM calls alone.")
+        if conditions.valset and not accepts(optimizer, "valset"):
+            said.append(f"{name} takes no valset: it had the trainset alone.")
+    return said
+
+
+def _described(optimizer: Teleprompter) -> list[Any]:
+    lms = {path: _model(lm) for path, lm in lms_within(optimizer).items()}
+    return [type(optimizer).__qualname__, settings_within(optimizer), lms]
+
+
+def _model(lm: Any) -> str:
+    return str(getattr(lm, "model", type(lm).__name__))
+
+
+def _outcome(cell: Mapping[str, Any]) -> str:
+    if cell["status"] != "ok":
+        return f"failed: {cell['reason']}"
+    scores = cell["test_scores"]
+    return f"test score {sum(scores) / len(scores):.3f}, {cell['metric_calls']['compile']} metric calls"

@@ -1,0 +1,311 @@
+"""What one run of an optimizer spends and does, seen from outside: LM calls by role, rollouts, scores, prompts.
+
+Nothing is asked of an optimizer: DSPy's callbacks tell when the student's modules and when an LM run, and the metric
+is wrapped. What a call is for follows from what runs around it: the student → `task`, the metric → `metric`,
+anything else → `optimizer`. The marks travel with DSPy's settings, so they hold in every thread DSPy starts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Token
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from dspy.dsp.utils.settings import thread_local_overrides
+from dspy.utils.callback import BaseCallback
+from dspy.utils.usage_tracker import UsageTracker
+
+from ..errors import MetricError
+from ..lm import Meter, Usage
+from ..program import Metric, called, feedback_of
+from .prompts import prompt_key, prompt_tokens
+
+_SCOPE = "dspy_ace_scope"
+_REMEMBERED = 4096  # predictions whose score may still come
+_STEPS = 200  # most points of `prompt_steps`
+_KEPT = (
+    "calls", "cached_calls", "failed_calls", "prompt_tokens", "cached_tokens", "completion_tokens", "dollars",
+    "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What runs: a role, and of a rollout its prompt (key) and inputs."""
+
+    role: str
+    prompt: str | None = None
+    inputs: str = ""
+
+
+class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
+    """Watches one compile and one test of a program. Thread-safe.
+
+    Use `with observer.watching("compile"): …` around the work, and give `observer.watched(metric)` for the metric.
+
+    Args:
+        program: the student; what is of its class and holds its predictors, or copies of them, is the student too.
+        valset: the examples that the anytime curve is over.
+
+    Attributes:
+        rollouts: by phase how often the program was run.
+        scored: by phase how often the metric was called.
+        curve: `[rollouts, dollars or None, seconds, best mean score so far]`, one each time a prompt has a score
+            for every example of the valset; a rollout that failed scores 0.
+    """
+
+    def __init__(self, program: dspy.Module, valset: Sequence[dspy.Example] = ()) -> None:
+        self._kind = type(program)
+        self._stages = stages_of(program)
+        self._valset = list(valset)
+        self._ids = {id(example): position for position, example in enumerate(self._valset)}
+        self._alike: dict[str, list[int]] = {}
+        for position, example in enumerate(self._valset):
+            self._alike.setdefault(_inputs(example), []).append(position)
+        self._phase, self._outside, self._stepping = "compile", "optimizer", True
+        self._started = time.monotonic()
+        self._meter = Meter()
+        self._usage: dict[str, dict[str, Usage]] = {"compile": {}, "test": {}}
+        self.rollouts = {"compile": 0, "test": 0}
+        self.scored = {"compile": 0, "test": 0}
+        self.curve: list[list[float | None]] = []
+        self._steps: list[list[int]] = []
+        self._tokens: dict[str, int] = {}
+        self._tables: dict[str, dict[int, float]] = {}
+        self._predictions: OrderedDict[int, tuple[Any, _Scope]] = OrderedDict()
+        self._open: dict[str, Token[dict[str, Any]]] = {}  # by call: the way back to the settings before it
+        self._calls: dict[str, tuple[str, str, float, _Tee]] = {}  # LM calls under way
+        self._marked: dict[str, _Scope] = {}  # rollouts under way
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def watching(self, phase: str, outside: str = "optimizer") -> Iterator[None]:
+        """Count what runs in this block for `phase`, "compile" or "test".
+
+        Args:
+            phase: where it is booked.
+            outside: the role of calls that neither the student nor the metric makes. A test with `optimizer` is that
+                of a program that goes on learning: the steps of its prompt are kept too.
+        """
+        self._phase, self._outside, self._started = phase, outside, time.monotonic()
+        self._stepping = outside == "optimizer"
+        with dspy.context(callbacks=[*(dspy.settings.get("callbacks") or []), self], **{_SCOPE: None}):
+            yield
+
+    def watched(self, metric: Metric) -> Metric:
+        """`metric` with the same signature, whose calls are counted and whose LM calls have the role `metric`."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                with dspy.context(**{_SCOPE: _Scope("metric")}):
+                    result = metric(*args, **kwargs)
+            except Exception:  # a user's metric may raise anything: the rollout counts, and it passes on
+                self._note_score(args, kwargs, None)
+                raise
+            self._note_score(args, kwargs, result)
+            return result
+
+        return _dressed(call, metric)
+
+    def usage(self, phase: str) -> dict[str, dict[str, Any]]:
+        """By role what was used, as plain data; roles in alphabetical order."""
+        with self._lock:
+            return {
+                role: {name: getattr(used, name) for name in _KEPT} for role, used in sorted(self._usage[phase].items())
+            }
+
+    def prompt_steps(self) -> list[list[int]]:
+        """`[rollouts, tokens of the task prompt]` as the run went on, a point a change, at most 200."""
+        with self._lock:
+            steps = list(self._steps)
+        if len(steps) <= _STEPS:
+            return steps
+        return [steps[round(i * (len(steps) - 1) / (_STEPS - 1))] for i in range(_STEPS)]
+
+    # what DSPy tells
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """The student, or a predictor of it, begins."""
+        if dspy.settings.get(_SCOPE) is not None:  # inside a rollout, or inside the metric
+            return
+        whole = self._is_student(instance)
+        if not whole and (not isinstance(stage := getattr(instance, "stage", None), str) or stage not in self._stages):
+            return
+        scope = self._rollout(instance, inputs) if whole else _Scope("task")
+        if not whole:
+            self._step(instance)
+        self._open[call_id] = _put(_SCOPE, scope)
+        self._marked[call_id] = scope
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """It has ended: with a prediction that may be scored, or failed."""
+        token, scope = self._open.pop(call_id, None), self._marked.pop(call_id, None)
+        if token is None or scope is None:
+            return
+        thread_local_overrides.reset(token)
+        if scope.prompt is None:
+            return
+        if exception is not None:
+            self._note(scope.prompt, self._alike.get(scope.inputs, []), 0.0)
+            return
+        prediction = outputs[0] if isinstance(outputs, tuple) and outputs else outputs  # GEPA's come with a trace
+        with self._lock:
+            self._predictions[id(prediction)] = (prediction, scope)
+            if len(self._predictions) > _REMEMBERED:
+                self._predictions.popitem(last=False)
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
+        """An LM call begins: its usage is read as it is booked, whoever else books it."""
+        self._meter.meet(instance)
+        scope = dspy.settings.get(_SCOPE)
+        tee = _Tee(dspy.settings.get("usage_tracker"))
+        self._calls[call_id] = (self._phase, scope.role if scope else self._outside, time.monotonic(), tee)
+        self._open[call_id] = _put("usage_tracker", tee)
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
+        """It has ended, answered or not."""
+        token, call = self._open.pop(call_id, None), self._calls.pop(call_id, None)
+        if token is None or call is None:
+            return
+        thread_local_overrides.reset(token)
+        phase, role, started, tee = call
+        used = self._used(tee.entries, exception is not None, time.monotonic() - started)
+        with self._lock:
+            self._usage[phase][role] = self._usage[phase].get(role, Usage()) + used
+
+    # what is made of it
+
+    def _is_student(self, instance: Any) -> bool:
+        return type(instance) is self._kind and bool(self._stages & stages_of(instance))
+
+    def _rollout(self, instance: Any, inputs: Mapping[str, Any]) -> _Scope:
+        with self._lock:
+            self.rollouts[self._phase] += 1
+        key = self._step(instance)
+        return _Scope("task") if self._phase == "test" else _Scope("task", key, _key(inputs.get("kwargs") or inputs))
+
+    def _step(self, shown: Any) -> str | None:
+        """Note the prompt of a program or predictor that begins; its key."""
+        if not self._stepping:
+            return None
+        key = prompt_key(shown)
+        if key not in self._tokens:
+            self._tokens[key] = prompt_tokens(shown)
+        tokens = self._tokens[key]
+        with self._lock:
+            if not self._steps or self._steps[-1][1] != tokens:
+                self._steps.append([sum(self.rollouts.values()), tokens])
+        return key
+
+    def _note_score(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        with self._lock:
+            self.scored[self._phase] += 1
+        given = [*args, *kwargs.values()][:2]
+        if self._phase != "compile" or len(given) < 2:
+            return
+        with self._lock:
+            prediction, scope = self._predictions.get(id(given[1]), (None, None))
+        if scope is None or scope.prompt is None or prediction is not given[1]:
+            return
+        position = self._ids.get(id(given[0]))
+        try:
+            score = 0.0 if result is None else feedback_of(result).score
+        except MetricError:
+            score = 0.0
+        self._note(scope.prompt, self._alike.get(scope.inputs, []) if position is None else [position], score)
+
+    def _note(self, prompt: str, positions: Sequence[int], score: float) -> None:
+        """A prompt has a score on examples of the valset; with the last of them the curve has a new point."""
+        with self._lock:
+            table = self._tables.setdefault(prompt, {})
+            before = len(table)
+            for position in positions:
+                table.setdefault(position, score)
+            if before == len(table) or len(table) < len(self._valset):
+                return
+            best = max([sum(table.values()) / len(table), *(point[3] or 0.0 for point in self.curve[-1:])])
+            spent = sum(self._usage["compile"].values(), Usage())
+            now = time.monotonic() - self._started
+            self.curve.append([self.rollouts["compile"], spent.dollars, round(now, 3), best])
+
+    def _used(self, entries: Sequence[tuple[str, Mapping[str, Any]]], failed: bool, seconds: float) -> Usage:
+        dollars: float | None = 0.0
+        for lm, entry in entries:
+            price = self._meter.price(lm, entry)
+            dollars = None if price is None or dollars is None else dollars + price
+        counted = [entry for _, entry in entries]
+        return Usage(
+            calls=1,
+            cached_calls=int(not failed and not counted),
+            failed_calls=int(failed),
+            prompt_tokens=sum(_count(entry, "prompt_tokens") for entry in counted),
+            cached_tokens=sum(_count(entry.get("prompt_tokens_details"), "cached_tokens") for entry in counted),
+            completion_tokens=sum(_count(entry, "completion_tokens") for entry in counted),
+            dollars=dollars,
+            seconds=seconds,
+        )
+
+
+class _Tee(UsageTracker):  # type: ignore[misc]  # dspy is untyped
+    """Keeps the usage of one call, and hands it on to the tracker that was in force."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.entries: list[tuple[str, Mapping[str, Any]]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tee:
+        return self
+
+    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        if usage_entry:
+            self.entries.append((lm, self._flatten_usage_entry(usage_entry)))
+        if self.inner is not None:
+            self.inner.add_usage(lm, usage_entry)
+
+
+def _put(setting: str, value: Any) -> Token[dict[str, Any]]:
+    """A setting of DSPy's for what follows in this thread or task, until it is reset.
+
+    Not `dspy.context`: a call whose end is never told (a callback forbade it) must leave nothing that resets
+    settings whenever it is collected.
+    """
+    token: Token[dict[str, Any]] = thread_local_overrides.set({**thread_local_overrides.get(), setting: value})
+    return token
+
+
+def stages_of(program: Any) -> set[str]:
+    """The marks of a program's predictors: those of a copy are the same, of another predictor others."""
+    return {predictor.stage for _, predictor in program.named_predictors() if hasattr(predictor, "stage")}
+
+
+def _dressed(call: Callable[..., Any], metric: Metric) -> Metric:
+    """`call` with the name and the signature of `metric`: optimizers look at both."""
+    call.__name__ = getattr(metric, "__name__", type(metric).__name__)
+    call.__doc__ = metric.__doc__
+    call.__wrapped__ = metric  # type: ignore[attr-defined]
+    try:
+        call.__signature__ = inspect.signature(called(metric))  # type: ignore[attr-defined]
+    except (TypeError, ValueError):  # some builtins tell nothing
+        del call.__wrapped__  # type: ignore[attr-defined]
+    return call
+
+
+def _inputs(example: dspy.Example) -> str:
+    return _key(dict(example.inputs().items()))
+
+
+def _key(inputs: Mapping[str, Any]) -> str:
+    return repr(sorted(inputs.items(), key=lambda item: item[0]))
+
+
+def _count(entry: Any, key: str) -> int:
+    value = entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,67 @@
+"""The values: bullets, operations on them, text formats, combine, merge, forget and their history."""
+
+from .account import Account, Selection, counted
+from .combine import combine
+from .delta import (
+    Add,
+    Delete,
+    Delta,
+    Merge,
+    Operation,
+    Rejected,
+    Tag,
+    Update,
+    admit,
+    apply,
+    operation_from_json,
+    operation_to_json,
+    rejected_as,
+)
+from .events import Event, Rollback, fold, returned, versions
+from .files import locked, replace_whole
+from .forget import Forgotten, forget, known_sources, quotes, rewrite
+from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, brief
+from .rebase import rebase
+from .text import count_tokens, cut_middle, defuse, fit, section_key
+
+__all__ = [
+    "DEFAULT_SECTIONS",
+    "Account",
+    "Add",
+    "Bullet",
+    "Delete",
+    "Delta",
+    "Event",
+    "Forgotten",
+    "Merge",
+    "Operation",
+    "Playbook",
+    "Rejected",
+    "Rollback",
+    "Selection",
+    "Tag",
+    "Update",
+    "admit",
+    "apply",
+    "brief",
+    "combine",
+    "count_tokens",
+    "counted",
+    "cut_middle",
+    "defuse",
+    "fit",
+    "fold",
+    "forget",
+    "known_sources",
+    "locked",
+    "operation_from_json",
+    "operation_to_json",
+    "quotes",
+    "rebase",
+    "rejected_as",
+    "replace_whole",
+    "returned",
+    "rewrite",
+    "section_key",
+    "versions",
+]

@@ -1,0 +1,225 @@
+"""Citations: a training copy names the bullets that guided or misled it (ACE §3.1, the Generator's marks).
+
+The request for them lives in the adapter of a training copy alone. The predictor's signature, its demos,
+its predictions, its trace and its saved state never carry the field, so nothing has to be cleaned up, and
+demos never show it empty. A reply that leaves it out is a good reply.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from ..playbook import Playbook
+
+FIELD = "cited_bullets"
+_ASK = (
+    "Ids of the playbook bullets in your instructions that you relied on or that misled you, "
+    'e.g. ["str-00012"]; [] if none was relevant.'
+)
+_RECORD = "dspy_ace_citations"  # a DSPy setting: it reaches the threads that dspy.Parallel starts
+_NUMBER = re.compile(r"-\d+")
+_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)")  # in a JSON reply: `\ncmt-00002` is no word of its own
+_CHAT = re.compile(  # from the field's header, however written, to the next header
+    rf"(?:^[\s\[\]#*<>_:-]{{0,12}}|\[\[[\s#]*){FIELD}\b.*?(?=^[^\S\n]*\[\[ ## (?!{FIELD}\b)|\Z)",
+    re.DOTALL | re.MULTILINE | re.IGNORECASE,
+)
+_JSON = re.compile(rf"[\"']?{FIELD}[\"']?\s*:\s*(?:\[[^\]}}]*\]?|\"[^\"\n]*\"|[^,}}\n]*)\s*,?")
+
+
+class Cited(list[str]):
+    """The ids that were cited, in the order they come, repeats included.
+
+    Attributes:
+        displayed: the ids that were shown, where predictors select them call by call; None: all of them.
+    """
+
+    displayed: set[str] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[Cited]:
+    """A scope in which citing predictors note the ids they cite, and selecting ones those that they show."""
+    record = Cited()
+    with dspy.context(**{_RECORD: record}):
+        yield record
+
+
+def displayed(ids: Iterable[str]) -> None:
+    """Note what a call shows, within `recording`."""
+    record = dspy.settings.get(_RECORD)
+    if record is not None:
+        record.displayed = (record.displayed or set()).union(ids)
+
+
+def ask_for_citations(predictor: dspy.Predict, name: str, playbook: Playbook) -> None:
+    """Make a predictor of a training copy ask for citations of the bullets it is shown.
+
+    Args:
+        predictor: changed in place: its class becomes a subclass of its own that runs under a citing adapter.
+        name: its path in the program.
+        playbook: the playbook in its instructions; ids that it does not show to `name` do not count.
+
+    A predictor that shows no bullet, or has a field of that name itself, is left as it is.
+    """
+    if not playbook.for_predictor(name) or FIELD in predictor.signature.fields:
+        return
+    predictor.__class__ = _citing_predictor(type(predictor))  # type: ignore[arg-type]  # a class is hashable
+    predictor.__dict__["_dspy_ace_shown"] = {b.id.casefold(): b.id for b in playbook.for_predictor(name)}
+
+
+def citing(adapter: dspy.Adapter, shown: dict[str, str]) -> dspy.Adapter:
+    """A copy of `adapter` that asks for citations and notes those of `shown` (folded id → id)."""
+    clone = copy.copy(adapter)
+    if not isinstance(clone, _CitingAdapter):
+        clone.__class__ = _citing_adapter(type(adapter))  # type: ignore[arg-type]  # a class is hashable
+    clone._dspy_ace_shown = shown
+    return clone
+
+
+if TYPE_CHECKING:
+    from dspy import ChatAdapter as _Adapter
+    from dspy import Predict as _Predict
+else:
+    _Predict = _Adapter = object
+
+
+class _CitingPredictor(_Predict):  # type: ignore[misc]  # dspy is untyped
+    """Mixin: runs the predictor under a citing copy of whatever adapter is in force when it is called."""
+
+    _dspy_ace_shown: dict[str, str]
+
+    def forward(self, **kwargs: Any) -> Any:
+        with dspy.context(adapter=citing(dspy.settings.adapter or dspy.ChatAdapter(), self._dspy_ace_shown)):
+            return super().forward(**kwargs)
+
+    async def aforward(self, **kwargs: Any) -> Any:
+        with dspy.context(adapter=citing(dspy.settings.adapter or dspy.ChatAdapter(), self._dspy_ace_shown)):
+            return await super().aforward(**kwargs)
+
+
+class _CitingAdapter(_Adapter):  # type: ignore[misc]  # dspy is untyped
+    """Mixin: the system message and the output reminder ask for `cited_bullets`, nothing else knows of it.
+
+    DSPy's own adapters are handed a signature with the field, so that a response schema has it too. An adapter
+    with a `__call__` of its own gets the signature it was called with: Refine's knows predictors by it, and hands
+    the call to another adapter, which then asks for no citations.
+    """
+
+    _dspy_ace_shown: dict[str, str]
+
+    def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        asking = _asking(signature, signature.__doc__) if _is_dspys(super().__call__) else signature
+        return _without_field(super().__call__(lm, lm_kwargs, asking, demos, inputs))
+
+    async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        asking = _asking(signature, signature.__doc__) if _is_dspys(super().acall) else signature
+        return _without_field(await super().acall(lm, lm_kwargs, asking, demos, inputs))
+
+    def format(self, signature: Any, demos: Any, inputs: Any) -> Any:
+        return super().format(_asking(signature, signature.__doc__), demos, inputs)
+
+    def format_demos(self, signature: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().format_demos(_plain(signature, signature.__doc__), *args, **kwargs)
+
+    def format_conversation_history(self, signature: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().format_conversation_history(_plain(signature, signature.__doc__), *args, **kwargs)
+
+    def parse(self, signature: Any, completion: str) -> Any:
+        _note(completion, self._dspy_ace_shown)
+        plain = _plain(signature, signature.__doc__)
+        answer = completion if isinstance(self, dspy.JSONAdapter) else _uncited(self, plain, completion)
+        try:
+            return super().parse(plain, answer)
+        except AdapterParseError:
+            rest = _JSON.sub("", answer)
+            if not isinstance(self, dspy.JSONAdapter) or rest == answer:
+                raise
+            return super().parse(plain, rest)
+
+    def _create_extractor_signature(self, original_signature: Any) -> Any:  # TwoStepAdapter: its second step
+        plain = _plain(original_signature, original_signature.__doc__)
+        return super()._create_extractor_signature(plain)
+
+    def _make_json_adapter_fallback(self) -> Any:
+        return citing(super()._make_json_adapter_fallback(), self._dspy_ace_shown)
+
+
+@lru_cache(maxsize=256)
+def _citing_predictor(kind: type[Any]) -> type[Any]:
+    return kind if issubclass(kind, _CitingPredictor) else type(kind.__name__, (_CitingPredictor, kind), {})
+
+
+@lru_cache(maxsize=256)
+def _citing_adapter(kind: type[Any]) -> type[Any]:
+    made = type(kind.__name__, (_CitingAdapter, kind), {})
+    for name in ("format", "parse"):  # dspy.Adapter wraps these in callbacks anew in every subclass: once is enough
+        if name in vars(made):
+            delattr(made, name)
+    return made
+
+
+# A signature's instructions can be set in place: its text (`__doc__`) is part of the key.
+@lru_cache(maxsize=256)
+def _asking(signature: Any, _: str | None) -> Any:
+    if FIELD in signature.fields or not signature.output_fields:  # native tool calls leave no field to write
+        return signature
+    return _worded(signature.append(FIELD, dspy.OutputField(desc=_ASK), list[str]), signature)
+
+
+@lru_cache(maxsize=256)
+def _plain(signature: Any, _: str | None) -> Any:
+    return _worded(signature.delete(FIELD), signature) if FIELD in signature.output_fields else signature
+
+
+def _worded(made: Any, signature: Any) -> Any:
+    if made.instructions != signature.instructions:  # DSPy writes a default text where there is none
+        made.instructions = signature.instructions
+    return made
+
+
+def _is_dspys(method: Any) -> bool:
+    return str(method.__module__).startswith("dspy.adapters")
+
+
+def _without_field(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in output.items() if name != FIELD} for output in outputs]
+
+
+def _note(text: str, shown: Mapping[str, str]) -> None:
+    """Record the ids of `shown` that `text` names, in linear time whatever the text."""
+    record = dspy.settings.get(_RECORD)
+    if record is None or "-" not in text:
+        return
+    folded = _ESCAPE.sub(" ", text).casefold()
+    sizes = {len(name) for name in shown}
+    for found in _NUMBER.finditer(folded):
+        end = found.end()
+        for size in sizes:
+            start = end - size
+            name = folded[max(start, 0) : end]
+            if name in shown and not (start > 0 and _continues(folded[start - 1], name[0])):
+                record.append(shown[name])
+
+
+def _continues(before: str, first: str) -> bool:
+    """Whether a character before an id makes it the end of a longer word (scripts without spaces do not)."""
+    return before == "-" or (before.isalnum() and before.isascii() == first.isascii())
+
+
+def _uncited(adapter: Any, plain: Any, completion: str) -> str:
+    """The reply without its citations, however badly they are written: they must not cost the answer."""
+    if FIELD not in completion.casefold():
+        return completion
+    if isinstance(adapter, dspy.XMLAdapter):
+        others = "|".join(map(re.escape, plain.output_fields)) or "$"
+        section = rf"<{FIELD}\b[^>]*/>|<{FIELD}\b.*?(?:</{FIELD}\s*>|(?=<(?:{others})>)|\Z)"
+        return re.sub(section, "", completion, flags=re.DOTALL | re.IGNORECASE)
+    return _CHAT.sub("", completion) if isinstance(adapter, dspy.ChatAdapter) else completion

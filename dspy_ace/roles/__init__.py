@@ -1,0 +1,20 @@
+"""The contracts of the three roles, and their defaults: Reflector, Curator, grow-and-refine."""
+
+from ..program import Insight
+from .contracts import Curate, Refine, Reflect, Reflection
+from .curator import Curator
+from .merging import merge
+from .refine import GrowAndRefine
+from .reflector import Reflector
+
+__all__ = [
+    "Curate",
+    "Curator",
+    "GrowAndRefine",
+    "Insight",
+    "Refine",
+    "Reflect",
+    "Reflection",
+    "Reflector",
+    "merge",
+]

@@ -1,0 +1,304 @@
+"""The Curator: turns reflections into operations on the playbook (ACE §3.1). Plain code merges them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+
+from ..errors import SettingsError
+from ..lm import Broken, UnreadableError, ask, read_list, restored
+from ..playbook import DEFAULT_SECTIONS, Add, Delete, Delta, Merge, Operation, Playbook, Rejected, Update, admit, text
+from ..program import render_fields
+from .contracts import Reflection
+
+_CASE_TOKENS = 700
+_SECTION_CHARS = 80
+_REASON_CHARS = 500
+_BULLET_HEAD = re.compile(
+    rf"[ \t]*\[(?P<id>{text.ID_PATTERN})\][ \t]*(?P<counters>helpful=\d+[ \t]*harmful=\d+[ \t]*(?:::)?)?[ \t]*"
+)
+_GIVEN_ID = re.compile(r"[^\W\d]\w*-\d{5,}")  # as only this package and the paper's code write ids
+_SECTION_MARK = re.compile(r"\(([^()\n]{1,80})\)[ \t]*")
+
+
+class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
+    """You keep the playbook of a program made of language model calls. The program reads its playbook in every
+    prompt, and nothing else of what you see here. Turn the reviews of its latest attempts into the few operations
+    that will help it most with other cases.
+
+    - ADD a lesson that the playbook lacks. Keep what makes it useful: the signs that call for it, the rule, the
+      convention or number, a small worked pattern. Leave out what only one case had. Several sentences are fine.
+      One lesson a bullet; reviews that teach the same lesson make one bullet.
+    - UPDATE a bullet that a review shows to be incomplete, too broad or wrong: write its whole new content and keep
+      all that still holds. Prefer this to an ADD that nearly repeats a bullet or contradicts it.
+    - MERGE bullets that say the same: write one content that keeps every condition, number and exception of each.
+      Bullets that differ in one of these are not the same.
+    - DELETE a bullet only if the counters or the reviews show that it misleads.
+
+    Weigh the evidence. A lesson that a retry confirmed is worth most. One whose retry failed again is unproven: take
+    of it only what is certain. Of lessons that contradict each other keep the one that is confirmed, or say
+    when each holds. Leave out advice that fits any task ("read carefully", "check the answer") and advice that
+    the program cannot follow, as it never sees expected outputs or feedback.
+
+    A content must be understood on its own, and holds the lesson only: no id, no section, no counters, and never a
+    copy of a case or its answer. When little of the token budget is left, prefer UPDATE, MERGE and DELETE.
+    No operation at all is a good answer when the reviews bring nothing new.
+    """
+
+    playbook: str = dspy.InputField(desc="the bullets, oldest first: [id] (section) content")
+    sections: str = dspy.InputField(desc="sections to file bullets under; name a new one only if none fits")
+    evidence: str = dspy.InputField(
+        desc="how often each bullet helped or misled so far; one that is missing has no votes"
+    )
+    budget: str = dspy.InputField(desc="how many tokens the playbook may take, and how many are left")
+    reviews: str = dspy.InputField(desc="numbered reviews of the latest attempts, each with its case")
+    reasoning: str = dspy.OutputField(
+        desc="in a few sentences: what the reviews teach, and what of it the playbook has already"
+    )
+    operations: str = dspy.OutputField(
+        desc="a JSON list of operations, [] if none: "
+        '{"type": "ADD", "section": "…", "content": "…", "reviews": [1, 3]}, '
+        '{"type": "UPDATE", "id": "…", "content": "…", "reviews": [2]}, '
+        '{"type": "MERGE", "ids": ["…", "…"], "content": "…"}, {"type": "DELETE", "id": "…", "reason": "…"}; '
+        '"reviews": the numbers of the reviews it comes from; an ADD from an insight that is marked as for one '
+        'predictor carries that name too: "predictor": "…"'
+    )
+
+
+class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+    """The default `Curate`: one LM call for a group of reflections; one or two more where a reply cannot be read.
+
+    Args:
+        lm: the LM to ask; None: the LM in force where it is called.
+        max_tokens: the token budget of the playbook, told to the LM (code keeps it, see `GrowAndRefine`).
+        max_prompt_tokens: bound on what it is shown besides its instructions, in estimated tokens; long parts
+            are cut in the middle, visibly, and a long review does not crowd out the others.
+        max_bullet_chars: an operation with a longer content is rejected, in characters.
+    """
+
+    def __init__(
+        self,
+        lm: Any = None,
+        *,
+        max_tokens: int = 10_000,
+        max_prompt_tokens: int = 32_000,
+        max_bullet_chars: int = 4_000,
+    ) -> None:
+        super().__init__()
+        if max_prompt_tokens < 500:
+            raise SettingsError(f"max_prompt_tokens must be 500 or more; got {max_prompt_tokens}.")
+        self.lm, self.max_tokens, self.max_prompt_tokens = lm, max_tokens, max_prompt_tokens
+        self.max_bullet_chars = max_bullet_chars
+        self.predict = dspy.Predict(CuratePlaybook)
+
+    def forward(self, playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[Rejected, ...]]:
+        """Curate a group. Raises RoleError if no reply could be read; LM errors pass through."""
+
+        def read(fields: Mapping[str, Any]) -> tuple[list[Operation], list[Rejected]]:
+            operations: list[Operation] = []
+            rejected: list[Rejected] = []
+            items = [_object(item) for item in read_list(fields["operations"], "operations")]
+            if items and not any(isinstance(item, Mapping) for item in items):
+                raise UnreadableError(f"operations must be a JSON list of objects; got {_brief(items)}")
+            for item in items:
+                try:
+                    operations.append(_operation(item, playbook, reflections))
+                except ValueError as error:
+                    rejected.append(Rejected(None, f"{error}; got {_brief(item)}"))
+            return operations, rejected
+
+        parts = self.parts(playbook, reflections)
+        operations, malformed = ask(
+            self.predict, parts, ("operations",), read, self.lm, max_tokens=self.max_prompt_tokens
+        )
+        delta, misfits = admit(playbook, operations, max_chars=self.max_bullet_chars)
+        return delta, (*malformed, *misfits)
+
+    def parts(self, playbook: Playbook, reflections: Sequence[Reflection]) -> dict[str, str]:
+        """The input fields, before they are cut to size. What changes least comes first: it stays cached."""
+        counted = (f"{b.id}: helpful {b.helpful}, harmful {b.harmful}" for b in playbook if b.helpful or b.harmful)
+        used = playbook.tokens()
+        share = 3 * self.max_prompt_tokens // (10 * max(1, len(reflections)))  # `fit` never cuts into that
+        reviews = (_review(number, item, share) for number, item in enumerate(reflections, 1))
+        return {
+            "playbook": playbook.render() or "(empty)",
+            "sections": "; ".join(_sections(playbook)),
+            "evidence": "\n".join(counted) or "(no votes yet)",
+            "budget": f"{self.max_tokens} tokens in all, {used} used, {max(0, self.max_tokens - used)} left",
+            "reviews": "\n\n".join(reviews),
+        }
+
+
+def _sections(playbook: Playbook) -> Sequence[str]:
+    """The playbook's sections; if it uses the default ones, these first, all of them."""
+    own = {text.section_key(name): name for name in reversed(playbook.sections)}
+    default = {text.section_key(name): name for name in DEFAULT_SECTIONS}
+    if own and not (own.keys() & default.keys()) - {text.section_key(text.OTHERS)}:
+        return playbook.sections
+    return tuple(
+        {**default, **{text.section_key(name): own[text.section_key(name)] for name in playbook.sections}}.values()
+    )
+
+
+def _review(number: int, reflection: Reflection, max_tokens: int) -> str:
+    """One reflection with its question, as the curator reads it; its head and its insights outlast a cut."""
+    trajectory = reflection.trajectory
+    lines = [f"Review {number} ({_evidence(reflection)})"]
+    if trajectory is not None:
+        lines.append("Case: " + text.cut_middle(render_fields(trajectory.inputs), min(_CASE_TOKENS, max_tokens // 2)))
+    for title, words in (
+        ("What happened", reflection.error_identification),
+        ("Root cause", reflection.root_cause),
+        ("Correct approach", reflection.correct_approach),
+    ):
+        if words:
+            lines.append(f"{title}: {words}")
+    lines.append("Insights:")
+    for insight in reflection.insights:
+        scope = f" (for predictor {insight.predictor})" if insight.predictor else ""
+        lines.append(f"- {insight.content}{scope}")
+    return text.cut_middle("\n".join(lines), max_tokens)
+
+
+def _evidence(reflection: Reflection) -> str:
+    trajectory = reflection.trajectory
+    outcome = "outcome unknown" if trajectory is None else ("success" if trajectory.success else "failure")
+    if reflection.verified is None:
+        return f"{outcome}; not retried"
+    retried = "put it right" if reflection.verified else "failed again"
+    scores = " → ".join(f"{score:g}" for score in reflection.scores)
+    return f"{outcome}; a retry with these insights {retried}" + (f", scores {scores}" if scores else "")
+
+
+def _object(item: Any) -> Any:
+    """An item that is JSON within a string as the object it holds."""
+    if isinstance(item, str) and item.lstrip().startswith("{"):
+        try:
+            found = read_list(item, "operation")
+        except UnreadableError:
+            return item
+        return found[0] if len(found) == 1 else item
+    return item
+
+
+def _operation(item: Any, playbook: Playbook, reflections: Sequence[Reflection]) -> Operation:
+    """The operation that one item of the reply asks for. Raises ValueError with the reason if it asks for none."""
+    if isinstance(item, Broken):
+        raise ValueError(item.reason)
+    if not isinstance(item, Mapping):
+        raise ValueError('expected an object like {"type": "ADD", …}')
+    kind = str(_first(item, "type", "op", "operation", "action") or "").strip().upper()
+    sources = _sources(item.get("reviews"), reflections)
+    section = _section(item.get("section"))
+    if kind == "ADD":
+        return Add(section or "", _content(item, playbook), _predictor(item, reflections), sources)
+    if kind == "UPDATE":
+        return Update(_id(item, playbook), _content(item, playbook), section, sources)
+    if kind == "MERGE":
+        ids = _first(item, "ids", "bullet_ids")
+        ids = re.split(r"[,;]", ids) if isinstance(ids, str) else ids
+        if not isinstance(ids, (list, tuple)):
+            raise ValueError("a MERGE needs a list of ids")
+        return Merge(tuple(_known(name, playbook) for name in ids), _content(item, playbook), section, sources)
+    if kind in ("DELETE", "REMOVE"):
+        reason = item.get("reason")
+        return Delete(_id(item, playbook), restored(reason)[:_REASON_CHARS] if isinstance(reason, str) else "")
+    raise ValueError(f"unknown type {kind[:40] or '(none)'}: expected ADD, UPDATE, MERGE or DELETE")
+
+
+def _first(item: Mapping[str, Any], *names: str) -> Any:
+    """The value under the first of the names that has one."""
+    return next((item[name] for name in names if item.get(name) is not None), None)
+
+
+def _section(name: Any) -> str | None:
+    """A section as named; None for what is no name of one: nothing, no text, a whole paragraph."""
+    if not isinstance(name, str) or "�" in restored(name):
+        return None
+    cleaned = " ".join(name.strip("#[]() \t\n").split())
+    return cleaned if 0 < len(cleaned) <= _SECTION_CHARS else None
+
+
+def _content(item: Mapping[str, Any], playbook: Playbook) -> str:
+    """The content without an echo of the playbook's own format before it; other headings and lists are content."""
+    content = _first(item, "content", "new_content", "text")
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError("the content is empty")
+    try:
+        content.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError as error:
+        raise ValueError("the content is not valid Unicode (a lone surrogate)") from error
+    rest = _without_echo(restored(content).strip(), playbook)
+    lines = [line for line in rest.splitlines() if line.strip()]
+    if not any(re.search(r"\w", line) for line in lines) or all(line.startswith("##") for line in lines):
+        raise ValueError("the content repeats the playbook's format and holds no lesson of its own")
+    if any(_bullet_head(line, playbook) for line in lines):
+        raise ValueError("the content repeats several bullets in the playbook's format; one lesson a bullet is taken")
+    return rest
+
+
+def _without_echo(content: str, playbook: Playbook) -> str:
+    """`content` without a section header, an id, counters and a section that stand before the lesson."""
+    known = {text.section_key(name) for name in (*playbook.sections, *DEFAULT_SECTIONS, "playbook")}
+    first, _, rest = content.partition("\n")
+    if first.startswith("##"):
+        name, _, lesson = first.lstrip("# ").partition(" :: ")
+        if lesson.strip():  # "## NAME :: lesson"
+            content = f"{lesson.strip()}\n{rest}"
+        elif text.section_key(name) in known or _bullet_head(rest.lstrip(), playbook):
+            content = rest.lstrip()
+    head = _bullet_head(content, playbook)
+    content = content[head:]
+    section = _SECTION_MARK.match(content)
+    if section and ((head and section[1].isupper()) or text.section_key(section[1]) in known):
+        content = content[section.end() :]
+    return content.strip()
+
+
+def _bullet_head(line: str, playbook: Playbook) -> int:
+    """The length of the id (and counters) of a bullet before a lesson; 0 if `line` does not begin with one."""
+    head = _BULLET_HEAD.match(line)
+    given = head and (head["counters"] or head["id"] in playbook or _GIVEN_ID.fullmatch(head["id"]))
+    return head.end() if head and given else 0
+
+
+def _id(item: Mapping[str, Any], playbook: Playbook) -> str:
+    return _known(_first(item, "id", "bullet_id"), playbook)
+
+
+def _known(name: Any, playbook: Playbook) -> str:
+    bullet = playbook.get(name) if isinstance(name, str) else None
+    if bullet is None:
+        raise ValueError(f"no bullet {_brief(name)} in the playbook")
+    return bullet.id
+
+
+def _sources(reviews: Any, reflections: Sequence[Reflection]) -> tuple[str, ...]:
+    """The examples behind the reviews an operation names; all of the group when it names none."""
+    named = [int(number) for number in re.findall(r"(?<![\d.-])\d{1,6}(?!\d)", str(reviews), re.ASCII)]
+    picked = [reflections[number - 1] for number in named if 0 < number <= len(reflections)]
+    sources = (r.trajectory.source for r in (picked or reflections) if r.trajectory is not None)
+    return tuple(dict.fromkeys(sources))
+
+
+def _predictor(item: Mapping[str, Any], reflections: Sequence[Reflection]) -> str | None:
+    """The predictor an ADD is for, if the program has several and one of that name."""
+    names = {name for r in reflections if r.trajectory is not None for name in r.trajectory.task}
+    name = item.get("predictor")
+    name = name.strip("[]`'\" ") if isinstance(name, str) else None
+    return name if name in names and len(names) > 1 else None
+
+
+def _brief(item: Any) -> str:
+    """An item of a reply as it stands in a reason: valid Unicode, 300 characters at most."""
+    item = item.text if isinstance(item, Broken) else item
+    try:
+        shown = json.dumps(item, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):  # keys that are no text
+        shown = repr(item)
+    shown = restored(shown)
+    return shown if len(shown) <= 300 else f"{shown[:297]}..."

@@ -1,0 +1,171 @@
+"""The benchmarks of hostile text, the near-duplicate threshold and settings: what they count; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comparisons.performance import hostile, settings, thresholds
+from comparisons.performance.settings import GRIDS, Outcome
+from comparisons.performance.thresholds import Pair
+from dspy_ace import ACE, Bullet, Playbook
+from dspy_ace.training.effort import effort
+from paths import SHARED
+
+SHARED = SHARED / "data"
+SAME = ("Ask for the order number first.", "First ask for the order number.")
+OTHER = ("Retry a failed upload 3 times.", "Retry a failed upload 4 times.")
+ODD = ("Check the date.", "Look the total up.")
+
+
+def cells(out: str) -> list[list[str]]:
+    """The rows of the table in a text, its head and rule first."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+
+
+# --- hostile text
+
+
+def test_the_benchmark_of_hostile_text_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Under the name of the machine: a row for each input, three times and two growths in it."""
+    hostile.main(["--size", "200", "--repetitions", "1"])
+    out = capsys.readouterr().out
+    assert "cores" in out.splitlines()[0]
+    head, _, *rows = cells(out)
+    assert head[1] == "n = 200: ms"
+    assert [row[0] for row in rows] == [case.what for case in hostile.INPUTS]
+    for row in rows:
+        assert all(float(time) > 0 for time in row[1:4])
+        assert len(row[4].replace("✗", "").replace("(pairs)", "").split(",")) == 2
+
+
+@pytest.mark.parametrize("case", hostile.INPUTS, ids=lambda case: case.what)
+def test_hostile_inputs_grow_with_the_size(case: hostile.Input) -> None:
+    """An input of twice the size is about twice as long, so that 2 is the growth of linear work."""
+    lengths = []
+    for made in (case.make(4_000), case.make(8_000)):
+        bullets = made if isinstance(made, Playbook) else [made] if isinstance(made, Bullet) else ()
+        lengths.append(len(made) if isinstance(made, str) else sum(len(bullet.content) for bullet in bullets))
+    assert 1.8 < lengths[1] / lengths[0] < 2.3
+    assert 0.4 * 4_000 < lengths[0] < 2 * 4_000
+
+
+@pytest.mark.parametrize(("power", "marked", "by_pairs"), [(1, "", False), (2, " ✗", False), (2, " (pairs)", True)])
+def test_growth_is_told_from_times(power: int, marked: str, by_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear times double; quadratic ones grow fourfold and are marked, unless they are so by nature."""
+    monkeypatch.setattr(hostile, "lowest", lambda case, size, repetitions: 1e-2 * (size / 100) ** power)
+    case = hostile.Input("it", str, str, by_pairs)
+    assert hostile.line(case, 100, 1).endswith(f"| {2.0**power}, {2.0**power}{marked} |")
+
+
+# --- the threshold of near-duplicates
+
+
+def test_precision_and_recall_of_labelled_pairs() -> None:
+    """The guard keeps the pair apart that differs in a number; the cosine alone does not; unclear ones count apart."""
+    pairs = [Pair(*SAME, "duplicate"), Pair(*OTHER, "number"), Pair(*ODD, "unclear")]
+    assert thresholds.merged(pairs, 0.3) == [True, False, False]
+    assert thresholds.told(pairs, [True, False, False]) == "1 of 1 | 1.000 | 1.000 | 0"
+    assert thresholds.told(pairs, [True, True, True]) == "1 of 2 | 0.500 | 1.000 | 1"
+    assert thresholds.told(pairs, [False, False, False]) == "0 of 0 | – | 0.000 | 0"
+    near = thresholds.cosines(pairs)
+    assert [round(cosine, 2) for cosine in (near[0], near[2])] == [1.0, 0.0]
+    assert 0.65 < near[1] < 1
+
+
+def test_the_share_of_pairs_compared() -> None:
+    """Of three texts, one pair of the three is close."""
+    assert thresholds.compared([*SAME, ODD[0]], [0.0, 0.5]) == pytest.approx([1.0, 1 / 3])
+
+
+def test_the_benchmark_of_thresholds_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each threshold, the default in bold, on the pairs of any file and the texts of any folder."""
+    said = [{"completion": "[[ ## insights ## ]]\n" + json.dumps(SAME) + "\n\n[[ ## completed ## ]]"}]
+    said.append({"completion": f"x\nS :: {OTHER[0]}"})
+    folder = tmp_path / "data"
+    for name in ("playbooks", "llm_outputs"):
+        (folder / name).mkdir(parents=True)
+    (folder / thresholds.TRAINED).write_text(f"## S\n[a-1] {SAME[0]}\n[a-2] {OTHER[0]}\n", encoding="utf-8")
+    (folder / "llm_outputs" / "replies.jsonl").write_text("\n".join(map(json.dumps, said)), encoding="utf-8")
+    labels: dict[str, Any] = {
+        "bullets": [["a-1", "a-2", "unclear", ""]],
+        "edits": [["a-2", "3 times", "5 times", "number"]],
+        "lessons": [[["replies.jsonl", 0, 0], ["replies.jsonl", 0, 1], "duplicate", ""]],
+        "own": {"duplicate": [SAME], "different": [["number", *OTHER]]},
+    }
+    labels["lessons"].append([["replies.jsonl", 0, 0], ["replies.jsonl", 1, 1], "different", ""])
+    (tmp_path / "pairs.json").write_text(json.dumps(labels), encoding="utf-8")
+    thresholds.main(["--pairs", str(tmp_path / "pairs.json"), "--data", str(folder)])
+    out = capsys.readouterr().out
+    assert "2 duplicates, 3 pairs that differ, 1 unclear" in out
+    rows = cells(out)[2:]
+    assert [row[0] for row in rows if "default" in row[0]] == ["**0.65 (default)**"]
+    assert len(rows) == 15
+    assert {tuple(row[1:5]) for row in rows} == {("2 of 2", "1.000", "1.000", "0")}
+    labels["edits"] = [["a-2", "no such words", "", "number"]]
+    with pytest.raises(SystemExit, match="expected 'no such words' in a-2"):
+        list(thresholds.of_models(labels, folder))
+
+
+def test_no_threshold_below_the_default_finds_more() -> None:
+    """On the pairs written for this project: recall is the same from 0.3 to the default and lower above 0.8."""
+    pairs = list(thresholds.written(json.loads(thresholds.PAIRS.read_text(encoding="utf-8"))))
+    found = {threshold: sum(thresholds.merged(pairs, threshold)) for threshold in (0.3, 0.65, 0.85)}
+    assert found[0.3] == found[0.65] > found[0.85]
+
+
+# --- settings
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_all_settings_of_the_grids_go_together(name: str) -> None:
+    """No entry of a grid contradicts itself, and none comes twice."""
+    shown = []
+    for entry in GRIDS[name]:
+        effort(ACE(lambda example, prediction: 1, **{key: value for key, value in entry.items() if key != "valset"}))
+        shown.append(settings.named(entry))
+    assert len(set(shown)) == len(shown)
+
+
+def test_every_batch_size_meets_every_group_that_fits() -> None:
+    """Powers of two from 1 to 32: 21 pairs."""
+    pairs = [(entry["batch_size"], entry["curation_group"]) for entry in GRIDS["batch"]]
+    assert pairs == [(2**size, 2**group) for size in range(6) for group in range(size + 1)]
+
+
+def test_a_row_of_settings() -> None:
+    """Means over seeds; the difference is paired, with an interval as soon as there are two seeds."""
+    base = [Outcome((1.0, 0.0), 30, 10, 4, 44, 7, 0, 1.0, 0.5), Outcome((1.0, 1.0), 32, 12, 6, 50, 9, 1, 1.0, 0.5)]
+    best = [Outcome((1.0, 1.0), 30, 10, 4, 44, 7, 0, 1.0, 0.5), Outcome((1.0, 1.0), 30, 10, 2, 42, 9, 0, 1.0, 0.5)]
+    assert settings.line("a", base, base) == "| a | 0.750 | – | 8 | 0.5 | 31 | 11 | 5 | 47 |"
+    assert settings.line("b", best, base) == "| b | 1.000 | +0.250 ± 3.177 | 8 | 0.0 | 30 | 10 | 3 | 43 |"
+    assert settings.line("c", best[:1], base[:1]) == "| c | 1.000 | +0.500 | 7 | 0.0 | 30 | 10 | 4 | 44 |"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_settings_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Calls by role stand beside scores; a batch of one makes no groups, so that its group changes nothing."""
+    settings.main(["default", "--seeds", "0"])
+    head, _, *rows = cells(capsys.readouterr().out)
+    assert head[-4:] == ["rollouts", "reflections", "curations", "LM calls"]
+    assert [row[0] for row in rows] == ["the default", "batch_size=1, curation_group=1", "batch_size=1"]
+    assert rows[1][1:] == rows[2][1:]
+    for row in rows:
+        rollouts, reflections, curations, calls = map(int, row[-4:])
+        assert reflections >= 100 > curations > 0
+        assert rollouts + reflections + curations <= calls
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_wall_clock_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each group of the batch sizes asked for; ratios are to the first, and CPU time stands beside."""
+    settings.main(["wall", "--sizes", "2", "--scale", "0.001"])
+    out = capsys.readouterr().out
+    assert "latencies × 0.001" in out.splitlines()[0]
+    head, _, *rows = cells(out)
+    assert [row[:2] for row in rows] == [["2", "1"], ["2", "2"]]
+    assert (rows[0][3], rows[0][-1]) == ("1.00", "1.00")
+    assert all(row[head.index("CPU")].endswith("%") for row in rows)

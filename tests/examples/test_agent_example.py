@@ -1,0 +1,162 @@
+"""The agent example: what it shows, what its program keeps, and what no prompt may hold."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_ace import ACE, Playbook
+from dspy_ace.program.rollout import rollouts
+from dspy_ace.testing.apprentice import Apprentice
+from paths import ROOT
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+    return importlib.import_module("agent")
+
+
+@pytest.fixture
+def lm() -> Any:
+    apprentice = Apprentice()
+    with dspy.context(lm=apprentice):
+        yield apprentice
+
+
+def student_of(agent: ModuleType, tasks: Any, **settings: Any) -> Any:
+    return agent.OfficeAgent({task.id: task for split in tasks for task in split}, agent.TOOLS, **settings)
+
+
+def run(*arguments: object, cwd: Path) -> str:
+    """Run the script as a user does; what it prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "agent.py"), *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def rates(label: str, output: str) -> list[float]:
+    """Task and scenario goal completion of a row, normal, then challenge; last the bullets."""
+    line = re.findall(rf"^{label}: +(.*)$", output, re.MULTILINE)[-1]
+    return [float(number) for number in re.findall(r"[\d.]+", line)]
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+def test_the_default_run(tmp_path: Path) -> None:
+    """With its defaults the script takes both test sets up by 20 points at least, and saves the playbook."""
+    output = run("--out", tmp_path / "playbook.json", cwd=tmp_path)
+    before, after = rates("student", output), rates("ACE", output)
+    assert all(now >= was + 20 for was, now in zip(before[:4], after[:4], strict=True))
+    assert before[2] < after[2] < 100
+    for words in ("does not measure how good", "normal:", "challenge:", "points (95 % paired bootstrap", "reflector"):
+        assert words in output
+    assert len(Playbook.load(tmp_path / "playbook.json")) == after[4] >= 4
+    assert before[4] == 0
+
+
+@pytest.mark.slow
+def test_sizes_are_options(tmp_path: Path) -> None:
+    """A small run has the sizes asked for."""
+    output = run("--train", 6, "--val", 2, "--test", 3, "--epochs", 1, "--seed", 5, "--threads", 1, cwd=tmp_path)
+    assert "Tasks: 6 training, 2 validation, 3 normal and 3 challenge test." in output
+    assert len(rates("ACE", output)) == 5
+
+
+def test_it_refuses_in_one_line(agent: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A file that cannot be written ends the script before the first call."""
+    with pytest.raises(SystemExit) as stopped:
+        agent.main(["--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --out: cannot write")
+
+
+@pytest.mark.compat
+def test_the_tools_descriptions_stay(agent: ModuleType, lm: Apprentice) -> None:
+    """After compile every tool stands in the agent's instructions as before, above the playbook, and is callable."""
+    tasks = agent.make_tasks(0, 8, 2, 3, 3)
+    student = student_of(agent, tasks)
+    plain = student.agent.react.signature.instructions
+    program: Any = ACE(agent.metric, labels=False, epochs=1, num_threads=2).compile(
+        student, agent.as_examples(tasks.train)
+    )
+    assert len(program.playbook) >= 2
+    compiled = program.agent.react.signature.instructions
+    assert compiled.startswith(plain)
+    assert student.agent.react.signature.instructions == plain
+    for tool in agent.TOOLS:
+        assert f"{tool.__name__}, whose description is <desc>{tool.__doc__}</desc>" in compiled
+        assert program.agent.tools[tool.__name__].func is tool
+
+
+def test_no_prompt_holds_what_the_check_knows(agent: ModuleType, lm: Apprentice) -> None:
+    """Examples have no labels, and the right answer of a task that was never worked out is in no role's prompt."""
+    tasks = agent.make_tasks(0, 30, 1, 1, 1)
+    counts = [task for task in tasks.train if "number of files" in task.text]
+    assert counts
+    examples = agent.as_examples(counts)
+    assert all(not example.labels().toDict() for example in examples)
+    secret = "4711"  # in place of the right count: nobody can find it out
+    known = {
+        task.id: type(task)(task.id, task.scenario, task.text, task.records,
+                            type(task.wanted)(notes=((task.wanted.notes[0][0], secret),)))
+        for task in counts
+    }  # fmt: skip
+    ACE(agent.metric, labels=False, epochs=1).compile(agent.OfficeAgent(known, agent.TOOLS), examples)
+    assert any(record.role == "reflector" for record in lm.log)
+    assert all(secret not in record.request for record in lm.log)
+
+
+def test_the_reflector_sees_every_step(agent: ModuleType, lm: Apprentice) -> None:
+    """Thoughts, calls with arguments, answers and errors stand in the reflection request, and how the attempt ended."""
+    tasks = agent.make_tasks(0, 30, 1, 1, 1)
+    task = next(task for task in tasks.train if "Send" in task.text)
+    ACE(agent.metric, labels=False, epochs=1, max_reflection_rounds=0).compile(
+        student_of(agent, tasks), agent.as_examples([task])
+    )
+    (request,) = (record.request for record in lm.log if record.role == "reflector")
+    for words in ("list_events fits", "send_mail", "'to': ", "Error 401: no valid access_token", "→ next_thought"):
+        assert words in request
+    assert "The end state does not fit the task. Calls that ended in an error: 1." in request
+
+
+def test_the_step_limit_is_told(agent: ModuleType, lm: Apprentice) -> None:
+    """An agent that is cut off at its step limit gets that as feedback, and its end state is checked as it is."""
+    tasks = agent.make_tasks(0, 30, 1, 1, 1)
+    task = next(task for task in tasks.train if "Share each" in task.text)
+    (cut,) = rollouts(student_of(agent, tasks, max_iters=2), agent.as_examples([task]), agent.metric)
+    assert cut.feedback.score == 0
+    assert cut.feedback.text.endswith("The step limit was reached before the agent finished.")
+    (whole,) = rollouts(student_of(agent, tasks), agent.as_examples([task]), agent.metric)
+    assert "step limit" not in whole.feedback.text
+
+
+def test_each_rollout_has_an_office_of_its_own(agent: ModuleType, lm: Apprentice) -> None:
+    """The same task, in many threads and again, gives the same result each time; a failing program leaves none open."""
+    tasks = agent.make_tasks(0, 6, 1, 1, 1)
+    task = next(task for task in tasks.train if "Book" in task.text)
+    student = student_of(agent, tasks)
+    for _ in range(2):
+        done = rollouts(student, agent.as_examples([task] * 12), agent.metric, num_threads=4)
+        assert [trajectory.feedback.score for trajectory in done] == [1.0] * 12
+    broken = student_of(agent, tasks)
+    broken.agent = SimpleNamespace()
+    with pytest.raises(TypeError):
+        broken(task_id=task.id, task=task.text)
+    with pytest.raises(LookupError):
+        importlib.import_module("office.world").current()

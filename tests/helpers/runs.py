@@ -1,0 +1,219 @@
+"""Runs that tests starve, bill, spoil and kill: the routing task against the loopback server.
+
+As a program it is a nursery: it forks a child for each line on its standard input (the settings of one run, as JSON),
+says the child's process id, waits for its end and says how it ended. A child is killed at no cost of another start.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import dspy
+
+from dspy_ace import ACE, Usage
+from dspy_ace.testing import OfflineLM
+from dspy_ace.testing.machine import Machine, Served
+from dspy_ace.testing.noise import Dice
+from dspy_ace.testing.server import OfflineServer, serve
+from paths import ROOT
+from tasks import Route, desk_metric, messages
+
+TRAIN, VAL = messages(16, 1), messages(6, 2)
+SPOILED = ("truncated", "unparsable", "empty")
+
+
+def client(server: OfflineServer | str, model: str = "openai/offline", **settings: Any) -> dspy.LM:
+    """DSPy's own client of the server; its cache is off unless asked for."""
+    url = server if isinstance(server, str) else server.url
+    return dspy.LM(model, api_base=url, api_key="none", **{"cache": False, **settings})
+
+
+def compiled(lm: Any, student: Any = None, metric: Any = desk_metric, **settings: Any) -> Any:
+    """A short run on the routing task: 16 examples in batches of four, a valset of six, one epoch."""
+    trainset, valset = settings.pop("trainset", TRAIN), settings.pop("valset", VAL)
+    with dspy.context(lm=lm):
+        optimizer = ACE(metric, **{"epochs": 1, "batch_size": 4, "num_threads": 4, **settings})
+        return optimizer.compile(student or dspy.ChainOfThought(Route), trainset, valset=valset)
+
+
+def billed(server: OfflineServer) -> dict[str, Usage]:
+    """What the server's own log says that each role has used."""
+    roles: dict[str, Usage] = {}
+    for record in server.log:
+        used = Usage(
+            1, 0, int(record.fault is not None), record.prompt_tokens if record.fault is None else 0,
+            record.cached_tokens, record.completion_tokens,
+        )  # fmt: skip
+        roles[record.role] = roles.get(record.role, Usage()) + used
+    return roles
+
+
+def booked(program: Any) -> dict[str, Usage]:
+    """What the run says of the roles that called an LM; retries are not what a server can tell."""
+    usage: Mapping[str, Usage] = program.detailed_results.usage
+    kept = ("calls", "cached_calls", "failed_calls", "prompt_tokens", "cached_tokens", "completion_tokens")
+    return {role: Usage(*(getattr(used, name) for name in kept)) for role, used in usage.items() if used.calls}
+
+
+class Spoiling(Machine):
+    """The offline machine with replies that arrive truncated, as prose, or empty.
+
+    Args:
+        machine: the one whose knobs, log and cache it has.
+        chances: `truncated`, `unparsable`, `empty` → probability an attempt.
+    """
+
+    def __init__(self, machine: Machine, chances: Mapping[str, float]) -> None:
+        super().__init__(machine.knobs, machine.log, machine.cache)
+        self.chances = chances
+        self.spoiled: Counter[str] = Counter()
+        self._seen: Counter[str] = Counter()
+
+    def serve(self, request: Any, salt: str = "", max_tokens: int | None = None) -> Served:
+        text = request.text
+        with self._lock:
+            attempt = self._seen[text]
+            self._seen[text] += 1
+        dice = Dice(f"{self.knobs.seed}/{attempt}/{text}")
+        hit = next((kind for kind in SPOILED if dice.happens(kind, self.chances.get(kind, 0.0))), None)
+        if hit == "truncated":
+            max_tokens = 5 + dice.below("length", 20)
+        served = super().serve(request, salt, max_tokens)
+        if hit is None:
+            return served
+        with self._lock:
+            self.spoiled[hit] += 1
+        if hit == "truncated":
+            return served
+        said = "" if hit == "empty" else "I would rather talk this over first. It depends on many things."
+        return Served(
+            said, served.role, served.prompt_tokens, served.cached_tokens, served.completion_tokens, False, 0.0
+        )
+
+
+def unasked(records: Any) -> int:
+    """Successes that nobody is asked about without a valset: up to the first batch with a failure in it."""
+    quiet = 0
+    for record in records:
+        quiet += sum(score == 1.0 for score in record.scores)
+        if any(score < 1.0 for score in record.scores):
+            break
+    return quiet
+
+
+@contextmanager
+def faulty(chances: Mapping[str, float], seed: int = 0) -> Iterator[OfflineServer]:
+    """A server whose calls fail (`Knobs.faults`) or are spoiled (`Spoiling`) with these probabilities."""
+    faults = {kind: chance for kind, chance in chances.items() if kind not in SPOILED}
+    with serve(faults=faults, seed=seed) as server:
+        server.machine = Spoiling(server.machine, chances)
+        yield server
+
+
+class Nursery:
+    """A process that forks runs against one server: `with Nursery(server) as nursery: nursery.start(log_dir=…)`."""
+
+    def __init__(self, server: OfflineServer) -> None:
+        self.server = server
+
+    def __enter__(self) -> Nursery:
+        environment = {
+            **os.environ,
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), self.server.url],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        assert self._stream("stdout").readline() == "ready\n"
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def start(self, **settings: Any) -> int:
+        """Start a run with these settings of `compiled`; its process id."""
+        self._stream("stdin").write(json.dumps(settings) + "\n")
+        self._stream("stdin").flush()
+        return int(self._stream("stdout").readline())
+
+    def wait(self) -> dict[str, Any]:
+        """How the run ended: `status` as `Popen.returncode` has it, and what `_child` tells."""
+        self._stream("stdin").write("end\n")  # until then an ended child keeps its process id: none else is hit
+        self._stream("stdin").flush()
+        answer: dict[str, Any] = json.loads(self._stream("stdout").readline())
+        return answer
+
+    def _stream(self, name: str) -> IO[str]:
+        stream: IO[str] | None = getattr(self._process, name)
+        assert stream is not None
+        return stream
+
+
+def _child(url: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """One run; what became of it."""
+    lm = client(url)
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    handler.setLevel(logging.WARNING)
+    logging.getLogger("dspy.ace").addHandler(handler)
+    try:
+        program = compiled(lm, **settings)
+    except KeyboardInterrupt:
+        return {"raised": "KeyboardInterrupt", "heard": heard}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to interrupt anything
+    results = program.detailed_results
+    return {
+        "stopped": results.stopped,
+        "steps": [record.step for record in results.records],
+        "playbook": program.playbook.to_json(),
+        "heard": heard,
+    }
+
+
+def _nursery(url: str) -> None:
+    """Fork a run for each line; a first one in the same process loads whatever is loaded late."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("dspy").setLevel(logging.WARNING)
+    if hasattr(dspy, "lm15"):
+        first = client(url)
+    else:  # LiteLLM starts a thread with its first call
+        importlib.import_module("litellm")
+        first = OfflineLM()
+    compiled(first, num_threads=1, trainset=TRAIN[:4], valset=None)
+    if threading.active_count() > 1:
+        raise SystemExit("a thread is left: forking is not safe")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            said = _child(url, json.loads(line))
+            os.write(writing, json.dumps(said).encode())
+            os._exit(0)
+        os.close(writing)
+        print(child, flush=True)
+        with os.fdopen(reading) as pipe:
+            said_text = pipe.read()
+        sys.stdin.readline()
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status), **json.loads(said_text or "{}")}), flush=True)
+
+
+if __name__ == "__main__":
+    _nursery(sys.argv[1])

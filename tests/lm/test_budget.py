@@ -1,0 +1,200 @@
+"""Budgets are never exceeded, by the count of whoever was paid: the metric, or the server."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_ace.lm import attempts
+from dspy_ace.lm.budget import Budget, BudgetSpentError
+from dspy_ace.lm.pricing import price_of
+from dspy_ace.testing import OfflineLM
+from dspy_ace.testing.server import OfflineServer, serve
+from runs import client, compiled, faulty
+from tasks import desk_metric, messages
+
+pytestmark = [
+    pytest.mark.compat,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
+]
+PRICED = "openai/gpt-4o-mini"
+
+
+class Counted:
+    """The task's metric, counting its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, example: Any, prediction: Any, trace: Any = None) -> Any:
+        with self._lock:
+            self.calls += 1
+        return desk_metric(example, prediction)
+
+
+def dollars(server: OfflineServer) -> float:
+    """What the server's log comes to at the price of the model."""
+    price = price_of(PRICED)
+    assert price is not None
+    paid = [record for record in server.log if record.fault is None]
+    return sum(price.of(r.prompt_tokens, r.cached_tokens, r.completion_tokens) for r in paid)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 50, 333])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_max_metric_calls_is_never_exceeded(limit: int, threads: int) -> None:
+    """Batches, retries and validation together stay within it, and a run that has more to do spends it."""
+    metric = Counted()
+    settings: dict[str, Any] = {"max_metric_calls": limit, "num_threads": threads, "max_reflection_rounds": 2}
+    trainset, valset = messages(100, 1), messages(20, 2)
+    program = compiled(
+        OfflineLM(slips=0.3), metric=metric, trainset=trainset, valset=valset, batch_size=8, epochs=9, **settings
+    )
+    results = program.detailed_results
+    assert metric.calls == results.rollouts == sum(record.rollouts for record in results.records) <= limit
+    assert metric.calls > limit - 8 or "max_metric_calls" not in results.stopped
+    if limit < 333:
+        assert "max_metric_calls" in results.stopped
+
+
+def test_max_metric_calls_counts_rollouts_that_fail() -> None:
+    """A rollout whose LM call, format or metric fails is a rollout that was made."""
+    with faulty({"server_error": 0.5, "unparsable": 0.3}, seed=3) as server:
+        lm = client(server, num_retries=0)
+        settings: dict[str, Any] = {"max_metric_calls": 30, "epochs": 9, "batch_size": 8}
+        results = compiled(lm, reflection_lm=OfflineLM(), **settings).detailed_results
+    assert any(record.failures for record in results.records)
+    assert results.rollouts == sum(record.rollouts for record in results.records) <= 30
+
+
+@pytest.mark.parametrize("limit", [1, 2, 10, 33])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_max_lm_calls_is_never_exceeded(limit: int, threads: int) -> None:
+    """The server receives exactly so many requests, whatever is in flight; what was learned is returned."""
+    with serve() as server:
+        program = compiled(client(server), max_lm_calls=limit, num_threads=threads)
+        assert server.calls == limit
+    assert f"max_lm_calls={limit}" in program.detailed_results.stopped
+
+
+def test_max_lm_calls_counts_every_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries that a provider's faults ask for are calls like any other."""
+    monkeypatch.setattr(attempts, "_LONGEST_WAIT", 0.0)
+    with faulty({"rate_limit": 0.4}) as server:
+        results = compiled(client(server), max_lm_calls=25, num_threads=8).detailed_results
+        assert server.calls == 25
+    assert sum(used.retries for used in results.usage.values()) > 0
+
+
+def test_max_lm_calls_holds_for_threads_of_the_program() -> None:
+    """A program that fans out by itself is stopped at the same count."""
+
+    class Fans(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.ChainOfThought("message -> desk")
+
+        def forward(self, message: str) -> Any:
+            pairs = [(self.ask, {"message": f"{message} {n}"}) for n in range(3)]
+            return dspy.Parallel(num_threads=3, disable_progress_bar=True, timeout=0)(pairs)[0]
+
+    with serve() as server:
+        results = compiled(client(server), Fans(), max_lm_calls=20, num_threads=4).detailed_results
+        assert server.calls == 20
+    assert "max_lm_calls" in results.stopped
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.001, 0.011, 0.0125])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_max_cost_is_never_exceeded(limit: float, threads: int) -> None:
+    """By the server's own log and the list's price, threads in flight included."""
+    with serve(prefix_cache=True) as server:
+        results = compiled(client(server, PRICED), max_cost=limit, num_threads=threads, epochs=3).detailed_results
+        spent = dollars(server)
+    assert spent <= limit
+    assert "max_cost" in results.stopped
+    assert sum(used.dollars or 0.0 for used in results.usage.values()) == pytest.approx(spent)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_max_cost_is_spent_before_it_ends_a_run(threads: int) -> None:
+    """What calls under way may cost delays the next one; the run ends when that one would not fit if it were alone."""
+    price = price_of(PRICED)
+    assert price is not None
+    assert price.longest is not None
+    longest = price.longest * price.completion
+    with serve() as server:
+        lm, limit = client(server, PRICED), longest + 0.003
+        results = compiled(lm, max_cost=limit, num_threads=threads, epochs=9).detailed_results
+        spent = dollars(server)
+        longest_reply = max(record.completion_tokens for record in server.log)
+    assert "max_cost" in results.stopped
+    # weighed with the longest reply there can be, a call is made only up to 0.003; its real reply comes on top
+    assert 0.002 < spent <= 0.003 + longest_reply * price.completion
+    assert spent <= limit
+
+
+def test_max_cost_that_is_not_reached_changes_nothing() -> None:
+    """A run that costs less than it may ends as it would without the budget."""
+    with serve() as server:
+        free = compiled(client(server, PRICED))
+        bounded = compiled(client(server, PRICED), max_cost=2 * dollars(server) + 0.05, num_threads=8)
+    assert bounded.playbook == free.playbook
+    assert bounded.detailed_results.records == free.detailed_results.records
+
+
+def test_max_cost_stops_at_a_model_without_a_price() -> None:
+    """An LM that only turns up in the middle, here in the metric, is not asked if its price is unknown."""
+    with serve() as server, serve() as unpriced:
+        judge = client(unpriced, "openai/no-such-model")
+
+        def metric(example: Any, prediction: Any) -> bool:
+            with dspy.context(lm=judge):
+                return bool(dspy.Predict("desk -> verdict")(desk=prediction.desk).verdict)
+
+        results = compiled(client(server, PRICED), metric=metric, max_cost=1.0).detailed_results
+        assert unpriced.calls == 0
+    assert "no-such-model" in results.stopped
+
+
+def test_max_seconds_starts_no_call_later() -> None:
+    """After that time no request leaves; those under way are waited for."""
+    with serve(latency=0.05) as server:
+        results = compiled(client(server), max_seconds=0.4, num_threads=2).detailed_results
+        assert 2 <= server.calls <= 2 * 0.4 / 0.05 + 2
+    assert "max_seconds" in results.stopped
+
+
+def test_a_call_waits_for_the_money_that_others_may_need() -> None:
+    """A call that fits only once others have ended waits for them; one that never fits is refused at once."""
+    budget, lm = Budget(max_cost=0.015), client("http://127.0.0.1:9/v1", PRICED)
+    budget.on_lm_start("first", lm, {"prompt": "hello"})
+    passed = threading.Event()
+
+    def second() -> None:
+        budget.on_lm_start("second", lm, {"prompt": "hello"})
+        passed.set()
+
+    thread = threading.Thread(target=second, daemon=True)
+    thread.start()
+    assert not passed.wait(0.2)
+    budget.spend(0.001)
+    budget.on_lm_end("first", None)
+    assert passed.wait(5)
+    thread.join()
+    budget.spend(0.009)
+    budget.on_lm_end("second", None)
+    with pytest.raises(BudgetSpentError, match="max_cost"):
+        budget.on_lm_start("third", lm, {"prompt": "hello"})
+
+
+def test_a_call_inside_a_call_does_not_wait_for_itself() -> None:
+    """An LM that asks another one in the same thread is refused where both do not fit."""
+    budget, lm = Budget(max_cost=0.015), client("http://127.0.0.1:9/v1", PRICED)
+    budget.on_lm_start("outer", lm, {"prompt": "hello"})
+    with pytest.raises(BudgetSpentError, match="under way"):
+        budget.on_lm_start("inner", lm, {"prompt": "hello"})

@@ -1,0 +1,207 @@
+"""OnlineACE over a store: several processes tell, learn, die and forget."""
+
+from __future__ import annotations
+
+import contextvars
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.utils.exceptions import LMServerError
+
+from dspy_ace import Add, Delta, Playbook, Reflection, RunError
+from dspy_ace.online import inbox
+from dspy_ace.online.online import OnlineACE
+from dspy_ace.store.store import PlaybookStore
+from dspy_ace.testing import OfflineLM
+from online_helpers import Notebook, noted, until
+from paths import HELPERS, ROOT
+
+
+@pytest.mark.compat
+def test_what_is_told_to_a_store_is_on_disk_and_learned_from_by_another(offline: OfflineLM, tmp_path: Path) -> None:
+    """A tell outlives its process; another object on the store learns from it, and the first takes the bullets up."""
+    notebook = Notebook()
+    with PlaybookStore(tmp_path / "memory.db") as store:
+        with noted(Notebook(), store=store) as first:
+            first.tell(first(message="Hello"), "It is Maple.", expected={"desk": "Maple"}, source="user-17")
+        assert len(store.pending()) == 1  # it was closed: what it was told stays in the store
+    with PlaybookStore(tmp_path / "memory.db") as store, PlaybookStore(tmp_path / "memory.db") as mine:
+        reader = noted(Notebook(), store=mine)
+        with noted(notebook, store=store) as second:
+            assert second.learn() is not None
+            assert second.learn() is None
+        (seen,) = notebook.seen
+        assert (seen.inputs, seen.expected, seen.feedback.text) == (
+            {"message": "Hello"}, {"desk": "Maple"}, "It is Maple."
+        )  # fmt: skip
+        assert (seen.prediction.desk, [call.predictor for call in seen.trace]) == (
+            seen.trace[0].outputs["desk"], ["predict"]
+        )  # fmt: skip
+        assert "Route the message" in seen.task["predict"]
+        assert (store.pending(), store.version) == ((), 1)
+        assert len(reader.playbook) == 0
+        reader.refresh()
+        assert (reader.playbook, reader.version) == (store.playbook(), 1)
+        reader.close()
+
+
+def test_others_bullets_come_while_it_runs(offline: OfflineLM, tmp_path: Path) -> None:
+    """With learn="elsewhere" nothing is learned here, and what another process appends is in use soon."""
+    with (
+        PlaybookStore(tmp_path / "memory.db") as store,
+        noted(Notebook(), store=store, learn="elsewhere", poll_seconds=0.05) as program,
+    ):
+        for n in range(4):
+            program.tell(program(message=str(n)), 0)
+        store.append(Delta((Add("S", "Read the message twice."),)))
+        until(lambda: len(program.playbook) == 1)
+        program(message="Hello")
+        assert program.pending == 4
+    assert "Read the message twice." in str(offline.history[-1]["messages"])
+
+
+def test_two_learners_share_a_store(offline: OfflineLM, tmp_path: Path) -> None:
+    """Told by both and learned by both at once, every tell is learned from once, and no bullet is lost."""
+    notebooks = [Notebook(), Notebook()]
+    stores = [PlaybookStore(tmp_path / "memory.db") for _ in notebooks]
+    programs = [
+        noted(notebook, store=store, learn="background", poll_seconds=0.05, batch_size=1)
+        for notebook, store in zip(notebooks, stores, strict=True)
+    ]
+
+    def use(program: OnlineACE, name: str) -> None:
+        for n in range(8):
+            program.tell(program(message=f"{name} {n}"), 0)
+
+    threads = [
+        threading.Thread(target=contextvars.copy_context().run, args=(use, *pair))
+        for pair in zip(programs, "ab", strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until(lambda: not stores[0].pending())
+    for program in programs:
+        program.close()
+    learned = sorted(seen.source for notebook in notebooks for seen in notebook.seen)
+    assert learned == sorted(f"tell-{n}" for n in range(1, 17))
+    assert len(stores[0].playbook()) == 16
+    assert stores[0].playbook() == stores[1].playbook()
+    for store in stores:
+        store.close()
+
+
+def test_a_learner_that_dies_loses_nothing(offline: OfflineLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one process had begun to learn from is learned from by another, once its claim has ended."""
+    monkeypatch.setattr(inbox, "CLAIM", 0.5)
+    notebook = Notebook()
+    with PlaybookStore(tmp_path / "memory.db") as store, PlaybookStore(tmp_path / "memory.db") as other:
+        dying = Notebook()
+        dying.broken = LMServerError(message="503")
+        with noted(dying, store=store) as first, noted(notebook, store=other) as second:
+            first.tell(first(message="Hello"), 0)
+            with pytest.raises(RunError):
+                first.learn()
+            assert second.learn() is None
+            until(lambda: second.learn() is not None)
+            dying.broken = None
+            first.tell(first(message="Bye"), 0)
+            assert first.learn() is not None
+            assert [seen.source for seen in dying.seen] == ["tell-2"]  # of its old claim nothing is left
+            assert store.pending() == ()
+        assert [bullet.sources for bullet in store.playbook()] == [("tell-1",), ("tell-2",)]
+
+
+def test_what_is_forgotten_while_it_is_learned_from_stays_forgotten(offline: OfflineLM, tmp_path: Path) -> None:
+    """A source forgotten in the middle of a step leaves no bullet; the rest of the batch is learned from again."""
+    with PlaybookStore(tmp_path / "memory.db") as store:
+
+        class Forgetful(Notebook):
+            def __call__(self, playbook: Playbook, trajectory: Any) -> Reflection:
+                if trajectory.source == "user-2" and not self.asked:
+                    store.forget(sources=["user-1"])
+                return super().__call__(playbook, trajectory)
+
+        notebook = Forgetful()
+        with noted(notebook, store=store, num_threads=1) as program:
+            for source in ("user-2", "user-1"):
+                program.tell(program(message=f"of {source}"), 0, source=source)
+            assert program.learn() is not None
+            assert [bullet.sources for bullet in program.playbook] == [("user-2",)]
+            assert store.pending() == ()
+
+
+def test_records_of_others_and_values_that_are_no_json(offline: OfflineLM, tmp_path: Path) -> None:
+    """Foreign records are left in the store; a value JSON cannot hold is kept as text and never tried again."""
+    notebook, traced = Notebook(), []
+
+    def metric(example: Any, prediction: Any, trace: Any = None) -> float:
+        traced.append(example)
+        return 0.0
+
+    class Loose(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+        def __init__(self) -> None:
+            super().__init__()
+            self.route = dspy.Predict("message -> desk")
+
+        def forward(self, message: Any) -> Any:
+            return self.route(message=str(message))
+
+    with PlaybookStore(tmp_path / "memory.db") as store:
+        store.tell({"question": "of another program"})
+        with noted(notebook, metric, store=store, program=Loose(), batch_size=3) as program:
+            program.tell(program(message={1, 2}), expected={"desk": "Maple"})
+            program.tell(program(message="plain"), expected={"desk": "Maple"})
+            program.learn()
+            assert program.pending == 1
+    inputs = [seen.inputs["message"] for seen in notebook.seen]
+    assert sorted(inputs) == ["plain", "plain", "{1, 2}"] or sorted(inputs) == ["plain", "{1, 2}"]
+    assert [example.message for example in traced] == [{1, 2}, "plain", "plain"]
+
+
+TELLS_AND_DIES = """
+import os, sys
+import dspy
+sys.path[:0] = sys.argv[2:]
+from dspy_ace.online.online import OnlineACE
+from dspy_ace.store.store import PlaybookStore
+from dspy_ace.testing import OfflineLM
+from tasks import Route
+dspy.configure(lm=OfflineLM())
+online = OnlineACE(dspy.ChainOfThought(Route), store=PlaybookStore(sys.argv[1]))
+for n in range(3):
+    online.tell(online(message=f"Hello {n}"), 0)
+os._exit(9)
+"""
+
+
+def test_a_process_that_is_killed_after_a_tell(offline: OfflineLM, tmp_path: Path) -> None:
+    """What tell has returned for is in the store, whatever becomes of the process."""
+    here = HELPERS
+    command = [sys.executable, "-c", TELLS_AND_DIES, str(tmp_path / "memory.db"), str(here), str(here.parent)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 9, done.stderr
+    notebook = Notebook()
+    with PlaybookStore(tmp_path / "memory.db") as store, noted(notebook, store=store, batch_size=3) as program:
+        program.learn()
+    assert sorted(seen.inputs["message"] for seen in notebook.seen) == ["Hello 0", "Hello 1", "Hello 2"]
+
+
+@pytest.mark.slow
+def test_the_example_learns_from_what_it_is_told(tmp_path: Path) -> None:
+    """examples/online.py goes from a warm start to at least 0.85 of the test messages, and keeps its store."""
+    script = ROOT / "examples" / "online.py"
+    command = [sys.executable, str(script), "--store", str(tmp_path / "memory.db")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    warm, told = (float(done.stdout.split(f"\n{label}:")[1].split()[0]) for label in ("warm", "told"))
+    assert told >= 0.85 > 0.6 > warm
+    with PlaybookStore(tmp_path / "memory.db") as store:
+        assert len(store.playbook()) > 10
+        assert store.pending() == ()

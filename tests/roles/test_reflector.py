@@ -1,0 +1,295 @@
+"""The default reflector: what it is shown, and what it makes of the reply."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Any
+
+import dspy
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspy_ace import Insight, Playbook, Reflection, Reflector
+from dspy_ace.errors import RoleError, SettingsError
+from dspy_ace.playbook.text import count_tokens
+from dspy_ace.program.trajectory import Call, Failure, Feedback
+from dspy_ace.roles.reflector import ReflectOnTrajectory
+from scripted import rate_limited, scripted
+from scripted_roles import PLAYBOOK, chat, fields_of, real_replies, reflection_reply, sections, trajectory
+
+pytestmark = pytest.mark.compat
+
+
+def shown(t: Any, playbook: Playbook = PLAYBOOK, **options: Any) -> dict[str, str]:
+    """The input fields of the prompt for a trajectory."""
+    lm = scripted(reflection_reply())
+    Reflector(lm, **options)(playbook, t)
+    return fields_of(lm.script.requests[0])
+
+
+def reflect(reply: str, t: Any = None, playbook: Playbook = PLAYBOOK) -> Reflection:
+    """What the reflector makes of a reply."""
+    result: Reflection = Reflector(scripted(reply))(playbook, t or trajectory(shown=("str-00001", "str-00002")))
+    return result
+
+
+def test_the_prompt_holds_inputs_every_call_outcome_feedback_and_expected_outputs() -> None:
+    """All that was asked and answered is in view, predictor by predictor."""
+    calls = (
+        Call("search", {"question": "How many are 7 and 5?"}, {"query": "7 plus 5"}),
+        Call("answer", {"hits": "seven, five"}, {"reasoning": "I add.", "answer": "eleven"}),
+    )
+    task = {"search": "Find facts.", "answer": "Answer briefly."}
+    fields = shown(trajectory(trace=calls, task=task))
+    assert fields["task"] == "[search]\nFind facts.\n\n[answer]\nAnswer briefly."
+    assert fields["task_inputs"] == "question: How many are 7 and 5?"
+    for words in ("Call 1: search", "7 plus 5", "Call 2: answer", "seven, five", "I add.", "eleven"):
+        assert words in fields["trajectory"]
+    assert "FAILED" in fields["outcome"]
+    assert fields["feedback"] == "Off by one."
+    assert fields["expected_outputs"] == "answer: twelve (12)"
+    assert fields["earlier_reflection"] == "(none)"
+
+
+def test_without_labels_no_expected_value_is_in_the_prompt() -> None:
+    """An example of inputs only: the field says that there is nothing, and the label is nowhere."""
+    example = dspy.Example(question="How many are 7 and 5?").with_inputs("question")
+    lm = scripted(reflection_reply())
+    Reflector(lm)(PLAYBOOK, trajectory(example=example))
+    sent = "".join(message["content"] for message in lm.script.requests[0])
+    assert "twelve" not in sent
+    assert fields_of(lm.script.requests[0])["expected_outputs"] == "(not available)"
+
+
+def test_cited_bullets_come_first_then_others_that_were_shown_without_counters() -> None:
+    """Bullets that were not shown are not in view, and no counter sways the judgement."""
+    fields = shown(trajectory(shown=("str-00001", "str-00002"), cited=("str-00002",)))
+    cited, _, others = fields["bullets"].partition("Shown, not cited:")
+    assert "[str-00002]" in cited
+    assert "[str-00001]" in others
+    assert "cmt-00012" not in fields["bullets"]
+    assert "helpful" not in fields["bullets"]
+
+
+def test_many_cited_bullets_leave_room_for_others() -> None:
+    """The room of bullets that were not cited is their own; how many are left out is said."""
+    lines = "\n".join(f"[s-{n:05d}] {'word ' * 400}" for n in range(1, 9))
+    playbook = Playbook.from_text(f"## S\n{lines}")
+    names = tuple(bullet.id for bullet in playbook)
+    bullets = shown(trajectory(shown=names, cited=names[:4]), playbook)["bullets"]
+    assert all(f"[{name}]" in bullets for name in names[:7])
+    assert "[s-00008]" not in bullets
+    assert bullets.endswith("(and 1 more that were shown)")
+
+
+def test_a_retry_shows_the_earlier_reflection_and_says_so() -> None:
+    """Root cause and insights of the reflection that was in view; the outcome says it is a retry."""
+    fields = shown(trajectory(attempt=Reflection(("Carry the one.",), root_cause="A carry was missed.")))
+    assert fields["earlier_reflection"] == "Root cause: A carry was missed.\n- Carry the one."
+    assert "retry" in fields["outcome"]
+
+
+def test_a_failed_call_is_told_as_the_outcome() -> None:
+    """The error's kind and message stand where the score would."""
+    assert "ValueError: no digits" in shown(trajectory(error=Failure("program", "ValueError: no digits")))["outcome"]
+
+
+def test_every_part_of_the_answer_is_read() -> None:
+    """Insights in order, tags matched against the playbook whatever brackets and capitals, findings in words."""
+    reply = reflection_reply(
+        ["Carry.", {"insight": "Write units."}], {"[STR-00001]": "Helpful.", "str-00002": {"tag": "harmful"}}
+    )
+    assert reflect(reply) == Reflection(
+        (Insight("Carry."), Insight("Write units.")),
+        {"str-00001": "helpful", "str-00002": "harmful"},
+        error_identification="The sum was wrong.",
+        root_cause="A carry was missed.",
+        correct_approach="Carry.",
+    )
+
+
+@pytest.mark.parametrize(
+    "said", ["[]", "", "(none)", '["None"]', "No new insights.", '["", null, 5, {"predictor": "answer"}]']
+)
+def test_no_insight_is_a_good_answer(said: str) -> None:
+    """The many ways to say that there is nothing new give no insight and no second call."""
+    lm = scripted(reflection_reply(said))
+    assert Reflector(lm)(PLAYBOOK, trajectory()).insights == ()
+    assert len(lm.script.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "tags"),
+    [
+        ("str-00001: helpful", {"str-00001": "helpful"}),
+        ('[{"id": "str-00001", "tag": "harmful"}]', {"str-00001": "harmful"}),
+        (
+            '{"helpful": ["str-00001"], "harmful": [], "neutral": "STR-00002"}',
+            {"str-00001": "helpful", "str-00002": "neutral"},
+        ),
+        ('{"str-00001": "great", "str-00002": null}', {}),
+        ('{"x-9": "helpful"}', {"x-9": "helpful"}),
+        ("BULLET_ID: harmful", {"BULLET_ID": "harmful"}),
+        ("No bullet was cited here, so I tag none of them.", {}),
+        ("(empty)", {}),
+    ],
+)
+def test_tags_are_read_in_every_form(said: str, tags: dict[str, str]) -> None:
+    """Unknown words are no votes; unknown ids are kept, to be reported; prose that names no bullet has no votes."""
+    assert reflect(reflection_reply(["a"], said)).tags == tags
+
+
+def test_prose_that_names_a_bullet_is_asked_for_once_more() -> None:
+    """A vote may be in it that must not be lost."""
+    lm = scripted(
+        [reflection_reply(["a"], "str-00001 was of help."), reflection_reply(["a"], {"str-00001": "helpful"})]
+    )
+    assert Reflector(lm)(PLAYBOOK, trajectory(shown=("str-00001",))).tags == {"str-00001": "helpful"}
+    assert len(lm.script.requests) == 2
+
+
+def test_predictors_scope_insights_only_where_a_program_has_several() -> None:
+    """A known name scopes, an unknown one falls to all; with one predictor there is no scope."""
+    said = [
+        {"insight": "a", "predictor": "[search]"},
+        {"insight": "b", "predictor": "nobody"},
+        {"insight": "c", "predictor": 5},
+    ]
+    task = {"search": "Find.", "answer": "Answer.", "check": "Check."}
+    calls = (Call("search", {}, {"text": "x"}), Call("answer", {}, {"answer": "eleven"}))
+    several = reflect(reflection_reply(said), trajectory(task=task, trace=calls))
+    assert [insight.predictor for insight in several.insights] == ["search", None, None]
+    single = reflect(reflection_reply([{"insight": "a", "predictor": "answer"}]), trajectory())
+    assert single.insights == (Insight("a"),)
+
+
+def test_a_torn_reply_keeps_the_whole_insights_only(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half one is left out, and a warning says for which example."""
+    reply = chat(key_insights='["Carry the one.", "Write the un').replace("[[ ## completed ## ]]", "").rstrip()
+    monkeypatch.setattr(logging.getLogger("dspy"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "dspy.ace"):
+        assert reflect(reply).insights == (Insight("Carry the one."),)
+    assert any("example 7" in record.getMessage() for record in caplog.records)
+
+
+def test_a_reply_without_insights_field_is_asked_for_once_more_then_an_error() -> None:
+    """Two calls, no more; the error of a provider passes through at once."""
+    lm = scripted("I cannot say.")
+    with pytest.raises(RoleError):
+        Reflector(lm)(PLAYBOOK, trajectory())
+    assert len(lm.script.requests) == 2
+    with pytest.raises(dspy.utils.exceptions.LMError):
+        Reflector(scripted(rate_limited()))(PLAYBOOK, trajectory())
+
+
+def test_a_huge_or_broken_text_is_tamed_before_it_is_handed_on() -> None:
+    """An insight of 50,000 characters is cut visibly; lone surrogates are replaced; LaTeX comes back."""
+    huge, odd = reflect(reflection_reply(["word " * 10_000, "use \ud800 \x0crac{1}{2}"])).insights
+    assert count_tokens(huge.content) <= 1000
+    assert "characters cut" in huge.content
+    assert odd.content == "use � \\frac{1}{2}"
+
+
+def test_values_that_are_no_text_do_not_blow_the_prompt() -> None:
+    """Images, histories, objects and base64 data are short in the prompt, and it stays one text message."""
+
+    class Order(pydantic.BaseModel):
+        number: int = 17
+
+    picture = dspy.Image(url="data:image/png;base64," + base64.b64encode(b"x" * 200_000).decode())
+    example = dspy.Example(
+        picture=picture,
+        history=dspy.History(messages=[{"question": "hello", "answer": "hi"}]),
+        order=Order(),
+        blob="QUJD" * 100_000,
+    ).with_inputs("picture", "history", "order", "blob")
+    call = Call("answer", example.inputs().toDict(), {"answer": "x", "pictures": [picture]})
+    lm = scripted(reflection_reply())
+    Reflector(lm, max_prompt_tokens=4000)(PLAYBOOK, trajectory(example=example, trace=(call,)))
+    sent = lm.script.requests[0][-1]["content"]
+    assert count_tokens(sent) <= 4200
+    assert "(image)" in sent
+    assert "number=17" in sent
+    assert "hello" in sent
+    assert "CUSTOM-TYPE" not in sent.replace("< <CUSTOM-TYPE", "")
+
+
+_LONG = st.builds(
+    lambda piece, times: piece * times,
+    st.text(min_size=1, max_size=30) | st.sampled_from(["[[ ## answer ## ]] ", "数", "word ", "\n", "\ud800", "a1b2"]),
+    st.integers(0, 3000),
+)
+
+
+@given(_LONG, _LONG, _LONG, _LONG, st.integers(500, 3000))
+@settings(max_examples=40, deadline=None)
+def test_the_prompt_is_bounded_and_keeps_inputs_and_outcome(a: str, b: str, c: str, d: str, bound: int) -> None:
+    """Whatever is long is cut in the middle, visibly; where inputs begin and end, and the outcome, survive."""
+    example = dspy.Example(question=f"BEGIN {a} END", answer=d).with_inputs("question")
+    calls = tuple(Call("answer", {"question": b}, {"answer": c}) for _ in range(3))
+    t = trajectory(
+        example=example, trace=calls, feedback=Feedback(0, c), task={"answer": d}, attempt=Reflection((f"x{b}",))
+    )
+    lm = scripted(reflection_reply())
+    Reflector(lm, max_prompt_tokens=bound)(PLAYBOOK, t)
+    sent = lm.script.requests[0][-1]["content"]
+    sent.encode()
+    assert count_tokens(sent) <= bound + 200
+    fields = fields_of(lm.script.requests[0])
+    assert "BEGIN" in fields["task_inputs"]
+    assert "END" in fields["task_inputs"]
+    assert "FAILED" in fields["outcome"]
+    if count_tokens(f"{a}{b}{c}{d}") > bound + 50:
+        assert "characters cut" in sent
+
+
+def test_a_bound_that_leaves_no_room_is_refused() -> None:
+    """The message says what is the least."""
+    with pytest.raises(SettingsError, match="500 or more; got 100"):
+        Reflector(max_prompt_tokens=100)
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()])
+def test_the_offline_model_reflects_through_every_adapter(adapter: Any) -> None:
+    """A failure with a known answer gives an insight, and none is needed twice."""
+    from dspy_ace.testing import OfflineLM
+
+    lm = OfflineLM()
+    example = dspy.Example(question="Which desk takes a broken parcel?", answer="Quarry").with_inputs("question")
+    call = Call("answer", {"question": example.question}, {"answer": "Maple"})
+    with dspy.context(adapter=adapter, lm=lm):
+        reflection = Reflector()(Playbook(), trajectory(example=example, trace=(call,)))
+    assert reflection.insights
+    assert lm.calls == 1
+
+
+def test_real_reflections_come_through_whole() -> None:
+    """24 replies of a strong model, under our field names: every insight and vote is there."""
+    insights = votes = 0
+    for row in real_replies("formula_roles.jsonl"):
+        if row["role"] == "reflector":
+            said = sections(row["completion"])
+            reply = chat(
+                error_identification="",
+                root_cause=said["root_cause"],
+                correct_approach="",
+                key_insights=said["insights"],
+                bullet_tags=said["bullet_tags"],
+            )
+            reflection = reflect(reply)
+            assert reflection.root_cause == said["root_cause"]
+            insights, votes = insights + len(reflection.insights), votes + len(reflection.tags)
+    assert (insights, votes) == (10, 8)
+
+
+def test_the_instructions_are_bounded_and_say_what_matters() -> None:
+    """The prompt's fixed part stays below 700 tokens; zero insights and one tag a cited bullet are asked for."""
+    text = ReflectOnTrajectory.instructions
+    assert count_tokens(text) < 700
+    for words in ("never copy the case", "No insight at all is a good answer", "tag each cited bullet"):
+        assert words in " ".join(text.split())

@@ -1,0 +1,167 @@
+"""What a run says it has used is what the server received; nothing is run or asked twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from dspy_ace import Playbook, Usage
+from dspy_ace.lm import attempts
+from dspy_ace.testing import OfflineLM
+from dspy_ace.testing.server import serve
+from runs import TRAIN, VAL, billed, booked, client, compiled, faulty
+from tasks import RULES, Route, desk_metric
+
+pytestmark = [
+    pytest.mark.compat,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
+]
+HOUSE_RULES = Playbook.from_text(
+    "## S\n"
+    + "\n".join(
+        f"[s-{n:05d}] Messages about {' or '.join(words)} go to {desk}."
+        for n, (desk, words) in enumerate(RULES.items(), 1)
+    )
+)
+
+
+@pytest.mark.parametrize("threads", [1, 4, 16])
+@pytest.mark.parametrize("cache", [False, True])
+def test_usage_by_role_is_the_servers_own_log(threads: int, cache: bool) -> None:
+    """Calls and tokens, those from the provider's prompt cache too, are equal to the last one, role by role."""
+    with serve(prefix_cache=True, slips=0.2, unparsable=0.1, seed=2) as server:
+        lm = client(server, f"openai/offline-{uuid.uuid4().hex}", cache=cache)
+        program = compiled(lm, num_threads=threads, epochs=2, max_reflection_rounds=2)
+        bill, book = billed(server), booked(program)
+    paid = {role: _without_cached_calls(used) for role, used in book.items()}
+    assert paid == bill
+    assert set(book) == {"task", "reflector", "curator"}
+    if not cache:
+        assert book == bill
+
+
+@pytest.mark.parametrize("threads", [1, 16])
+def test_answers_from_dspys_cache_cost_nothing(threads: int) -> None:
+    """The same run again makes the same calls, pays for none of them, and learns the same."""
+    with serve(prefix_cache=True) as server:
+        lm = client(server, f"openai/offline-{uuid.uuid4().hex}", cache=True)
+        first, bill = compiled(lm, num_threads=threads), billed(server)
+        again = compiled(lm, num_threads=threads)
+        assert billed(server) == bill
+    assert again.playbook == first.playbook
+    for role, used in booked(again).items():
+        assert used == Usage(calls=used.calls, cached_calls=used.calls)
+        assert used.calls == booked(first)[role].calls
+
+
+def test_usage_with_faults_and_retries_is_the_servers_own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts that fail are calls; those that were made again are counted as retries as well."""
+    monkeypatch.setattr(attempts, "_LONGEST_WAIT", 0.0)
+    with faulty({"rate_limit": 0.3, "truncated": 0.1, "empty": 0.1}, seed=1) as server:
+        program = compiled(client(server), num_threads=8)
+        bill, book = billed(server), booked(program)
+    assert book == bill
+    failed = sum(used.failed_calls for used in book.values())
+    retries = sum(used.retries for used in program.detailed_results.usage.values())
+    assert failed >= retries > 0
+
+
+def test_a_judge_in_the_metric_has_a_row_of_its_own() -> None:
+    """LM calls of a metric are booked as `metric`, from every thread."""
+    with serve() as server, serve() as bench:
+        judge = client(bench, "openai/judge")
+
+        def metric(example: Any, prediction: Any) -> Any:
+            with dspy.context(lm=judge):
+                dspy.Predict("desk -> verdict")(desk=prediction.desk)
+            return desk_metric(example, prediction)
+
+        book = booked(compiled(client(server), metric=metric, num_threads=8))
+        assert book.pop("metric") == billed(bench)["task"]
+        assert book == billed(server)
+
+
+def test_roles_with_lms_of_their_own_are_billed_apart() -> None:
+    """Student, reflector and curator, each at a provider of its own."""
+    with serve() as task, serve() as coach, serve() as editor:
+        program = compiled(
+            client(task), reflection_lm=client(coach), curator_lm=client(editor, "openai/editor"), num_threads=8
+        )
+        logs = {"task": billed(task), "reflector": billed(coach), "curator": billed(editor)}
+    assert booked(program) == {role: log[role] for role, log in logs.items()}
+    assert all(list(log) == [role] for role, log in logs.items())
+
+
+@pytest.mark.slow
+def test_a_slow_rollout_is_run_once_and_billed_once() -> None:
+    """An example that takes far longer than all the others together is not handed out again; 4 s stand for minutes."""
+    runs: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    class Slow(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+        def __init__(self) -> None:
+            super().__init__()
+            self.route = dspy.Predict(Route)
+
+        def forward(self, message: str) -> Any:
+            with lock:
+                runs[message] += 1
+                slow = len(runs) == 3
+            time.sleep(4.0 if slow and runs[message] == 1 else 0.0)
+            return self.route(message=message)
+
+    with serve() as server:
+        program = compiled(
+            client(server), Slow(), trainset=TRAIN[:8], valset=None, batch_size=8, max_reflection_rounds=0
+        )
+        assert booked(program) == billed(server)
+    assert runs == Counter(example.message for example in TRAIN[:8])
+    assert program.detailed_results.usage["task"].calls == program.detailed_results.rollouts == 8
+
+
+@pytest.mark.parametrize("valset", [None, VAL])
+@pytest.mark.parametrize("reflect_on", ["all", "failures"])
+def test_a_perfect_student_costs_one_epoch_at_most(valset: Any, reflect_on: str) -> None:
+    """The seed is validated once, the trainset is seen once, and where there is no lesson no curator is asked."""
+    with serve() as server:
+        results = compiled(
+            client(server), playbook=HOUSE_RULES, valset=valset, reflect_on=reflect_on, epochs=5
+        ).detailed_results
+        roles = Counter(record.role for record in server.log)
+    assert all(score == 1.0 for record in results.records for score in record.scores)
+    validations = [record for record in results.records if record.validation is not None]
+    learned = [record for record in results.records if record.learned]
+    assert max(record.epoch for record in results.records) == 1
+    assert len(validations) == (0 if valset is None else 1 if not learned else 2)
+    assert roles["task"] == results.rollouts <= len(TRAIN) + 2 * len(valset or ())
+    assert roles["reflector"] <= (len(TRAIN) if reflect_on == "all" else 0)
+    if not any(reflection["insights"] for record in results.records for reflection in record.reflections):
+        assert roles["curator"] == 0
+        assert roles["task"] == len(TRAIN) + len(valset or ())
+
+
+def test_a_run_that_is_continued_pays_only_for_what_is_left(tmp_path: Path) -> None:
+    """The journal's rollouts and calls are in the account of the whole run, and are not made again."""
+    whole = OfflineLM()
+    compiled(whole, log_dir=tmp_path)
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    rest = OfflineLM()
+    results = compiled(rest, log_dir=tmp_path).detailed_results
+    assert rest.calls < whole.calls
+    assert results.usage["task"].calls == results.rollouts
+    assert sum(used.calls for used in results.usage.values()) == whole.calls
+
+
+def _without_cached_calls(used: Usage) -> Usage:
+    return Usage(
+        used.calls - used.cached_calls, 0, used.failed_calls, used.prompt_tokens, used.cached_tokens,
+        used.completion_tokens,
+    )  # fmt: skip

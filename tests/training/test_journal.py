@@ -1,0 +1,214 @@
+"""The run folder and the state that is the fold of its records."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspy_ace import Add, Delete, Delta, JournalError, Playbook, Tag
+from dspy_ace.training.history import Record, State, Validation
+from dspy_ace.training.journal import Journal, line_of
+from paths import GOLDEN
+
+pytestmark = pytest.mark.compat
+PRINT = {"program": "1", "trainset": "2"}
+
+
+def record(step: int, *operations: Any, scores: tuple[float, ...] | None = None) -> Record:
+    """A record with these operations and, if given, validation scores."""
+    return Record(step, 1, (0,), (0.5,), delta=Delta(operations), validation=scores and Validation(scores))
+
+
+FULL = Record(
+    step=1,
+    epoch=1,
+    batch=(3, 1),
+    scores=(1.0, 0.0),
+    failures={"1": {"kind": "format", "message": "AdapterParseError: ü \udc80"}},
+    reflections=({"example": "1", "insights": 1, "verified": True},),
+    delta=Delta((Add("S", "Nimm „das“.", None, ("1",)), Tag("s-00001", 1, 0, "3"))),
+    rejected=({"operation": {"op": "delete", "id": "x-00001"}, "reason": "no bullet 'x-00001' in the playbook"},),
+    validation=Validation((1.0, 0.5)),
+    baseline=Validation((0.0, 0.5)),
+    rollouts=5,
+    usage={"task": {"calls": 5, "prompt_tokens": 100, "completion_tokens": 20}},
+)
+
+
+def test_a_record_reads_back_as_it_was_written() -> None:
+    """Every field survives the disk."""
+    assert Record.from_json(json.loads(line_of(FULL))) == FULL
+
+
+def test_the_disk_format_is_the_golden_one() -> None:
+    """The bytes of version 1: whoever changes them makes a new version that still reads these."""
+    assert line_of(FULL) == (GOLDEN / "journal-v1.jsonl").read_bytes()
+
+
+def test_the_run_file_is_the_golden_one(tmp_path: Path) -> None:
+    """run.json of version 1, byte for byte."""
+    about = {"settings": {"batch_size": 8}, "versions": {"dspy": "3.4.1"}}
+    Journal.open(tmp_path, PRINT, about).close()
+    assert (tmp_path / "run.json").read_bytes() == (GOLDEN / "run-v1.json").read_bytes()
+
+
+def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
+    """Whatever was cut off the last line, the whole lines before it are read and the next line starts clean."""
+    Journal.open(tmp_path, PRINT).close()
+    lines = [line_of(record(0)), line_of(FULL)]
+    path = tmp_path / "journal.jsonl"
+    for cut in range(len(lines[1])):
+        path.write_bytes(lines[0] + lines[1][:cut])
+        with Journal.open(tmp_path, PRINT) as journal:
+            assert len(journal.records) == 1
+            journal.append(FULL)
+        assert path.read_bytes() == b"".join(lines)
+
+
+def test_folders_that_are_not_this_run_are_refused(tmp_path: Path) -> None:
+    """A file, another's files, a newer version, another fingerprint, a damaged line: each says so."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(JournalError, match="cannot be used"):
+        Journal.open(tmp_path / "file", PRINT)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(JournalError, match=r"thesis\.tex"):
+        Journal.open(tmp_path / "other", PRINT)
+    with Journal.open(tmp_path / "run", PRINT) as journal:
+        journal.append(record(0))
+    with pytest.raises(JournalError, match="another trainset"):
+        Journal.open(tmp_path / "run", {**PRINT, "trainset": "9"})
+    (tmp_path / "run" / "journal.jsonl").write_bytes(b'{"step": 0}\n')
+    with pytest.raises(JournalError, match="line 1 is damaged"):
+        Journal.open(tmp_path / "run", PRINT)
+    newer = json.loads((tmp_path / "run" / "run.json").read_text()) | {"version": 99}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(newer))
+    with pytest.raises(JournalError, match="version 99"):
+        Journal.open(tmp_path / "run", PRINT)
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(JournalError, match="damaged"):
+        Journal.open(tmp_path / "run", PRINT)
+
+
+def test_a_folder_in_use_is_refused_and_free_again_after_a_crash(tmp_path: Path) -> None:
+    """A second run in the same folder is told the other's process; a killed process leaves no lock behind."""
+    code = f"""
+import sys, time
+from dspy_ace.training.journal import Journal
+journal = Journal.open({str(tmp_path)!r}, {PRINT!r})
+print("open", flush=True)
+time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "open\n"
+    with pytest.raises(JournalError, match=f"in use by process {other.pid}"):
+        Journal.open(tmp_path, PRINT)
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    Journal.open(tmp_path, PRINT).close()
+    with Journal.open(tmp_path, PRINT), pytest.raises(JournalError, match=f"in use by process {os.getpid()}"):
+        Journal.open(tmp_path, PRINT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
+def test_a_full_disk_is_said_and_costs_the_last_step_alone(tmp_path: Path) -> None:
+    """The step that does not fit is refused with the system's words; the whole ones before it are read again."""
+    code = f"""
+import resource
+from dspy_ace.training.journal import Journal
+from dspy_ace.training.history import Record
+from dspy_ace import JournalError
+journal = Journal.open({str(tmp_path)!r}, {PRINT!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for step in range(100):
+    try:
+        journal.append(Record(step))
+    except JournalError as error:
+        print(step, len(journal.records), error)
+        break
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    step, kept, words = done.stdout.split(maxsplit=2)
+    assert step == kept
+    assert "cannot be written" in words
+    with Journal.open(tmp_path, PRINT) as journal:
+        assert len(journal.records) == int(kept)
+
+
+def test_records_that_do_not_follow_are_refused(tmp_path: Path) -> None:
+    """A journal whose operations do not fit the seed is not replayed."""
+    with Journal.open(tmp_path, PRINT) as journal:
+        journal.append(record(1, Delete("s-00001")))
+        with pytest.raises(JournalError, match="step 1"):
+            journal.replay(State.of(Playbook()))
+
+
+def test_without_a_folder_the_same_bytes_stay_in_memory(tmp_path: Path) -> None:
+    """In memory and on disk a run is the same."""
+    with Journal.open(None, PRINT) as memory, Journal.open(tmp_path, PRINT) as disk:
+        for journal in (memory, disk):
+            journal.append(record(0))
+            journal.append(FULL)
+    assert memory.to_bytes() == (tmp_path / "journal.jsonl").read_bytes()
+
+
+def best(*records: Record) -> tuple[int, int]:
+    """The best step and its number of bullets after these records."""
+    state = State.of(Playbook())
+    for each in records:
+        state = state.after(each)
+    return state.best_step, len(state.best)
+
+
+def test_the_best_playbook_is_the_highest_and_on_a_tie_the_later() -> None:
+    """The seed stays only where it is strictly better; unvalidated steps are never returned over validated ones."""
+    add = Add("S", "x")
+    assert best(record(0, scores=(0.5,)), record(1, add, scores=(0.5,))) == (1, 1)
+    assert best(record(0, scores=(0.6,)), record(1, add, scores=(0.5,))) == (0, 0)
+    assert best(record(0, scores=(0.1,)), record(1, add, scores=(0.9,)), record(2, add, scores=(0.8,))) == (1, 1)
+    assert best(record(0, scores=(0.1,)), record(1, add, scores=(0.9,)), record(2, add)) == (1, 1)
+    assert best(record(0), record(1, add), record(2, add)) == (2, 2)
+    assert best(record(0, scores=(0.5,)), record(1, add)) == (1, 1)  # nothing shows the seed to be better
+    assert best(record(0, scores=(0.5,)), record(1, add), record(2, add, scores=(0.4,))) == (0, 0)
+    assert best(record(0, scores=(0.5,)), record(1, add), record(2, add, scores=(0.4,)), record(3, add)) == (0, 0)
+
+
+def test_votes_after_the_validation_stay_with_the_best_playbook() -> None:
+    """Counters are not in the prompt: they do not make the validated playbook another one."""
+    add, tag = Add("S", "x"), Tag("s-00001", helpful=1)
+    state = State.of(Playbook())
+    for each in (record(0, scores=(0.1,)), record(1, add, scores=(0.9,)), record(2, tag)):
+        state = state.after(each)
+    assert (state.best_step, state.best["s-00001"].helpful, state.unvalidated) == (1, 1, False)
+    state = state.after(record(3, add)).after(record(4, tag))
+    assert (state.best["s-00001"].helpful, state.playbook["s-00001"].helpful, state.unvalidated) == (1, 2, True)
+
+
+def test_the_record_of_the_batches_counts_beside_the_valset() -> None:
+    """One example less on a small valset does not outweigh a training record that went from 5 of 8 to 16 of 16."""
+    seen, worse = (1.0,) * 17 + (0.0,) * 3, (1.0,) * 16 + (0.0,) * 4
+    add = Delta((Add("S", "x"),))
+    state = State.of(Playbook()).after(Record(0, validation=Validation(seen)))
+    state = state.after(Record(1, 1, tuple(range(8)), (1.0,) * 5 + (0.0,) * 3, delta=add, validation=Validation(worse)))
+    assert state.best_step == 0
+    for step in (2, 3):
+        state = state.after(Record(step, 1, tuple(range(8)), (1.0,) * 8))
+    assert (state.best_step, len(state.best), state.best_score, state.seed_score) == (1, 1, 0.8, 0.85)
+
+
+def test_a_prompt_that_was_validated_before_is_known() -> None:
+    """A playbook that reads like the seed or the best one needs no second look at the valset."""
+    state = State.of(Playbook())
+    for each in (record(0, scores=(0.25,)), record(1, Add("S", "x"), scores=(0.75,)), record(2, Delete("s-00001"))):
+        state = state.after(each)
+    assert state.validation_of(state.playbook) == Validation((0.25,))
+    assert state.validation_of(state.best) == Validation((0.75,))
+    assert state.validation_of(state.after(record(3, Add("S", "y"))).playbook) is None

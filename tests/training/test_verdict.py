@@ -1,0 +1,90 @@
+"""The verdict on what was learned."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspy_ace import Add, Delta
+from dspy_ace.training.history import Record, Validation
+from dspy_ace.training.results import judge
+from dspy_ace.training.verdict import BETTER, UNCLEAR, WORSE, paired, unpaired, verdict
+
+pytestmark = pytest.mark.compat
+
+
+def step(
+    number: int, scores: list[float], *, learned: bool = True, epoch: int = 1, valid: list[float] | None = None
+) -> Record:
+    """A record with these batch scores."""
+    delta = Delta((Add("S", f"Lesson {number}."),)) if learned else Delta()
+    validation = Validation(tuple(valid)) if valid else None
+    return Record(number, epoch, tuple(range(len(scores))), tuple(scores), delta=delta, validation=validation)
+
+
+def test_a_valset_that_ties_does_not_hide_the_training_record() -> None:
+    """17 of 20 before and after on the valset, 5 of 8 and then 16 of 16 while learning: both are in the verdict."""
+    tie = [1.0] * 17 + [0.0] * 3
+    records = [
+        Record(0, validation=Validation(tuple(tie))),
+        step(1, [1.0] * 5 + [0.0] * 3, valid=tie),
+        step(2, [1.0] * 8),
+        step(3, [1.0] * 8, valid=tie),
+    ]
+    found = judge(records, 1.0)
+    assert found is not None
+    assert found.validation is not None
+    assert found.progressive is not None
+    assert (found.validation.difference, found.progressive.before, found.progressive.after) == (0.0, 0.625, 1.0)
+    assert found.difference > 0
+    assert "17" not in str(found)
+    assert "0.625 → 1.000 (8 and 16)" in str(found)
+
+
+def test_only_first_looks_count_as_a_test() -> None:
+    """Batches of a second epoch were learned from before: they are no evidence."""
+    records = [step(1, [0.0] * 8), step(2, [0.0] * 8), step(3, [1.0] * 8, epoch=2), step(4, [1.0] * 8, epoch=2)]
+    found = judge(records, 1.0)
+    assert found is not None
+    assert found.progressive is not None
+    assert found.progressive.after == 0.0
+
+
+def test_words_follow_the_interval() -> None:
+    """Better and worse need an interval that leaves 0 out; else it is not shown."""
+    low, high = [0.0] * 30, [1.0] * 30
+    assert verdict(paired(low, high, 1.0), None).word == BETTER
+    assert verdict(paired(high, low, 1.0), None).word == WORSE
+    assert verdict(paired(low, low, 1.0), None).word == UNCLEAR
+    assert verdict(None, unpaired(low[:2], high[:2], 1.0)).word == UNCLEAR
+    assert verdict(None, None) is None
+    assert judge([step(1, [1.0], learned=False)], 1.0) is None
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """On drawn runs of the size people have, 95 % intervals hold the true difference in at least 92 %."""
+    rng = random.Random(7)
+
+    def draw(rate: float, count: int) -> list[float]:
+        return [float(rng.random() < rate) for _ in range(count)]
+
+    for before, after in ((0.5, 0.5), (0.6, 0.9), (0.85, 0.95)):
+        held = 0
+        for _ in range(600):
+            found = verdict(
+                paired(draw(before, 20), draw(after, 20), 1.0), unpaired(draw(before, 8), draw(after, 16), 1.0)
+            )
+            held += found.low <= after - before <= found.high
+        assert held / 600 >= 0.92
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40), st.floats(0.1, 100))
+def test_the_scale_of_the_metric_does_not_matter(pairs: list[tuple[float, float]], factor: float) -> None:
+    """A metric in percent gets the same word as one in shares."""
+    before, after = [a for a, _ in pairs], [b for _, b in pairs]
+    small = verdict(paired(before, after, 1.0), None)
+    large = verdict(paired([a * factor for a in before], [b * factor for b in after], factor), None)
+    assert large.low == pytest.approx(small.low * factor, abs=1e-6 * factor)
