@@ -14,7 +14,11 @@ AceError
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Annotated, Any
+
+import pydantic
+from annotated_types import Ge, Gt
 
 
 class AceError(Exception):
@@ -66,3 +70,43 @@ class JournalError(AceError):
 
 class StoreError(AceError):
     """A playbook store is no such store, of a newer version, damaged, or cannot be read or written."""
+
+
+Count = Annotated[int, Ge(1)]
+"""A whole number, 1 or more."""
+Positive = Annotated[float, Gt(0), pydantic.AllowInfNan(False)]
+"""A finite number above 0; whole numbers are taken."""
+Finite = Annotated[float, pydantic.AllowInfNan(False)]
+"""Any finite number."""
+
+
+def checked(name: str, value: Any, kind: Any, hint: str = "") -> Any:
+    """Return `value` if it is of `kind`.
+
+    This is the one place where arguments are checked; pydantic words what was expected.
+
+    Args:
+        name: what the user calls the value, as in `"batch_size"`.
+        value: as given. Nothing is converted: `"3"` is no number, `True` is no count.
+        kind: a type that pydantic can check: `Count | None`, `Literal["all", "failures"]`, `Annotated[int, Ge(500)]`.
+        hint: what to do about it, as a sentence of its own.
+
+    Raises:
+        SettingsError: `value` is of another kind, or out of range.
+
+    Example:
+        >>> checked("batch_size", 16, Count)
+        16
+    """
+    try:
+        return _adapter(kind).validate_python(value)
+    except pydantic.ValidationError as error:
+        # of `X | None` one problem is told for each side: that of X says what is expected
+        problem = next((each for each in error.errors() if each["type"] != "none_required"), error.errors()[0])
+        expected = problem["msg"].removeprefix("Input should be ")
+        raise SettingsError(f"{name} must be {expected}; got {value!r:.80}. {hint}".rstrip()) from None
+
+
+@lru_cache(maxsize=256)
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind, config=pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True))

@@ -7,13 +7,12 @@ comparison goes on in it. A torn last line is cut on open. Of two lines of one m
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import JournalError
-from ..playbook import locked, replace_whole
+from ..playbook import append_line, hold_folder, whole_lines, write_whole
 
 VERSION = 1
 
@@ -24,7 +23,7 @@ class Cells:
     Use `Cells.open`; `header` and `cells` are what is known, `add` takes one more cell, disk first.
     """
 
-    def __init__(self, header: Mapping[str, Any], folder: Path | None = None, lock: IO[str] | None = None) -> None:
+    def __init__(self, header: Mapping[str, Any], folder: Path | None = None, lock: Any = None) -> None:
         self.header = dict(header)
         self.folder = folder
         self._lock = lock
@@ -56,11 +55,16 @@ class Cells:
                     f"out={str(folder)!r} holds other files ({', '.join(others[:3])}) and no comparison.json; give an "
                     "empty or new folder."
                 )
-            cells = cls(header, folder, locked(folder))
+            lock = hold_folder(folder)
+            if lock is None:
+                raise JournalError(
+                    f"The comparison in {folder} is in use by another process. Wait for it, or give another out=."
+                )
+            cells = cls(header, folder, lock)
             try:
                 if "comparison.json" in others:
                     cells.header = _joined(read_header(folder), header, folder)
-                replace_whole(folder / "comparison.json", json.dumps(cells.header, indent=1, ensure_ascii=False) + "\n")
+                write_whole(folder / "comparison.json", json.dumps(cells.header, indent=1, ensure_ascii=False) + "\n")
                 cells._keep(read_cells(folder, cut=True))
             except BaseException:  # whatever it is: the folder is let go, and it passes on
                 cells.close()
@@ -85,10 +89,7 @@ class Cells:
         if self.folder is not None:
             line = json.dumps(cell, ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n"
             try:
-                with (self.folder / "cells.jsonl").open("ab") as file:
-                    file.write(line.encode())
-                    file.flush()
-                    os.fsync(file.fileno())
+                append_line(self.folder / "cells.jsonl", line.encode())
             except OSError as error:
                 raise JournalError(f"{self.folder}: cannot be written: {error}. The cells before are safe.") from error
         self._keep([cell])
@@ -96,7 +97,7 @@ class Cells:
     def close(self) -> None:
         """Let go of the folder."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> Cells:
@@ -142,15 +143,8 @@ def read_header(folder: Path) -> dict[str, Any]:
 def read_cells(folder: Path, *, cut: bool = False) -> list[dict[str, Any]]:
     """The whole lines of `cells.jsonl`; a torn last one is left out, and cut from the file if asked for."""
     path = folder / "cells.jsonl"
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if cut and whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
     cells = []
-    for number, line in enumerate(data[:whole].splitlines(), 1):
+    for number, line in enumerate(whole_lines(path, cut=cut), 1):
         try:
             cell = json.loads(line)
             cell["method"], cell["seed"], cell["status"], cell["test_scores"]

@@ -18,7 +18,7 @@ from .delta import (
     rejected_as,
 )
 from .events import Event, Rollback, fold, returned, versions
-from .files import locked, replace_whole
+from .files import append_line, hold_folder, whole_lines, write_whole
 from .forget import Forgotten, forget, known_sources, quotes, rewrite
 from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, brief
 from .rebase import rebase
@@ -42,6 +42,7 @@ __all__ = [
     "Tag",
     "Update",
     "admit",
+    "append_line",
     "apply",
     "brief",
     "combine",
@@ -52,16 +53,17 @@ __all__ = [
     "fit",
     "fold",
     "forget",
+    "hold_folder",
     "known_sources",
-    "locked",
     "operation_from_json",
     "operation_to_json",
     "quotes",
     "rebase",
     "rejected_as",
-    "replace_whole",
     "returned",
     "rewrite",
     "section_key",
     "versions",
+    "whole_lines",
+    "write_whole",
 ]

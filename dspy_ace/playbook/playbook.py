@@ -8,9 +8,7 @@ reused, not even after the bullet is gone.
 from __future__ import annotations
 
 import json
-import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +19,7 @@ from ..errors import PlaybookError, SettingsError
 from . import text
 from .account import Account, Selection, counted
 from .bullet import MOST, Bullet, brief, clean_content, number_of, sequence, valid_text
+from .files import write_whole
 
 __all__ = ["DEFAULT_SECTIONS", "Bullet", "Playbook", "brief", "clean_content", "valid_text"]
 
@@ -283,16 +282,7 @@ class Playbook:
 
     def save(self, path: str | Path) -> None:
         """Write the playbook as JSON (UTF-8). The file is replaced whole: never half a playbook."""
-        target = Path(path)
-        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(Path(path), json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Playbook:

@@ -8,13 +8,12 @@ step, appended and flushed before the run goes on), the best so far as `playbook
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import DeltaError, JournalError
-from ..playbook import Playbook, locked, replace_whole
+from ..playbook import Playbook, append_line, hold_folder, whole_lines, write_whole
 from .history import Record, State
 
 FORMAT = "dspy_ace.run"
@@ -28,7 +27,7 @@ class Journal:
     Use `Journal.open`; `records` are those found on disk, `append` adds one, disk first.
     """
 
-    def __init__(self, folder: Path | None, lock: IO[str] | None = None) -> None:
+    def __init__(self, folder: Path | None, lock: Any = None) -> None:
         self.folder = folder
         self.records: tuple[Record, ...] = ()
         self._lock = lock
@@ -54,15 +53,20 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _only_ours(folder)
-            journal = cls(folder, locked(folder))
+            lock = hold_folder(folder)
         except OSError as error:
             raise JournalError(f"log_dir={str(folder)!r} cannot be used as a run folder: {error}.") from error
+        if lock is None:
+            raise JournalError(
+                f"The run in {folder} is in use by another process. Wait for it, or give another log_dir."
+            )
+        journal = cls(folder, lock)
         try:
             if (folder / "run.json").exists():
                 _same_run(folder, fingerprint)
             else:
                 run = {"format": FORMAT, "version": VERSION, "fingerprint": dict(fingerprint), **(about or {})}
-                replace_whole(folder / "run.json", json.dumps(run, indent=1, sort_keys=True) + "\n")
+                write_whole(folder / "run.json", json.dumps(run, indent=1, sort_keys=True) + "\n")
             journal.records = _read(folder / "journal.jsonl")
         except OSError as error:
             journal.close()
@@ -75,7 +79,7 @@ class Journal:
     def close(self) -> None:
         """Let go of the folder."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> Journal:
@@ -88,10 +92,7 @@ class Journal:
         """Write `record` to disk, then keep it. Raises JournalError if the disk refuses it."""
         if self.folder is not None:
             try:
-                with (self.folder / "journal.jsonl").open("ab") as file:
-                    file.write(line_of(record))
-                    file.flush()
-                    os.fsync(file.fileno())
+                append_line(self.folder / "journal.jsonl", line_of(record))
             except OSError as error:
                 raise JournalError(f"{self.folder}: cannot be written: {error}. The steps before are safe.") from error
         self.records = (*self.records, record)
@@ -180,15 +181,8 @@ def _same_run(folder: Path, fingerprint: Mapping[str, str]) -> None:
 
 def _read(path: Path) -> tuple[Record, ...]:
     """The whole records of a journal; a torn last line is cut from the file."""
-    if not path.exists():
-        return ()
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
     records = []
-    for number, line in enumerate(data[:whole].splitlines(), 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             records.append(Record.from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
