@@ -2,110 +2,40 @@
 
 from dspy_ace import ACE
 program = ACE(metric).compile(program, trainset, valset=valset)
+
+Operations on playbooks are in `dspy_ace.playbook`, contracts of roles in `dspy_ace.roles`, errors in `dspy_ace.errors`.
 """
 
 from .ace import ACE
-from .comparison import Comparison, compare
-from .errors import (
-    AceError,
-    DeltaError,
-    EmbedderError,
-    JournalError,
-    MetricError,
-    PlaybookError,
-    RoleError,
-    RunError,
-    SettingsError,
-    StoreError,
-)
+from .comparison import compare
+from .errors import AceError
 from .lm import Usage
-from .online import Curve, OnlineACE
-from .playbook import (
-    Account,
-    Add,
-    Bullet,
-    Delete,
-    Delta,
-    Forgotten,
-    Merge,
-    Playbook,
-    Rejected,
-    Rollback,
-    Tag,
-    Update,
-    admit,
-    apply,
-    combine,
-    fold,
-    forget,
-)
-from .program import Call, Executed, Failure, Feedback, Judged, Trajectory, Validated, with_playbook
-from .roles import Curate, Curator, GrowAndRefine, Insight, Refine, Reflect, Reflection, Reflector, merge
-from .similarity import nearest
-from .store import Appended, PlaybookStore, StoredEvent, Tell
-from .training import Evidence, Results, Step, Verdict, forget_run
+from .online import OnlineACE
+from .playbook import Bullet, Playbook
+from .program import Executed, Judged, Validated, with_playbook
+from .roles import Curator, GrowAndRefine, Reflector, merge
+from .store import PlaybookStore
+from .training import Record, Results
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ACE",
-    "Account",
     "AceError",
-    "Add",
-    "Appended",
     "Bullet",
-    "Call",
-    "Comparison",
-    "Curate",
     "Curator",
-    "Curve",
-    "Delete",
-    "Delta",
-    "DeltaError",
-    "EmbedderError",
-    "Evidence",
     "Executed",
-    "Failure",
-    "Feedback",
-    "Forgotten",
     "GrowAndRefine",
-    "Insight",
-    "JournalError",
     "Judged",
-    "Merge",
-    "MetricError",
     "OnlineACE",
     "Playbook",
-    "PlaybookError",
     "PlaybookStore",
-    "Refine",
-    "Reflect",
-    "Reflection",
+    "Record",
     "Reflector",
-    "Rejected",
     "Results",
-    "RoleError",
-    "Rollback",
-    "RunError",
-    "SettingsError",
-    "Step",
-    "StoreError",
-    "StoredEvent",
-    "Tag",
-    "Tell",
-    "Trajectory",
-    "Update",
     "Usage",
     "Validated",
-    "Verdict",
-    "admit",
-    "apply",
-    "combine",
     "compare",
-    "fold",
-    "forget",
-    "forget_run",
     "merge",
-    "nearest",
     "with_playbook",
 ]

@@ -27,7 +27,8 @@ from typing import Any
 
 import dspy
 
-from dspy_ace import ACE, Add, Curator, Delta, Playbook
+from dspy_ace import ACE, Curator, Playbook
+from dspy_ace.playbook import Add, Delta
 from dspy_ace.program.instruct import NOTE_HEADER, PLAYBOOK_HEADER
 from dspy_ace.testing import OfflineLM
 

@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator
 from itertools import accumulate, product
 
-from dspy_ace import Add, Delta, Playbook, apply
+from dspy_ace import Playbook
+from dspy_ace.playbook import Add, Delta, apply
 
 SECTIONS = ("STRATEGIES & INSIGHTS", "FORMULAS & CALCULATIONS", "COMMON MISTAKES TO AVOID")
 WORDS = 6000

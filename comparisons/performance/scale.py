@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dspy_ace import Add, Delta, GrowAndRefine, Playbook, Tag, apply
+from dspy_ace import GrowAndRefine, Playbook
+from dspy_ace.playbook import Add, Delta, Tag, apply
 from dspy_ace.similarity.retrieval import nearest
 from dspy_ace.similarity.vectors import lexical
 from dspy_ace.training.history import Record, State

@@ -22,8 +22,10 @@ from typing import Any
 
 import dspy
 
-from dspy_ace import ACE, Curator, Playbook, Reflection, Reflector, Trajectory
+from dspy_ace import ACE, Curator, Playbook, Reflector
+from dspy_ace.program import Trajectory
 from dspy_ace.program.rollout import rollouts
+from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 
 from ..tasks import load_task

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dspy_ace import Add, Bullet, Delta, Playbook
+from dspy_ace import Bullet, Playbook
+from dspy_ace.playbook import Add, Delta
 from dspy_ace.playbook.text import count_tokens, render_bullet, section_slug
 from dspy_ace.similarity.differences import difference
 from dspy_ace.similarity.similarity import LEXICAL_THRESHOLD

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dspy_ace import JournalError
 from dspy_ace.comparison.cells import Cells, read
+from dspy_ace.errors import JournalError
 
 pytestmark = pytest.mark.compat
 

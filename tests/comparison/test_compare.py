@@ -16,9 +16,10 @@ import pytest
 from dspy.teleprompt import LabeledFewShot, Teleprompter
 
 from compare_helpers import TEST, TRAIN, VAL, Broken, Same, compared, metric
-from dspy_ace import ACE, JournalError, SettingsError
+from dspy_ace import ACE
 from dspy_ace.comparison.compare import Comparison
 from dspy_ace.comparison.uncached import uncached
+from dspy_ace.errors import JournalError, SettingsError
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from runs import ROOT, client

@@ -10,7 +10,7 @@ import pytest
 from dspy.teleprompt import LabeledFewShot, Teleprompter
 
 from compare_helpers import TEST, TRAIN, Same, compared
-from dspy_ace import SettingsError
+from dspy_ace.errors import SettingsError
 from dspy_ace.testing import OfflineLM
 from tasks import Route
 

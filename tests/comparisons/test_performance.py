@@ -7,7 +7,8 @@ import pytest
 from comparisons.performance import straight
 from comparisons.performance.__main__ import main
 from comparisons.performance.lessons import additions, lessons, playbook_of
-from dspy_ace import Add, Delta, GrowAndRefine, apply
+from dspy_ace import GrowAndRefine
+from dspy_ace.playbook import Add, Delta, apply
 from dspy_ace.playbook.text import count_tokens
 
 
@@ -63,7 +64,7 @@ def test_the_straightforward_version_does_the_same() -> None:
 def test_the_straightforward_version_says_what_it_cannot_do() -> None:
     """It only adds; anything else is told by name."""
     playbook = playbook_of(lessons(), 3)
-    from dspy_ace import Delete
+    from dspy_ace.playbook import Delete
 
     with pytest.raises(TypeError, match="delete"):
         straight.step(playbook, Delta((Delete(playbook.bullets[0].id),)))

@@ -17,7 +17,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import Add, Delta, Playbook, apply, with_playbook
+from dspy_ace import Playbook, with_playbook
+from dspy_ace.playbook import Add, Delta, apply
 from dspy_ace.testing import OfflineLM
 from paths import ROOT, SHARED
 

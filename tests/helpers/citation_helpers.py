@@ -8,7 +8,8 @@ from typing import Any
 
 import dspy
 
-from dspy_ace import Playbook, Trajectory, with_playbook
+from dspy_ace import Playbook, with_playbook
+from dspy_ace.program import Trajectory
 from dspy_ace.program.citation import FIELD
 from dspy_ace.program.rollout import rollouts
 from scripted import Messages, scripted

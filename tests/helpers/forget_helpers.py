@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dspy_ace import Add, Playbook
+from dspy_ace import Playbook
+from dspy_ace.playbook import Add
 
 CANARY = "xq7canary"
 

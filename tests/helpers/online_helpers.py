@@ -8,8 +8,10 @@ from typing import Any
 
 import dspy
 
-from dspy_ace import Add, Delta, Playbook, Reflection
+from dspy_ace import Playbook
 from dspy_ace.online.online import OnlineACE
+from dspy_ace.playbook import Add, Delta
+from dspy_ace.roles import Reflection
 from tasks import Route, messages
 
 TRAIN, TEST = messages(16, 1), messages(20, 3)

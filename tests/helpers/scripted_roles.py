@@ -9,8 +9,10 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import Playbook, Reflection, Trajectory
+from dspy_ace import Playbook
+from dspy_ace.program import Trajectory
 from dspy_ace.program.trajectory import Call, Feedback
+from dspy_ace.roles import Reflection
 from paths import SHARED
 
 

@@ -13,9 +13,12 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMServerError
 
-from dspy_ace import Add, Delta, Playbook, Reflection, RunError
+from dspy_ace import Playbook
+from dspy_ace.errors import RunError
 from dspy_ace.online import inbox
 from dspy_ace.online.online import OnlineACE
+from dspy_ace.playbook import Add, Delta
+from dspy_ace.roles import Reflection
 from dspy_ace.store.store import PlaybookStore
 from dspy_ace.testing import OfflineLM
 from online_helpers import Notebook, noted, until

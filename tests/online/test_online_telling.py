@@ -13,7 +13,10 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMServerError
 
-from dspy_ace import Bullet, Delta, MetricError, Playbook, Reflection, RunError, SettingsError
+from dspy_ace import Bullet, Playbook
+from dspy_ace.errors import MetricError, RunError, SettingsError
+from dspy_ace.playbook import Delta
+from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from online_helpers import TRAIN, Desk, Notebook, adds, noted, online, until

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspy_ace import Add, Bullet, Delete, Delta, GrowAndRefine, Merge, Playbook, SettingsError, Tag, Update, apply
-from dspy_ace.errors import DeltaError
+from dspy_ace import Bullet, GrowAndRefine, Playbook
+from dspy_ace.errors import DeltaError, SettingsError
+from dspy_ace.playbook import Add, Delete, Delta, Merge, Tag, Update, apply
 from dspy_ace.playbook.events import Event, Rollback, fold, versions
 from dspy_ace.playbook.forget import forget
 from forget_helpers import CANARY, add, contents

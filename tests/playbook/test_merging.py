@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspy_ace import Bullet, Playbook, SettingsError
+from dspy_ace import Bullet, Playbook
+from dspy_ace.errors import SettingsError
 from dspy_ace.roles.merging import merge
 from strategies import playbooks
 

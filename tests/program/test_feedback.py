@@ -10,7 +10,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, JournalError, MetricError, RoleError, SettingsError
+from dspy_ace import ACE
+from dspy_ace.errors import JournalError, MetricError, RoleError, SettingsError
 from dspy_ace.program.feedback import Executed, Judged, Validated
 from dspy_ace.testing import OfflineLM
 from scripted import rate_limited, scripted

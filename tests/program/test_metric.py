@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_ace import Feedback, MetricError, SettingsError
+from dspy_ace.errors import MetricError, SettingsError
+from dspy_ace.program import Feedback
 from dspy_ace.program.metric import Scorer, feedback_of
 from dspy_ace.program.rollout import rollouts
 from scripted import scripted

@@ -12,7 +12,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, Bullet, Playbook, Reflector, SettingsError, with_playbook
+from dspy_ace import ACE, Bullet, Playbook, Reflector, with_playbook
+from dspy_ace.errors import SettingsError
 from dspy_ace.program.instruct import own_instructions
 from dspy_ace.program.rollout import rollouts
 from dspy_ace.program.trajectory import Call

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dspy_ace import Bullet, Playbook, SettingsError, with_playbook
+from dspy_ace import Bullet, Playbook, with_playbook
+from dspy_ace.errors import SettingsError
 from dspy_ace.program.copies import copy_program
 from dspy_ace.program.instruct import NOTE_HEADER, PLAYBOOK_HEADER, own_instructions, with_reflection
 from paths import HELPERS

@@ -8,7 +8,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, OnlineACE, Playbook, SettingsError, with_playbook
+from dspy_ace import ACE, OnlineACE, Playbook, with_playbook
+from dspy_ace.errors import SettingsError
 from dspy_ace.program.rollout import rollouts
 from dspy_ace.testing import OfflineLM
 from tasks import Route, accuracy, desk_metric, messages

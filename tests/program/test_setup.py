@@ -12,7 +12,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, JournalError, RunError, SettingsError
+from dspy_ace import ACE
+from dspy_ace.errors import JournalError, RunError, SettingsError
 from dspy_ace.testing import OfflineLM
 from tasks import Route, messages
 

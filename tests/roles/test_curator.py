@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspy_ace import Add, Curator, Delete, Delta, Insight, Merge, Playbook, Reflection, Update, apply
+from dspy_ace import Curator, Playbook
 from dspy_ace.errors import RoleError, SettingsError
+from dspy_ace.playbook import Add, Delete, Delta, Merge, Update, apply
 from dspy_ace.playbook.playbook import DEFAULT_SECTIONS
 from dspy_ace.playbook.text import count_tokens
+from dspy_ace.roles import Insight, Reflection
 from dspy_ace.roles.curator import CuratePlaybook
 from scripted import rate_limited, scripted
 from scripted_roles import PLAYBOOK, chat, curation_reply, fields_of, real_replies, reviewed, sections, trajectory

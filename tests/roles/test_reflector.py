@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspy_ace import Insight, Playbook, Reflection, Reflector
+from dspy_ace import Playbook, Reflector
 from dspy_ace.errors import RoleError, SettingsError
 from dspy_ace.playbook.text import count_tokens
 from dspy_ace.program.trajectory import Call, Failure, Feedback
+from dspy_ace.roles import Insight, Reflection
 from dspy_ace.roles.reflector import ReflectOnTrajectory
 from scripted import rate_limited, scripted
 from scripted_roles import PLAYBOOK, chat, fields_of, real_replies, reflection_reply, sections, trajectory

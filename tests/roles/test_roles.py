@@ -9,8 +9,11 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import Add, Curator, Delta, Insight, Playbook, Reflection, Reflector, Trajectory, apply
+from dspy_ace import Curator, Playbook, Reflector
 from dspy_ace.errors import RoleError
+from dspy_ace.playbook import Add, Delta, apply
+from dspy_ace.program import Trajectory
+from dspy_ace.roles import Insight, Reflection
 from dspy_ace.roles.contracts import Curate, Reflect
 from dspy_ace.training.adapt import adapt
 from scripted import scripted

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import databases
-from dspy_ace import Add, Delete, Delta, Merge, Playbook, SettingsError, Tag, Update, apply
-from dspy_ace.errors import StoreError
+from dspy_ace import Playbook
+from dspy_ace.errors import SettingsError, StoreError
+from dspy_ace.playbook import Add, Delete, Delta, Merge, Tag, Update, apply
 from dspy_ace.playbook.events import Rollback, fold
 from dspy_ace.playbook.rebase import rebase
 from dspy_ace.store.store import PlaybookStore
@@ -240,7 +241,7 @@ def test_a_forked_child_uses_the_store_it_inherited(url: Any) -> None:
     code = f"""
 import os
 from dspy_ace.store.store import PlaybookStore
-from dspy_ace import Add, Delta
+from dspy_ace.playbook import Add, Delta
 store = PlaybookStore({str(url)!r})
 store.append(Delta((Add("S", "parent"),)))
 child = os.fork()
@@ -295,7 +296,7 @@ def test_sqlite_needs_no_sqlalchemy(tmp_path: Path) -> None:
 import sys
 sys.modules["sqlalchemy"] = None
 from dspy_ace.store.store import PlaybookStore
-from dspy_ace import SettingsError
+from dspy_ace.errors import SettingsError
 PlaybookStore("sqlite:///{tmp_path}/x.db").close()
 try:
     PlaybookStore("postgresql+psycopg://x")
@@ -375,7 +376,7 @@ def test_a_store_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     code = """
 import sys, os
 from dspy_ace.store.store import PlaybookStore
-from dspy_ace import Add, Delta
+from dspy_ace.playbook import Add, Delta
 from dspy_ace.errors import StoreError
 if os.getuid() == 0:
     os.setgid(65534)

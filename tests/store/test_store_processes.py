@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import databases
-from dspy_ace import Add, Delta, Playbook
+from dspy_ace import Playbook
+from dspy_ace.playbook import Add, Delta
 from dspy_ace.playbook.events import fold
 from dspy_ace.store.store import PlaybookStore
 from paths import HELPERS, ROOT

@@ -8,7 +8,9 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import Add, Curator, Delete, Delta, GrowAndRefine, Merge, Reflection, Reflector, Update
+from dspy_ace import Curator, GrowAndRefine, Reflector
+from dspy_ace.playbook import Add, Delete, Delta, Merge, Update
+from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.contracts import check_curate, check_refine, check_reflect
 

@@ -11,8 +11,11 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import Add, Delete, Delta, Playbook, Reflection, Tag, Trajectory, Update, apply
+from dspy_ace import Playbook
+from dspy_ace.playbook import Add, Delete, Delta, Tag, Update, apply
+from dspy_ace.program import Trajectory
 from dspy_ace.program.trajectory import Failure, Feedback
+from dspy_ace.roles import Reflection
 from dspy_ace.training.adapt import adapt
 
 START = Playbook.from_text("## S\n[s-00001] helpful=1 harmful=0 :: First.\n[s-00002] Second.")

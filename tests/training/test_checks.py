@@ -7,7 +7,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, Playbook, SettingsError
+from dspy_ace import ACE, Playbook
+from dspy_ace.errors import SettingsError
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training import checks
 

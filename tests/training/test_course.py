@@ -13,7 +13,8 @@ import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
 
-from dspy_ace import ACE, RoleError, RunError, SettingsError
+from dspy_ace import ACE
+from dspy_ace.errors import RoleError, RunError, SettingsError
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.journal import line_of
 from runs import TRAIN, billed, booked, client, serve

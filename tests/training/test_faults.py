@@ -11,7 +11,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import Curator, MetricError, Reflector, RunError, SettingsError
+from dspy_ace import Curator, Reflector
+from dspy_ace.errors import MetricError, RunError, SettingsError
 from dspy_ace.lm import attempts
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve

@@ -12,7 +12,9 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, Bullet, Delta, JournalError, Playbook, SettingsError, Tag, with_playbook
+from dspy_ace import ACE, Bullet, Playbook, with_playbook
+from dspy_ace.errors import JournalError, SettingsError
+from dspy_ace.playbook import Delta, Tag
 from dspy_ace.playbook.events import fold
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.erase_run import forget_run

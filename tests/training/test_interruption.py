@@ -15,7 +15,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import MetricError, Playbook
+from dspy_ace import Playbook
+from dspy_ace.errors import MetricError
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from runs import Nursery, client, compiled, unasked

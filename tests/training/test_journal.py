@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from dspy_ace import Add, Delete, Delta, JournalError, Playbook, Tag
+from dspy_ace import Playbook
+from dspy_ace.errors import JournalError
+from dspy_ace.playbook import Add, Delete, Delta, Tag
 from dspy_ace.training.history import Record, State, Validation
 from dspy_ace.training.journal import Journal, line_of
 from paths import GOLDEN
@@ -124,7 +126,7 @@ def test_a_full_disk_is_said_and_costs_the_last_step_alone(tmp_path: Path) -> No
 import resource
 from dspy_ace.training.journal import Journal
 from dspy_ace.training.history import Record
-from dspy_ace import JournalError
+from dspy_ace.errors import JournalError
 journal = Journal.open({str(tmp_path)!r}, {PRINT!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for step in range(100):

@@ -8,7 +8,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, MetricError
+from dspy_ace import ACE
+from dspy_ace.errors import MetricError
 from dspy_ace.program.feedback import Executed, Judged, Validated
 from dspy_ace.testing import OfflineLM
 from modulezoo import MODULES
@@ -126,7 +127,7 @@ def test_own_roles_are_handed_no_label() -> None:
     seen: list[Any] = []
 
     def reflect(playbook: Any, trajectory: Any) -> Any:
-        from dspy_ace import Reflection
+        from dspy_ace.roles import Reflection
 
         seen.append((dict(trajectory.example.items()), trajectory.expected))
         return Reflection(("Not Harbor.",))

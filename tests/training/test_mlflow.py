@@ -13,7 +13,8 @@ import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
 
-from dspy_ace import ACE, MetricError
+from dspy_ace import ACE
+from dspy_ace.errors import MetricError
 from dspy_ace.program.rollout import rollouts
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.evaluation import FULL, Evaluation
@@ -129,7 +130,8 @@ def refuse(self, address):
 socket.socket.connect = refuse
 
 import dspy, mlflow
-from dspy_ace import ACE, RunError
+from dspy_ace import ACE
+from dspy_ace.errors import RunError
 from dspy_ace.testing import OfflineLM
 from tasks import Route, desk_metric, messages
 

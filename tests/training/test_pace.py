@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dspy_ace import Add, Delta, Playbook
+from dspy_ace import Playbook
+from dspy_ace.playbook import Add, Delta
 from dspy_ace.training.history import Record, State, Validation
 from dspy_ace.training.pace import reason_to_stop, time_to_validate
 from dspy_ace.training.schedule import Batch

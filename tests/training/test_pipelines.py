@@ -11,10 +11,12 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, Add, Bullet, Delta, Insight, Playbook, Reflector, with_playbook
+from dspy_ace import ACE, Bullet, Playbook, Reflector, with_playbook
+from dspy_ace.playbook import Add, Delta
 from dspy_ace.program.instruct import NOTE_HEADER, own_instructions, with_reflection
 from dspy_ace.program.rollout import rollouts
 from dspy_ace.program.trajectory import Call
+from dspy_ace.roles import Insight
 from dspy_ace.roles.contracts import Reflection
 from dspy_ace.roles.curator import Curator
 from dspy_ace.testing import OfflineLM

@@ -9,7 +9,9 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import Add, Delta, Playbook, SettingsError
+from dspy_ace import Playbook
+from dspy_ace.errors import SettingsError
+from dspy_ace.playbook import Add, Delta
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.history import Record
 from dspy_ace.training.journal import line_of

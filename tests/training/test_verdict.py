@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_ace import Add, Delta
+from dspy_ace.playbook import Add, Delta
 from dspy_ace.training.history import Record, Validation
 from dspy_ace.training.results import judge
 from dspy_ace.training.verdict import BETTER, UNCLEAR, WORSE, paired, unpaired, verdict
