@@ -28,8 +28,9 @@ How a request becomes a reply, one job per file:
 from __future__ import annotations
 
 from .apprentice import Apprentice
+from .brain import Answerer
 from .machine import Record
 from .noise import Knobs
 from .offline import OfflineLM
 
-__all__ = ["Apprentice", "Knobs", "OfflineLM", "Record"]
+__all__ = ["Answerer", "Apprentice", "Knobs", "OfflineLM", "Record"]

@@ -11,7 +11,6 @@ import dspy
 from dspy import lm15
 
 from .machine import FaultError, Machine, Served
-from .noise import Knobs
 from .reader import Request
 
 _rollout: contextvars.ContextVar[str] = contextvars.ContextVar("offline_rollout", default="")
@@ -116,8 +115,8 @@ def _response(request: lm15.Request, served: Served) -> lm15.Response:
 class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
     """A `dspy.LM` over a machine."""
 
-    def __init__(self, model: str, knobs: Knobs, **settings: Any) -> None:
-        self.machine = Machine(knobs)
+    def __init__(self, model: str, machine: Machine, **settings: Any) -> None:
+        self.machine = machine
         super().__init__(
             model,
             engine=OfflineEngine(self.machine),

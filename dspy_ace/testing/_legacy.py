@@ -10,7 +10,6 @@ import dspy
 from dspy.utils import exceptions
 
 from .machine import FaultError, Machine, Served
-from .noise import Knobs
 from .reader import Request
 from .wire import request_of
 
@@ -29,9 +28,9 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
 
     forward_contract = "legacy"
 
-    def __init__(self, model: str, knobs: Knobs, **settings: Any) -> None:
+    def __init__(self, model: str, machine: Machine, **settings: Any) -> None:
         super().__init__(model, **settings)
-        self.machine = Machine(knobs)
+        self.machine = machine
 
     def forward(self, prompt: str | None = None, messages: Any = None, **kwargs: Any) -> Any:
         """One reply in the shape of an OpenAI completion, or the DSPy error of a fault."""

@@ -11,21 +11,16 @@ and nothing about the quality of a method.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 from .agent import _question, _tools, is_step
 from .apprentice_advice import read_advice
 from .apprentice_reflect import reflect_on_steps
 from .apprentice_steps import next_call, steps_in
-from .brain import Reply
-from .machine import FaultError, Machine, Record, Served
-from .noise import Dice, Knobs, spoil
+from .noise import Dice
 from .offline import OfflineLM
-from .reader import Ask, Request, read
+from .reader import Ask
 from .roles import REFLECTOR, TASK, role_of
-from .shape import write
-from .tokens import clip_tokens, count_tokens
 
 __all__ = ["Apprentice"]
 
@@ -44,44 +39,14 @@ class Apprentice(OfflineLM):
     """
 
     def __init__(self, model: str = "offline/apprentice", *, cache: bool = False, **settings: Any) -> None:
-        super().__init__(model, cache=cache, **settings)
-        self.machine.__class__ = ApprenticeMachine  # the engines hold the machine too
+        super().__init__(model, cache=cache, answerers=[answer_as_apprentice], **settings)
 
 
-class ApprenticeMachine(Machine):
-    """The machine behind an apprentice: an agent's steps and the reflection on them are its own, the rest is not."""
-
-    def with_knobs(self, **changes: Any) -> ApprenticeMachine:
-        """A machine with other knobs that writes to the same log."""
-        return ApprenticeMachine(replace(self.knobs, **changes), self.log, self.cache)
-
-    def _work(self, request: Request, salt: str, max_tokens: int | None) -> tuple[Served, FaultError | None]:
-        prompt = count_tokens(request.text)
-        reply = respond(request, self.knobs, salt)
-        fault = self._fault(request.text, salt, prompt) if reply else None
-        if reply is None or fault:
-            served = Served("", reply.role if reply else "", prompt, 0, 0, False, self.knobs.latency)
-            if fault:
-                self.log.add(Record(served.role, prompt, 0, 0, fault.kind, request.text, ""))
-                return served, fault
-            return super()._work(request, salt, max_tokens)
-        said, truncated = clip_tokens(reply.text, max_tokens)
-        cached = self.cache.visit(request.text) if self.knobs.prefix_cache else 0
-        completion = count_tokens(said)
-        self.log.add(Record(reply.role, prompt, cached, completion, None, request.text, said))
-        seconds = self._seconds(prompt - cached, completion)
-        return Served(said, reply.role, prompt, cached, completion, truncated, seconds), None
-
-
-def respond(request: Request, knobs: Knobs, salt: str = "") -> Reply | None:
-    """The reply to a request for an agent's step or for a reflection on such steps; None for any other request."""
-    ask = read(request)
+def answer_as_apprentice(ask: Ask, _: Dice) -> tuple[str, dict[str, Any]] | None:
+    """Answer a request for an agent's step or for a reflection on such steps; None for any other request."""
     role = role_of(ask)
     values = _step(ask) if role == TASK and is_step(ask) else _reflection(ask) if role == REFLECTOR else None
-    if values is None:
-        return None
-    text, dice = write(ask, values), Dice(f"{knobs.seed}\x1f{salt}\x1f{request.text}")
-    return Reply(spoil(text, dice) if dice.happens("unparsable", knobs.unparsable) else text, role)
+    return None if values is None else (role, values)
 
 
 def _step(ask: Ask) -> dict[str, Any] | None:

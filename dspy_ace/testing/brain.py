@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .agent import is_step, step
 from .answer import answer
@@ -10,10 +12,16 @@ from .curate import curate
 from .evidence import Verdict
 from .noise import Dice, Knobs, spoil
 from .propose import propose
-from .reader import Request, read
+from .reader import Ask, Request, read
 from .reflect import reflect
 from .roles import CURATOR, PROPOSER, REFLECTOR, role_of
 from .shape import write
+
+Answerer = Callable[[Ask, Dice], tuple[str, dict[str, Any]] | None]
+"""Answers one sort of request: (request as read, dice for it) → (role for the log, output field → value).
+
+None leaves the request to the next answerer. It depends on its two arguments alone.
+"""
 
 _OPEN = 0.3
 """Margin below which samples of one request may differ."""
@@ -27,11 +35,27 @@ class Reply:
     role: str
 
 
-def respond(request: Request, knobs: Knobs, salt: str = "") -> Reply:
-    """The reply to `request`. `salt`: tells apart samples of one request (a rollout id)."""
+def respond(request: Request, knobs: Knobs, salt: str = "", answerers: Sequence[Answerer] = ()) -> Reply:
+    """Reply to `request`: the first of `answerers` that answers it, else the offline model itself.
+
+    Args:
+        request: the chat request.
+        knobs: how the model behaves; `unparsable` applies to the replies of `answerers`, too.
+        salt: tells apart samples of one request (a rollout id).
+        answerers: asked in their order, before the model's own roles.
+    """
     ask = read(request)
-    role = role_of(ask)
     dice = Dice(f"{knobs.seed}\x1f{salt}\x1f{request.text}")
+    answers = (answered for answerer in answerers for answered in (answerer(ask, dice),) if answered is not None)
+    role, values = next(answers, None) or _own_answer(ask, knobs, dice, bool(salt))
+    text = write(ask, values)
+    if dice.happens("unparsable", knobs.unparsable):
+        text = spoil(text, dice)
+    return Reply(text, role)
+
+
+def _own_answer(ask: Ask, knobs: Knobs, dice: Dice, sampled: bool) -> tuple[str, dict[str, Any]]:
+    role = role_of(ask)
     if role == REFLECTOR:
         wording = 1 + dice.below("wording", 3) if dice.happens("paraphrase", knobs.paraphrase) else 0
         values = reflect(ask, wording, dice.happens("wrong_lessons", knobs.wrong_lessons))
@@ -42,11 +66,8 @@ def respond(request: Request, knobs: Knobs, salt: str = "") -> Reply:
     elif is_step(ask):
         values = step(ask)
     else:
-        values = answer(ask, lambda name, verdict: _pick(dice, knobs, bool(salt), name, verdict)).values
-    text = write(ask, values)
-    if dice.happens("unparsable", knobs.unparsable):
-        text = spoil(text, dice)
-    return Reply(text, role)
+        values = answer(ask, lambda name, verdict: _pick(dice, knobs, sampled, name, verdict)).values
+    return role, values
 
 
 def _pick(dice: Dice, knobs: Knobs, sampled: bool, name: str, verdict: Verdict) -> int:

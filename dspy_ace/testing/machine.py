@@ -6,13 +6,13 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .brain import respond
+from .brain import Answerer, respond
 from .noise import FAULTS, Dice, Knobs
-from .reader import Request, read
-from .roles import role_of
+from .reader import Request
 from .tokens import PrefixCache, clip_tokens, count_tokens
 
 _FAULTS = {
@@ -92,8 +92,15 @@ class Log:
 class Machine:
     """Serves requests under some knobs. Copies (deep ones too) are the same machine: one log, one prefix cache."""
 
-    def __init__(self, knobs: Knobs, log: Log | None = None, cache: PrefixCache | None = None) -> None:
+    def __init__(
+        self,
+        knobs: Knobs,
+        answerers: Sequence[Answerer] = (),
+        log: Log | None = None,
+        cache: PrefixCache | None = None,
+    ) -> None:
         self.knobs = knobs
+        self.answerers = tuple(answerers)
         self.log = Log() if log is None else log
         self.cache = PrefixCache(knobs.cache_block, knobs.cache_minimum) if cache is None else cache
         self._attempts: Counter[int] = Counter()
@@ -107,7 +114,7 @@ class Machine:
 
     def with_knobs(self, **changes: Any) -> Machine:
         """A machine with other knobs that writes to the same log."""
-        return Machine(replace(self.knobs, **changes), self.log, self.cache)
+        return Machine(replace(self.knobs, **changes), self.answerers, self.log, self.cache)
 
     def serve(self, request: Request, salt: str = "", max_tokens: int | None = None) -> Served:
         """Answer after the latency that the knobs ask for.
@@ -133,11 +140,10 @@ class Machine:
         text = request.text
         prompt = count_tokens(text)
         fault = self._fault(text, salt, prompt)
+        reply = respond(request, self.knobs, salt, self.answerers)  # for a fault as well: the log names the role
         if fault:
-            role = role_of(read(request))
-            self.log.add(Record(role, prompt, 0, 0, fault.kind, text, ""))
-            return Served("", role, prompt, 0, 0, False, self.knobs.latency), fault
-        reply = respond(request, self.knobs, salt)
+            self.log.add(Record(reply.role, prompt, 0, 0, fault.kind, text, ""))
+            return Served("", reply.role, prompt, 0, 0, False, self.knobs.latency), fault
         said, truncated = clip_tokens(reply.text, max_tokens)
         cached = self.cache.visit(text) if self.knobs.prefix_cache else 0
         completion = count_tokens(said)

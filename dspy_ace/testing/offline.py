@@ -6,11 +6,13 @@ provider. On DSPy 3.3 it is a `dspy.BaseLM` with `forward`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from .machine import Record
+from .brain import Answerer
+from .machine import Machine, Record
 from .noise import Knobs
 
 if hasattr(dspy, "lm15"):
@@ -35,6 +37,9 @@ class OfflineLM(OfflineBase):
     Args:
         model: the name that usage is booked under.
         cache: whether DSPy's response cache is used (DSPy 3.4 on). Off by default, so that call counts are exact.
+        answerers: functions that answer requests of a sort that the model itself does not know, such as the prompts of
+            another optimizer. Each gets the request as read and dice for it, and returns `(role, values)` or None; the
+            first answer counts.
         **settings: any field of `Knobs` (`seed`, `slips`, `unparsable`, `faults`, `latency`, `prefix_cache`, …), and
             what `dspy.LM` takes besides (`temperature`, `max_tokens`, `num_retries`, `callbacks`).
 
@@ -46,10 +51,12 @@ class OfflineLM(OfflineBase):
         log: one `Record` for each of them.
     """
 
-    def __init__(self, model: str = "offline/reader", *, cache: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, model: str = "offline/reader", *, cache: bool = False, answerers: Sequence[Answerer] = (), **settings: Any
+    ) -> None:
         names = set(Knobs.__dataclass_fields__)
         knobs = Knobs(**{name: settings.pop(name) for name in list(settings) if name in names})
-        super().__init__(model, knobs, cache=cache, **settings)
+        super().__init__(model, Machine(knobs, answerers), cache=cache, **settings)
 
     @property
     def calls(self) -> int:

@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from .brain import Answerer
 from .machine import FaultError, Machine, Record, Served
 from .noise import FAULTS, Knobs
 from .wire import request_of
@@ -40,6 +41,7 @@ class OfflineServer(ThreadingHTTPServer):
         host, port: where to listen; port 0 takes a free one.
         journal: a file that gets one JSON line per request, or None.
         stall: seconds that a timed-out request stays unanswered before its connection is closed.
+        answerers: as `OfflineLM` takes them.
     """
 
     daemon_threads = True
@@ -52,9 +54,10 @@ class OfflineServer(ThreadingHTTPServer):
         port: int = 0,
         journal: Path | None = None,
         stall: float = 0.0,
+        answerers: Sequence[Answerer] = (),
     ) -> None:
         super().__init__((host, port), _Handler)
-        self.machine = Machine(knobs)
+        self.machine = Machine(knobs, answerers)
         self.stall = stall
         self._journal = journal
         self._lock = threading.Lock()
@@ -215,9 +218,11 @@ def _completion(model: str, served: Sequence[Served], number: int) -> dict[str, 
 
 
 @contextmanager
-def serve(*, journal: Path | None = None, stall: float = 0.0, **knobs: Any) -> Iterator[OfflineServer]:
+def serve(
+    *, journal: Path | None = None, stall: float = 0.0, answerers: Sequence[Answerer] = (), **knobs: Any
+) -> Iterator[OfflineServer]:
     """A server on a free loopback port for as long as the block runs. `knobs`: fields of `Knobs`."""
-    server = OfflineServer(Knobs(**knobs), journal=journal, stall=stall)
+    server = OfflineServer(Knobs(**knobs), journal=journal, stall=stall, answerers=answerers)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

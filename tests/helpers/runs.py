@@ -77,7 +77,7 @@ class Spoiling(Machine):
     """
 
     def __init__(self, machine: Machine, chances: Mapping[str, float]) -> None:
-        super().__init__(machine.knobs, machine.log, machine.cache)
+        super().__init__(machine.knobs, machine.answerers, machine.log, machine.cache)
         self.chances = chances
         self.spoiled: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()

@@ -15,13 +15,15 @@ from typing import Any, Literal
 import dspy
 import pydantic
 import pytest
+from dspy.utils.exceptions import AdapterParseError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.brain import respond
-from dspy_ace.testing.noise import Knobs
-from dspy_ace.testing.reader import Request, read
+from dspy_ace.testing.noise import Dice, Knobs
+from dspy_ace.testing.reader import Ask, Request, read
+from dspy_ace.testing.server import serve
 
 ADAPTERS = [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter]
 NEWER = hasattr(dspy, "lm15")
@@ -258,3 +260,24 @@ def test_roles_keep_the_shape_asked_for_whatever_they_are_shown(
     messages = adapter().format(sign, [], values)
     reply = respond(Request(tuple((m["role"], m["content"]) for m in messages)), Knobs(seed=1, paraphrase=0.5))
     assert set(adapter().parse(sign, reply.text)) == set(asked)
+
+
+def test_answerers_from_outside_come_first() -> None:
+    """An answerer takes the requests it knows, in the role it names, and leaves the others to the model."""
+
+    def tides(ask: Ask, dice: Dice) -> tuple[str, dict[str, Any]] | None:
+        values = {"tide": f"high at {6 + dice.below('hour', 6)}"}
+        return ("harbour", values) if ask.asks_for == {"tide"} else None
+
+    lm = OfflineLM(answerers=[tides])
+    with dspy.context(lm=lm):
+        assert dspy.Predict("day -> tide")(day="Monday").tide.startswith("high at ")
+        assert dspy.Predict("question -> answer: int")(question="What is 3 + 4?").answer == 7
+    assert [record.role for record in lm.log] == ["harbour", "task"]
+    with dspy.context(lm=lm.copy(unparsable=1.0)), pytest.raises(AdapterParseError):
+        dspy.Predict("day -> tide")(day="Monday")
+    with serve(answerers=[tides]) as server:
+        post = dspy.LM("openai/offline", api_base=server.url, api_key="none", cache=False)
+        with dspy.context(lm=post):
+            assert dspy.Predict("day -> tide")(day="Monday").tide.startswith("high at ")
+        assert [record.role for record in server.log] == ["harbour"]
