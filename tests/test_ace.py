@@ -136,6 +136,13 @@ def test_a_run_continues_where_it_stopped(tmp_path: Any) -> None:
     assert lm.calls == 0
 
 
+def with_demo() -> dspy.Module:
+    """The student with one demo."""
+    student = dspy.ChainOfThought(Route)
+    student.predict.demos = [dspy.Example(message="Lost parcel", reasoning="A parcel.", desk="Summit")]
+    return student
+
+
 @pytest.mark.parametrize(
     ("part", "change"),
     [
@@ -144,6 +151,7 @@ def test_a_run_continues_where_it_stopped(tmp_path: Any) -> None:
         ("trainset", {"trainset": TRAIN[:-1]}),
         ("valset", {"valset": VAL[:-1]}),
         ("program", {"student": dspy.Predict(Route)}),
+        ("program", {"student": with_demo()}),
         ("playbook", {"playbook": Playbook.from_text("## S\n[s-00001] Be brief.")}),
     ],
 )
@@ -199,6 +207,32 @@ def test_a_tie_goes_to_the_later_playbook() -> None:
     )  # fmt: skip
     assert len(program.playbook) > 0
     assert program.detailed_results.best_score == program.detailed_results.seed_score == 0.5
+
+
+def test_among_learned_playbooks_a_tie_goes_to_the_latest() -> None:
+    """Of several learned playbooks that a blind valset scores alike, the one that learned from all batches returns."""
+    valset = {example.message for example in VAL}
+
+    def blind(example: Any, prediction: Any, trace: Any = None) -> float:
+        return 0.5 if example.message in valset else desk_metric(example, prediction)
+
+    program = compiled(OfflineLM(), metric=blind, validate="along")
+    results = program.detailed_results
+    looks = [record.step for record in results.records[1:] if record.validation is not None]
+    assert len(looks) > 1
+    assert results.best_step == looks[-1]
+    assert {str(position) for position in results.records[looks[-1]].batch} & {
+        source for bullet in program.playbook for source in bullet.sources
+    }
+
+
+def test_auto_light_takes_batches_of_25_and_the_default_of_16(tmp_path: Any) -> None:
+    """`auto` decides the batch size where none is given."""
+    for auto, size in (("light", 25), (None, 16)):
+        records = compiled(
+            OfflineLM(), auto=auto, epochs=None, batch_size=None, trainset=messages(30, 1), valset=None
+        ).detailed_results.records  # fmt: skip
+        assert [len(record.batch) for record in records if record.batch] == [size, 30 - size]
 
 
 def test_a_run_with_nothing_left_to_learn_ends() -> None:

@@ -87,6 +87,14 @@ def test_merge_keeps_the_oldest_and_adds_up_its_counters() -> None:
     assert shared.bullets == (Bullet("str-00001", "OTHERS", "All.", 4, 3, None, ("0", "1", "2")),)
 
 
+def test_a_merge_across_predictors_is_for_all_of_them() -> None:
+    """Bullets of one predictor stay its own; of several, or of one and all, the merged bullet is shown to all."""
+    for scopes, merged in ((("a", "a"), "a"), (("a", "b"), None), (("a", None), None), ((None, "a"), None)):
+        bullets = tuple(Bullet(f"s-{n}", "S", f"Lesson {n}.", predictor=scope) for n, scope in enumerate(scopes, 1))
+        after = apply(Playbook(bullets), Delta((Merge(("s-1", "s-2"), "Both."),)))
+        assert [bullet.predictor for bullet in after] == [merged]
+
+
 def test_deleted_numbers_are_never_given_again() -> None:
     """Neither in the same delta, nor later, nor after saving."""
     after = done(Add("OTHERS", "New."), Delete("misc-00008"), Add("OTHERS", "Newer."))

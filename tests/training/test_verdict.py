@@ -64,6 +64,23 @@ def test_words_follow_the_interval() -> None:
     assert judge([step(1, [1.0], learned=False)], 1.0) is None
 
 
+def test_being_certain_takes_more_than_being_better() -> None:
+    """5 gains in 8 pairs are better at 95 % and may be chance after ten looks; 6 gains in 8 pairs are certain."""
+    found = [verdict(paired([0.0] * 8, [1.0] * gains + [0.0] * (8 - gains), 1.0), None) for gains in (4, 5, 6, 8)]
+    assert [each.word for each in found] == [UNCLEAR, BETTER, BETTER, BETTER]
+    assert [each.certain for each in found] == [False, False, True, True]
+    losses = verdict(paired([1.0] * 6 + [0.0] * 2, [0.0] * 8, 1.0), None)
+    assert losses.certain
+
+
+def test_ties_are_no_certainty() -> None:
+    """Ten ties leave room for a difference, the less the more there are; one gain in one pair shows nothing."""
+    for ties, reach in ((10, 0.231), (100, 0.027)):
+        found = verdict(paired([1.0] * ties, [1.0] * ties, 1.0), None)
+        assert (found.low, found.high) == pytest.approx((-reach, reach), abs=0.001)
+    assert verdict(paired([0.0], [1.0], 1.0), None).word == UNCLEAR
+
+
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     """On drawn runs of the size people have, 95 % intervals hold the true difference in at least 92 %."""
     rng = random.Random(7)
