@@ -29,13 +29,13 @@ from common import (
     run,
     score,
 )
+from office.apprentice import Apprentice
 from office.goals import scenario_goal_completion, task_goal_completion
 from office.tasks import Task, make_tasks
 from office.tools import TOOLS
 from office.world import opened
 
 from dspy_ace import ACE, AceError
-from dspy_ace.testing import Apprentice
 
 
 class DoTask(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
@@ -105,7 +105,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def connect_agent(model: str) -> CallCounter:
-    """Make `model` DSPy's LM; offline that is the apprentice: the reader of the other examples is no agent."""
+    """Make `model` DSPy's LM. Offline it is the apprentice, as `OfflineLM` cannot do tasks of many steps."""
     if model != "offline":
         return connect(model)
     counter = CallCounter()

@@ -9,7 +9,7 @@ the part that grows is looked at: the system prompt; the curator's and the playb
   in whole blocks of 128.
 * *one after the other*: one thread. With threads a prompt serves others as soon as its call has *begun*, or only when
   it has *ended*: a provider's cache lies between, it holds a prompt once it is read.
-* A token is one of `dspy_ace.testing.tokens` with the white space before it, so that no difference goes unseen.
+* A token is one of `dspy_ace.testing.backend` with the white space before it, so that no difference goes unseen.
 
 Beside it stand the same task prompts with each version of the playbook in the paper's text format instead: by section,
 and with the counters that change with each vote, as public implementations show it.
@@ -101,7 +101,7 @@ def overheard(role: str, requests: Requests, scale: float, noise: Mapping[str, A
         prefix_cache=True,
         **noise,
     )
-    answer = lm.machine.serve
+    answer = lm.backend.serve
 
     def serve(request: Any, *settings: Any) -> Any:
         number = requests.begin(role, request.messages)
@@ -110,7 +110,7 @@ def overheard(role: str, requests: Requests, scale: float, noise: Mapping[str, A
         finally:
             requests.end(number)
 
-    lm.machine.serve = serve  # type: ignore[method-assign, assignment]  # copies of the model are the same machine
+    lm.backend.serve = serve  # type: ignore[method-assign, assignment]  # copies of the model are the same machine
     return lm
 
 

@@ -23,7 +23,7 @@ from dspy_ace.lm.reading import UnreadableError, read_list, read_mapping
 from dspy_ace.playbook.text import count_tokens, cut_middle
 from dspy_ace.similarity.differences import difference
 from dspy_ace.testing import OfflineLM
-from dspy_ace.testing.machine import Served
+from dspy_ace.testing.backend import Served
 
 from .timing import machine, timed
 
@@ -125,7 +125,7 @@ def _told_apart(text: str) -> Any:
 def _answered(reply: str) -> Any:
     """A call of a program that is asked for citations, by a model that gives this reply and takes no time for it."""
     lm, said = OfflineLM(), Served(reply, "task", 10, 0, 10, False, 0.0)
-    lm.machine.serve = lambda *_: said  # type: ignore[method-assign]  # as a hostile model
+    lm.backend.serve = lambda *_: said  # type: ignore[method-assign]  # as a hostile model
     playbook = Playbook((Bullet("a-1", "S", "Say yes."),))
     with dspy.context(lm=lm), OnlineACE(dspy.Predict("message -> answer"), playbook=playbook, learn="manual") as online:
         return online(message="Hello")

@@ -17,7 +17,7 @@ import dspy
 
 from dspy_ace import Bullet, OnlineACE, Playbook, with_playbook
 from dspy_ace.testing import OfflineLM
-from dspy_ace.testing.machine import Served
+from dspy_ace.testing.backend import Served
 
 
 def measured(bullets: int, calls: int) -> tuple[list[float], list[float]]:
@@ -28,7 +28,7 @@ def measured(bullets: int, calls: int) -> tuple[list[float], list[float]]:
     )
     student, lm = dspy.Predict("message -> answer"), OfflineLM()
     said = Served("[[ ## answer ## ]]\nyes\n\n[[ ## completed ## ]]", "task", 10, 0, 10, False, 0.0)
-    lm.machine.serve = lambda *_: said  # type: ignore[method-assign]  # a model that reads nothing takes no time
+    lm.backend.serve = lambda *_: said  # type: ignore[method-assign]  # a model that reads nothing takes no time
     taken: tuple[list[float], list[float]] = ([], [])
     with dspy.context(lm=lm), OnlineACE(student, playbook=playbook, learn="manual") as online:
         pair = (with_playbook(student, playbook), online)

@@ -10,8 +10,8 @@ from typing import Any
 import dspy
 from dspy import lm15
 
-from .machine import FaultError, Machine, Served
-from .reader import Request
+from .backend import Backend, FaultError, Served
+from .request import Request
 
 _rollout: contextvars.ContextVar[str] = contextvars.ContextVar("offline_rollout", default="")
 _ERRORS: dict[str, type[lm15.LM15Error]] = {
@@ -26,13 +26,13 @@ _ERRORS: dict[str, type[lm15.LM15Error]] = {
 class OfflineEngine:
     """Answers lm15 requests from the machine."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         """One reply, or the lm15 error of a fault."""
         try:
-            served = self.machine.serve(_as_request(request), _rollout.get(), request.config.max_tokens)
+            served = self.backend.serve(_as_request(request), _rollout.get(), request.config.max_tokens)
         except FaultError as fault:
             raise _error(fault) from None
         return _response(request, served)
@@ -48,13 +48,13 @@ class OfflineEngine:
 class AsyncOfflineEngine:
     """The asynchronous side of `OfflineEngine`: waits without blocking the event loop."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
         """One reply, or the lm15 error of a fault."""
         try:
-            served = await self.machine.aserve(_as_request(request), _rollout.get(), request.config.max_tokens)
+            served = await self.backend.aserve(_as_request(request), _rollout.get(), request.config.max_tokens)
         except FaultError as fault:
             raise _error(fault) from None
         return _response(request, served)
@@ -115,12 +115,12 @@ def _response(request: lm15.Request, served: Served) -> lm15.Response:
 class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
     """A `dspy.LM` over a machine."""
 
-    def __init__(self, model: str, machine: Machine, **settings: Any) -> None:
-        self.machine = machine
+    def __init__(self, model: str, backend: Backend, **settings: Any) -> None:
+        self.backend = backend
         super().__init__(
             model,
-            engine=OfflineEngine(self.machine),
-            async_engine=AsyncOfflineEngine(self.machine),
+            engine=OfflineEngine(self.backend),
+            async_engine=AsyncOfflineEngine(self.backend),
             **settings,
         )
 
@@ -146,13 +146,13 @@ class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
     def kill(self, launch_kwargs: dict[str, Any] | None = None) -> None:
         """Nothing to stop."""
 
-    def _copied(self, machine: Machine, changes: dict[str, Any]) -> OfflineBase:
-        if machine is not self.machine:
+    def _copied(self, backend: Backend, changes: dict[str, Any]) -> OfflineBase:
+        if backend is not self.backend:
             changes = {
                 **changes,
-                "engine": OfflineEngine(machine),
-                "async_engine": AsyncOfflineEngine(machine),
+                "engine": OfflineEngine(backend),
+                "async_engine": AsyncOfflineEngine(backend),
             }
         copied: OfflineBase = super().copy(**changes)
-        copied.machine = machine
+        copied.backend = backend
         return copied

@@ -9,9 +9,8 @@ from typing import Any
 import dspy
 from dspy.utils import exceptions
 
-from .machine import FaultError, Machine, Served
-from .reader import Request
-from .wire import request_of
+from .backend import Backend, FaultError, Served
+from .request import Request, request_of
 
 _RETRIED = ("rate_limit", "server_error", "timeout")
 _ERRORS: dict[str, Any] = {
@@ -28,9 +27,9 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
 
     forward_contract = "legacy"
 
-    def __init__(self, model: str, machine: Machine, **settings: Any) -> None:
+    def __init__(self, model: str, backend: Backend, **settings: Any) -> None:
         super().__init__(model, **settings)
-        self.machine = machine
+        self.backend = backend
 
     def forward(self, prompt: str | None = None, messages: Any = None, **kwargs: Any) -> Any:
         """One reply in the shape of an OpenAI completion, or the DSPy error of a fault."""
@@ -39,7 +38,7 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
         for _ in range(count):
             for attempt in range(self.num_retries + 1):
                 try:
-                    served.append(self.machine.serve(request, salt, limit))
+                    served.append(self.backend.serve(request, salt, limit))
                     break
                 except FaultError as fault:
                     self._give_up(fault, attempt)
@@ -52,7 +51,7 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
         for _ in range(count):
             for attempt in range(self.num_retries + 1):
                 try:
-                    served.append(await self.machine.aserve(request, salt, limit))
+                    served.append(await self.backend.aserve(request, salt, limit))
                     break
                 except FaultError as fault:
                     self._give_up(fault, attempt)
@@ -74,7 +73,7 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
     def kill(self, launch_kwargs: dict[str, Any] | None = None) -> None:
         """Nothing to stop."""
 
-    def _copied(self, machine: Machine, changes: dict[str, Any]) -> OfflineBase:
+    def _copied(self, backend: Backend, changes: dict[str, Any]) -> OfflineBase:
         copied = copy.copy(self)
         copied.history = []
         copied.callbacks = list(self.callbacks)
@@ -85,7 +84,7 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
             if key in copied.kwargs or not hasattr(self, key):
                 copied.kwargs.pop(key, None)
                 copied.kwargs |= {key: value} if value is not None else {}
-        copied.machine = machine
+        copied.backend = backend
         return copied
 
 

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import arithmetic
-from .answer import telling
-from .desk import Desk
-from .options import as_options
-from .passage import passage
-from .reader import Ask, Field, observations
+from .answer import Desk, telling
+from .calculate import numbers
+from .evidence import passage
+from .request import Ask, Field, observations
+from .statements import as_options
 from .words import clip, content_stems, split_name
 
 _TOOL = re.compile(r"(\w+), whose description is <desc>(.*?)</desc>\. It takes arguments ", re.DOTALL)
@@ -39,9 +38,9 @@ def is_step(ask: Ask) -> bool:
 def step(ask: Ask) -> dict[str, Any]:
     """Values for an agent's next step: a tool that fits until something was observed, then the end."""
     text = "\n".join((ask.instructions, *(t for _, t in ask.earlier), *ask.values.values()))
-    tools = _tools("\n".join((ask.instructions, *ask.values.values())))
+    tools = tools_in("\n".join((ask.instructions, *ask.values.values())))
     seen = observations(text)
-    question = _question(ask)
+    question = question_of(ask)
     tool = _next(ask, tools, seen, question)
     filled = _arguments(tool, question, seen) if tool else {}
     name = tool.name if tool else "finish"
@@ -59,7 +58,8 @@ def step(ask: Ask) -> dict[str, Any]:
     return values
 
 
-def _tools(text: str) -> list[Tool]:
+def tools_in(text: str) -> list[Tool]:
+    """Return the tools that a request describes, in order."""
     found: dict[str, Tool] = {}
     for match in _TOOL.finditer(text):
         found.setdefault(match[1], Tool(match[1], match[2], _braces(text, match.end())))
@@ -80,7 +80,7 @@ def _braces(text: str, start: int) -> dict[str, Any]:
     return {}
 
 
-def _question(ask: Ask) -> str:
+def question_of(ask: Ask) -> str:
     """The task's inputs: of this turn or, in a conversation, of the turn that opened it."""
     skip = ("trajectory", "history", "tools")
     own = [text for name, text in ask.values.items() if name not in skip and text.strip()]
@@ -126,9 +126,8 @@ def _argument(name: str, schema: Mapping[str, Any], question: str, seen: list[st
         words = set(content_stems(question))
         return max(options, key=lambda o: len(words & set(o.words))).value
     kind = schema.get("type")
-    numbers = arithmetic.numbers(question)
     if kind in ("integer", "number"):
-        value = numbers[0] if numbers else 0.0
+        value = next(iter(numbers(question)), 0.0)
         return int(value) if kind == "integer" else value
     if kind == "boolean":
         return True

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from dataclasses import field as filled
 from typing import Any
 
-from .passage import kind_of_pattern
-from .reader import Ask
+from .evidence import kind_of_pattern
+from .request import Ask
 from .statements import BULLET, blocks
 from .words import content_stems, normal
 

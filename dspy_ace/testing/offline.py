@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from .brain import Answerer
-from .machine import Machine, Record
+from .backend import Answerer, Backend, Record
 from .noise import Knobs
 
 if hasattr(dspy, "lm15"):
@@ -56,26 +55,26 @@ class OfflineLM(OfflineBase):
     ) -> None:
         names = set(Knobs.__dataclass_fields__)
         knobs = Knobs(**{name: settings.pop(name) for name in list(settings) if name in names})
-        super().__init__(model, Machine(knobs, answerers), cache=cache, **settings)
+        super().__init__(model, Backend(knobs, answerers), cache=cache, **settings)
 
     @property
     def calls(self) -> int:
         """Number of requests received."""
-        return len(self.machine.log)
+        return len(self.backend.log)
 
     @property
     def log(self) -> list[Record]:
         """Records of the requests received, oldest first (a copy)."""
-        return self.machine.log.records()
+        return self.backend.log.records()
 
     def reset_log(self) -> None:
         """Empty the log, for all copies."""
-        self.machine.log.clear()
+        self.backend.log.clear()
 
     def dump_state(self) -> dict[str, Any]:
         """State for `load_state`: model, settings and knobs."""
         state: dict[str, Any] = dspy.BaseLM.dump_state(self)  # not that of `dspy.LM`: it would save the engine too
-        return state | self.machine.knobs.as_dict()
+        return state | self.backend.knobs.as_dict()
 
     @classmethod
     def load_state(cls, state: dict[str, Any], **_: Any) -> OfflineLM:
@@ -86,7 +85,7 @@ class OfflineLM(OfflineBase):
     def copy(self, **changes: Any) -> OfflineLM:
         """A copy that writes to the same log. Knobs may be changed like any other setting."""
         knobs = {name: changes.pop(name) for name in list(changes) if name in Knobs.__dataclass_fields__}
-        copied = self._copied(self.machine.with_knobs(**knobs) if knobs else self.machine, changes)
+        copied = self._copied(self.backend.with_knobs(**knobs) if knobs else self.backend, changes)
         if not isinstance(copied, OfflineLM):
             raise TypeError(f"copying an OfflineLM gave a {type(copied).__name__}")
         return copied

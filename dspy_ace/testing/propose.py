@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .case import Case, fields_in, read_feedback
 from .noise import Dice
-from .reader import Ask, Field, load_json
-from .reflect import lessons_of, say
-from .shape import schema_of
+from .reflect import Case, fields_in, lessons_of, read_feedback, say
+from .reply import schema_of
+from .request import Ask, Field, load_json
 from .words import clip, content_stems, normal
 
 _WRITES = re.compile(

@@ -1,20 +1,280 @@
-"""The reflector: says which cues call for which answer, from what its request shows and nothing else."""
+"""Reads one case as a request shows it: the inputs, what was answered, what would have been right, the verdict.
+
+Picks cues: the few short phrases of an input by which a lesson will be recognised again.
+
+The reflector: says which cues call for which answer, from what its request shows and nothing else.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .case import Case, read_case
-from .cues import choose_cues
-from .formula import formula_name, work_out
-from .options import listed, numbered_questions
-from .reader import Ask
-from .statements import blocks
-from .words import clip, content_stems, normal, split_name, stems
+from .calculate import formula_name, work_out
+from .evidence import passage
+from .request import Ask, load_json
+from .statements import blocks, listed, numbered_questions
+from .words import clip, content_stems, is_content, normal, parts, split_name, stem, stems, tokens
+
+_EXPECTED = re.compile(
+    r"(?:expected(?: answer| output)?|correct (?:answer|label|output|value)|right answer|gold(?: answer| label)?|"
+    r"ground truth|answer key|should (?:have been|be)|should have (?:said|answered))"
+    r"(?:\s+(?:is|was))?\s*[:=]?\s*(?:\"([^\"\n]+)\"|“([^”\n]+)”|`([^`\n]+)`|'([^'\n]+)'|([^\n;.]+?))"
+    r"(?=\s*(?:[,;)\n]|\.\s|\.?$|\bbut\b|\bnot\b|\bgot\b|\binstead\b))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_GOOD = re.compile(r"\b(?:success\w*|succeeded|correct|right|passed|pass|solved|perfect|ok|true)\b", re.IGNORECASE)
+_BAD = re.compile(
+    r"\b(?:fail\w*|incorrect|wrong|error\w*|exception|not (?:correct|right|solved)|mistake\w*|false|unsuccessful)\b",
+    re.IGNORECASE,
+)
+_SCORE = re.compile(r"score\s*(?:of|is|was|[:=])?\s*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?", re.IGNORECASE)
+_LINE = re.compile(r"^[ \t]*[-*]?[ \t]*[`\"']?(\w[\w ]{0,40}?)[`\"']?[ \t]*[:=][ \t]*(\S.*)$", re.MULTILINE)
+
+
+_ARROW = re.compile(r"^[ \t]*(?:→|->|=>)[ \t]*(\w+)[ \t]*[:=][ \t]*", re.MULTILINE)
+_HEADING = re.compile(r"^\[(\S+)\][ \t]*$", re.MULTILINE)
+_CALLED = re.compile(r"^(?:Call|Step) \d+:[ \t]*([\w.\[\]'\"-]+)[ \t]*$", re.MULTILINE)
+_CALL = re.compile(r"^(?:Call \d+|Step \d+|Returned)\b", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One call of a predictor as the attempt shows it. `inputs`: what it was given beyond the case's own inputs."""
+
+    predictor: str
+    inputs: str
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a reflection request shows. `good`: True, False, or None when no verdict is shown."""
+
+    text: str
+    expected: Mapping[str, str]
+    given: Mapping[str, str]
+    good: bool | None
+    feedback: str
+    bullets: str
+    calls: tuple[Seen, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether the attempt was made by more than one predictor."""
+        return len({call.predictor for call in self.calls}) > 1
+
+    def erring(self, name: str, wrong: str) -> Seen | None:
+        """Where the wrong value of the field `name` comes from: the first call that gave this very value, under
+        whatever name; else the last one that filled the field.
+        """
+        given = [call for call in self.calls if any(normal(value) == normal(wrong) for value in call.outputs.values())]
+        filled = [call for call in self.calls if name in call.outputs]
+        return next(iter([*given, *filled[-1:]]), None)
+
+
+def fields_in(text: str) -> dict[str, str]:
+    """Field name → value from JSON, `[[ ## name ## ]]` headers, `<name>` tags or `name: value` lines.
+
+    Any other text stands under the empty name.
+    """
+    text = text.strip()
+    if not text or text.lower() in (
+        "none",
+        "n/a",
+        "null",
+        "{}",
+        "(none)",
+        "not shown",
+        "not available",
+        "(not available)",
+        "unknown",
+        "(not shown)",
+        "-",
+    ):
+        return {}
+    body = load_json(text) if text[0] in "{[" else None
+    if isinstance(body, dict):
+        return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in body.items()}
+    marks = list(re.finditer(r"\[\[? ?## (\w+) ## ?\]?\]", text))
+    if marks:
+        ends = [m.start() for m in marks[1:]] + [len(text)]
+        return {m[1]: text[m.end() : end].strip() for m, end in zip(marks, ends, strict=False) if m[1] != "completed"}
+    tags = re.findall(r"<(\w+)>\s*(.*?)\s*</\1>", text, re.DOTALL)
+    if tags:
+        return dict(tags)
+    lines = list(_LINE.finditer(text))
+    ends = [m.start() for m in lines[1:]] + [len(text)]
+    found = {m[1].strip(): text[m.start(2) : end].strip().strip("'\"") for m, end in zip(lines, ends, strict=False)}
+    return found or {"": text.strip("'\"")}
+
+
+def read_case(ask: Ask) -> Case:
+    """The case that a reflection request shows, whatever it calls its fields."""
+    get = _finder(ask)
+    text = get("task_inputs", "input", "example")
+    feedback, outcome = get("feedback", "critique"), get("outcome", "score", "result", "verdict")
+    expected = fields_in(get("expected", "target", "gold", "label")) or read_feedback(feedback)[0]
+    trajectory = get("trajectory", "attempt", "prediction", "output", "trace")
+    given = _given(trajectory, expected)
+    return Case(_values_only(text), expected, given, _verdict(outcome, feedback), feedback, get("bullets", "playbook"),
+                _calls(trajectory, _HEADING.findall(ask.values.get("task", ""))))  # fmt: skip
+
+
+def read_feedback(feedback: str) -> tuple[dict[str, str], bool | None]:
+    """The right answer that feedback names (under no field name) and its verdict, as far as it says them."""
+    match = _EXPECTED.search(feedback)
+    expected = {"": next(g for g in match.groups() if g).strip()} if match else {}
+    return expected, _verdict("", feedback)
+
+
+def _finder(ask: Ask) -> Callable[..., str]:
+    def get(*names: str) -> str:
+        for name in names:
+            for key, value in ask.values.items():
+                if key == name:
+                    return value
+        return next((v for n in names for k, v in ask.values.items() if n in k.lower()), "")
+
+    return get
+
+
+_PREFIX = re.compile(r"^[ \t]*[-*]?[ \t]*[`\"']?\w{1,40}[`\"']?[ \t]*[:=][ \t]+", re.MULTILINE)
+
+
+def _values_only(text: str) -> str:
+    """Task inputs as text to be judged: the values without their field names."""
+    body = load_json(text) if text.lstrip().startswith("{") else None
+    if isinstance(body, dict):
+        return "\n".join(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in body.values())
+    return _PREFIX.sub("", re.sub(r"\[\[? ?## \w+ ## ?\]?\]|</?\w+>", "", text)).strip()
+
+
+def _given(trajectory: str, expected: Mapping[str, str]) -> dict[str, str]:
+    """The answer that was given, for the fields that an answer is expected for (or for all that can be read)."""
+    found: dict[str, str] = {}
+    for name in expected:
+        if name:
+            pattern = rf"(?:\[\[? ?## {re.escape(name)} ## ?\]?\]|[\"'`]?\b{re.escape(name)}\b[\"'`]?\s*[:=])\s*"
+            spots = list(re.finditer(pattern, trajectory))
+            if spots:
+                rest = trajectory[spots[-1].end() :]
+                value = re.match(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|([^\n]+)", rest)
+                if value:
+                    found[name] = next(g for g in value.groups() if g is not None).strip().rstrip(",}")
+    if found or not trajectory.strip():
+        return found
+    marks = list(_ARROW.finditer(trajectory))
+    ends = [m.start() for m in marks[1:]] + [len(trajectory)]
+    told = {m[1]: _CALL.split(trajectory[m.end() : e])[0].strip() for m, e in zip(marks, ends, strict=False)}
+    read = {k: v for k, v in (told or fields_in(trajectory)).items() if not re.search(r"reason|thought|cited", k)}
+    return dict(list(read.items())[-1:])
+
+
+def _calls(trajectory: str, names: Sequence[str]) -> tuple[Seen, ...]:
+    """The calls of the predictors `names` that an attempt lists (`Call 2: name`), with inputs and `→` outputs."""
+    heads = list(_CALLED.finditer(trajectory))
+    ends = [m.start() for m in heads[1:]] + [len(trajectory)]
+    found = []
+    for head, end in zip(heads, ends, strict=False):
+        body = trajectory[head.end() : end].partition("\nReturned:")[0]
+        marks = list(_ARROW.finditer(body))
+        stops = [m.start() for m in marks[1:]] + [len(body)]
+        outputs = {m[1]: body[m.end() : stop].strip() for m, stop in zip(marks, stops, strict=False)}
+        if head[1] in names:
+            found.append(Seen(head[1], _values_only(body[: marks[0].start() if marks else len(body)]), outputs))
+    return tuple(found)
+
+
+def _verdict(outcome: str, feedback: str) -> bool | None:
+    for text in (outcome, feedback):
+        score = _SCORE.search(text) or (re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)()\s*", text))
+        if _BAD.search(text):
+            return False
+        if score:
+            return float(score[1]) >= 0.999 * float(score[2] or 1)
+        if _GOOD.search(text):
+            return True
+    return None
+
+
+_RUN = 2
+"""Longest cue, in words, apart from the pattern around a number."""
+
+
+def choose_cues(text: str, rivals: str = "", avoid: Collection[str] = (), limit: int = 5) -> list[str]:
+    """At most `limit` phrases of `text`, the most telling first.
+
+    With a focus (a quoted string that occurs again) the pattern around it leads and the nearest words follow.
+    Without one, long and repeated words lead; words of `rivals` (lessons for other answers) and the stems in `avoid`
+    come last.
+    """
+    judged = passage(text)
+    if judged.focus:
+        return _near_focus(text, judged.focus, min(limit, 5))
+    seen = Counter(stems(rivals))
+    counts = Counter(stems(text))
+    scored = []
+    for position, run in _runs(text):
+        folded = [stem(word) for word in run]
+        worth = sum(_worth(w, counts[s], seen[s], s in avoid) for w, s in zip(run, folded, strict=True))
+        scored.append((-worth / len(run) ** 0.5, position, " ".join(run)))
+    scored.sort()
+    return _distinct([phrase for _, _, phrase in scored], limit)
+
+
+def _worth(word: str, count: int, seen: int, avoided: bool) -> float:
+    worth = (min(len(word), 9) / 9 + 0.4 * math.log(count)) / (1 + seen)
+    return worth * 0.4 if avoided else worth
+
+
+def _runs(text: str) -> list[tuple[int, list[str]]]:
+    """Neighbouring content words, at most `_RUN` together, each with its position among the tokens."""
+    found: list[tuple[int, list[str]]] = []
+    position = 0
+    for stretch in parts(text):
+        run: list[str] = []
+        for word in [*stretch, ""]:
+            if word and is_content(word) and len(run) < _RUN:
+                run.append(word)
+            else:
+                if run:
+                    found.append((position - len(run), run))
+                run = [word] if word and is_content(word) else []
+            position += 1
+        position -= 1
+    return found
+
+
+def _near_focus(text: str, focus: str, limit: int) -> list[str]:
+    body = text[text.index(focus) + len(focus) :]
+    words, wanted = tokens(body), tokens(focus)
+    at = next((i for i in range(len(words)) if words[i : i + len(wanted)] == wanted), None)
+    if at is None or not wanted:
+        return _distinct([" ".join(run) for _, run in _runs(body)], limit)
+    end = at + len(wanted)
+    middle = "#" if wanted[0][0].isdigit() else focus
+    pattern = " ".join([*words[max(0, at - 1) : at], middle, *words[end : end + 1]])
+    runs = sorted(_runs(body), key=lambda item: min(abs(item[0] - at), abs(item[0] + len(item[1]) - 1 - at)))
+    return _distinct([pattern, *(" ".join(run) for _, run in runs)], limit)
+
+
+def _distinct(phrases: list[str], limit: int) -> list[str]:
+    """The first `limit` phrases that do not repeat one before them."""
+    kept: dict[tuple[str, ...], str] = {}
+    for phrase in phrases:
+        folded = stems(phrase)
+        if folded and not any(set(folded) <= set(k) for k in kept):
+            kept.setdefault(folded, phrase.replace('"', ""))
+        if len(kept) == limit:
+            break
+    return list(kept.values())
+
 
 _FIELDS = 8
 """Most output fields that one case is compared in."""

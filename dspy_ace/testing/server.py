@@ -19,10 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from .brain import Answerer
-from .machine import FaultError, Machine, Record, Served
+from .backend import Answerer, Backend, FaultError, Record, Served
 from .noise import FAULTS, Knobs
-from .wire import request_of
+from .request import request_of
 
 _CODES = {
     "rate_limit": ("rate_limit_exceeded", "requests"),
@@ -57,7 +56,7 @@ class OfflineServer(ThreadingHTTPServer):
         answerers: Sequence[Answerer] = (),
     ) -> None:
         super().__init__((host, port), _Handler)
-        self.machine = Machine(knobs, answerers)
+        self.backend = Backend(knobs, answerers)
         self.stall = stall
         self._journal = journal
         self._lock = threading.Lock()
@@ -71,12 +70,12 @@ class OfflineServer(ThreadingHTTPServer):
     @property
     def log(self) -> list[Record]:
         """Records of the requests received, oldest first (a copy)."""
-        return self.machine.log.records()
+        return self.backend.log.records()
 
     @property
     def calls(self) -> int:
         """Number of requests received."""
-        return len(self.machine.log)
+        return len(self.backend.log)
 
     def note(self, status: int, role: str, served: Served | None, fault: str | None) -> None:
         """Write one line to the journal: number, status, role, tokens, fault."""
@@ -137,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = body.get("n")
         count = wanted if isinstance(wanted, int) and wanted > 0 else 1
         try:
-            served = [self.server.machine.serve(request, max_tokens=limit if isinstance(limit, int) else None)]
+            served = [self.server.backend.serve(request, max_tokens=limit if isinstance(limit, int) else None)]
             served += served[:1] * (count - 1)
         except FaultError as fault:
             self._fail(fault)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
+import agent
 import dspy
 import pytest
+from office.apprentice import Apprentice
+from office.world import current
 
 from dspy_ace import ACE, Playbook
 from dspy_ace.program.rollout import rollouts
-from dspy_ace.testing.apprentice import Apprentice
 from paths import ROOT
-
-
-@pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
-    return importlib.import_module("agent")
 
 
 @pytest.fixture
@@ -34,7 +28,7 @@ def lm() -> Any:
         yield apprentice
 
 
-def student_of(agent: ModuleType, tasks: Any, **settings: Any) -> Any:
+def student_of(tasks: Any, **settings: Any) -> Any:
     return agent.OfficeAgent({task.id: task for split in tasks for task in split}, agent.TOOLS, **settings)
 
 
@@ -78,7 +72,7 @@ def test_sizes_are_options(tmp_path: Path) -> None:
     assert len(rates("ACE", output)) == 5
 
 
-def test_it_refuses_in_one_line(agent: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_it_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A file that cannot be written ends the script before the first call."""
     with pytest.raises(SystemExit) as stopped:
         agent.main(["--out", str(tmp_path)])
@@ -87,10 +81,10 @@ def test_it_refuses_in_one_line(agent: ModuleType, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.compat
-def test_the_tools_descriptions_stay(agent: ModuleType, lm: Apprentice) -> None:
+def test_the_tools_descriptions_stay(lm: Apprentice) -> None:
     """After compile every tool stands in the agent's instructions as before, above the playbook, and is callable."""
     tasks = agent.make_tasks(0, 8, 2, 3, 3)
-    student = student_of(agent, tasks)
+    student = student_of(tasks)
     plain = student.agent.react.signature.instructions
     program: Any = ACE(agent.metric, labels=False, epochs=1, num_threads=2).compile(
         student, agent.as_examples(tasks.train)
@@ -104,7 +98,7 @@ def test_the_tools_descriptions_stay(agent: ModuleType, lm: Apprentice) -> None:
         assert program.agent.tools[tool.__name__].func is tool
 
 
-def test_no_prompt_holds_what_the_check_knows(agent: ModuleType, lm: Apprentice) -> None:
+def test_no_prompt_holds_what_the_check_knows(lm: Apprentice) -> None:
     """Examples have no labels, and the right answer of a task that was never worked out is in no role's prompt."""
     tasks = agent.make_tasks(0, 30, 1, 1, 1)
     counts = [task for task in tasks.train if "number of files" in task.text]
@@ -122,12 +116,12 @@ def test_no_prompt_holds_what_the_check_knows(agent: ModuleType, lm: Apprentice)
     assert all(secret not in record.request for record in lm.log)
 
 
-def test_the_reflector_sees_every_step(agent: ModuleType, lm: Apprentice) -> None:
+def test_the_reflector_sees_every_step(lm: Apprentice) -> None:
     """Thoughts, calls with arguments, answers and errors stand in the reflection request, and how the attempt ended."""
     tasks = agent.make_tasks(0, 30, 1, 1, 1)
     task = next(task for task in tasks.train if "Send" in task.text)
     ACE(agent.metric, labels=False, epochs=1, max_reflection_rounds=0).compile(
-        student_of(agent, tasks), agent.as_examples([task])
+        student_of(tasks), agent.as_examples([task])
     )
     (request,) = (record.request for record in lm.log if record.role == "reflector")
     for words in ("list_events fits", "send_mail", "'to': ", "Error 401: no valid access_token", "→ next_thought"):
@@ -135,28 +129,28 @@ def test_the_reflector_sees_every_step(agent: ModuleType, lm: Apprentice) -> Non
     assert "The end state does not fit the task. Calls that ended in an error: 1." in request
 
 
-def test_the_step_limit_is_told(agent: ModuleType, lm: Apprentice) -> None:
+def test_the_step_limit_is_told(lm: Apprentice) -> None:
     """An agent that is cut off at its step limit gets that as feedback, and its end state is checked as it is."""
     tasks = agent.make_tasks(0, 30, 1, 1, 1)
     task = next(task for task in tasks.train if "Share each" in task.text)
-    (cut,) = rollouts(student_of(agent, tasks, max_iters=2), agent.as_examples([task]), agent.metric)
+    (cut,) = rollouts(student_of(tasks, max_iters=2), agent.as_examples([task]), agent.metric)
     assert cut.feedback.score == 0
     assert cut.feedback.text.endswith("The step limit was reached before the agent finished.")
-    (whole,) = rollouts(student_of(agent, tasks), agent.as_examples([task]), agent.metric)
+    (whole,) = rollouts(student_of(tasks), agent.as_examples([task]), agent.metric)
     assert "step limit" not in whole.feedback.text
 
 
-def test_each_rollout_has_an_office_of_its_own(agent: ModuleType, lm: Apprentice) -> None:
+def test_each_rollout_has_an_office_of_its_own(lm: Apprentice) -> None:
     """The same task, in many threads and again, gives the same result each time; a failing program leaves none open."""
     tasks = agent.make_tasks(0, 6, 1, 1, 1)
     task = next(task for task in tasks.train if "Book" in task.text)
-    student = student_of(agent, tasks)
+    student = student_of(tasks)
     for _ in range(2):
         done = rollouts(student, agent.as_examples([task] * 12), agent.metric, num_threads=4)
         assert [trajectory.feedback.score for trajectory in done] == [1.0] * 12
-    broken = student_of(agent, tasks)
+    broken = student_of(tasks)
     broken.agent = SimpleNamespace()
     with pytest.raises(TypeError):
         broken(task_id=task.id, task=task.text)
     with pytest.raises(LookupError):
-        importlib.import_module("office.world").current()
+        current()

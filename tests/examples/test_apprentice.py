@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import agent
 import dspy
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from office import tools, world
+from office.advice import read_advice, read_hint, say
+from office.apprentice import Apprentice, Call, Step, missed_hints, steps_in
+from office.tasks import make_tasks
 
 from dspy_ace import ACE, Bullet, Playbook, with_playbook
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.agent import Tool
-from dspy_ace.testing.apprentice import Apprentice
-from dspy_ace.testing.apprentice_advice import read_advice, read_hint, say
-from dspy_ace.testing.apprentice_reflect import missed_hints
-from dspy_ace.testing.apprentice_steps import Call, Step, steps_in
 from paths import ROOT
 
-SOURCES = sorted((ROOT / "dspy_ace" / "testing").glob("apprentice*.py"))
-
-
-@pytest.fixture
-def office(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The office of the agent example, as a place to work in."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
-    return SimpleNamespace(**{name: importlib.import_module(f"office.{name}") for name in ("world", "tools", "tasks")})
+OFFICE = ROOT / "examples" / "office"
+OWN = ("apprentice.py", "advice.py")
 
 
 def tool(name: str, **arguments: str) -> Tool:
@@ -44,10 +37,10 @@ def advised(program: dspy.Module, *advice: str) -> Any:
     return with_playbook(program, Playbook(tuple(Bullet(f"str-{i:05}", "OTHERS", a) for i, a in enumerate(advice, 1))))
 
 
-def done(office: SimpleNamespace, records: Any, task: str, *advice: str, adapter: Any = None) -> Any:
+def done(records: Any, task: str, *advice: str, adapter: Any = None) -> Any:
     """The end state that an apprentice with this advice brings about, and its steps."""
-    program = advised(dspy.ReAct("task -> report", tools=list(office.tools.TOOLS), max_iters=30), *advice)
-    with dspy.context(lm=Apprentice(), adapter=adapter), office.world.opened(records) as opened:
+    program = advised(dspy.ReAct("task -> report", tools=list(tools.TOOLS), max_iters=30), *advice)
+    with dspy.context(lm=Apprentice(), adapter=adapter), world.opened(records) as opened:
         prediction = program(task=task)
         called = [value for name, value in prediction.trajectory.items() if name.startswith("tool_name")]
         return SimpleNamespace(state=opened.end_state(), called=called)
@@ -87,8 +80,8 @@ HABITS = {
 }
 
 
-def records_of(office: SimpleNamespace) -> Any:
-    return office.world.Records(
+def records_of() -> Any:
+    return world.Records(
         mail={"Lena Fox": [(f"invoice {n}", n) for n in range(16)]},
         files={"A": [f"{n}.pdf" for n in range(5)]},
         slow=frozenset({"Slow Sam"}),
@@ -97,16 +90,16 @@ def records_of(office: SimpleNamespace) -> Any:
 
 @pytest.mark.compat
 @pytest.mark.parametrize("habit", HABITS)
-def test_a_habit_ends_only_with_advice_for_it(habit: str, office: SimpleNamespace) -> None:
+def test_a_habit_ends_only_with_advice_for_it(habit: str) -> None:
     """Without advice the habit spoils the task; with advice in other people's words the task is done."""
     task, advice, spoiled, wanted = HABITS[habit]
-    state = office.world.EndState
-    assert done(office, records_of(office), task).state == state(**spoiled)
-    assert done(office, records_of(office), task, *advice).state == state(**wanted)
+    state = world.EndState
+    assert done(records_of(), task).state == state(**spoiled)
+    assert done(records_of(), task, *advice).state == state(**wanted)
 
 
 @pytest.mark.parametrize("habit", HABITS)
-def test_a_habit_stays_with_advice_of_other_content(habit: str, office: SimpleNamespace) -> None:
+def test_a_habit_stays_with_advice_of_other_content(habit: str) -> None:
     """Advice on other messages, other tools, or none in particular changes nothing."""
     task, advice, spoiled, _ = HABITS[habit]
     other = [
@@ -116,35 +109,34 @@ def test_a_habit_stays_with_advice_of_other_content(habit: str, office: SimpleNa
         *(PAGES, WAIT, SIGN_IN)[: 0 if habit != "the name" else 2],
     ]
     assert not set(other) & set(advice)
-    assert done(office, records_of(office), task, *other).state == office.world.EndState(**spoiled)
+    assert done(records_of(), task, *other).state == world.EndState(**spoiled)
 
 
-def test_without_advice_what_nobody_answers_is_done_twice(office: SimpleNamespace) -> None:
+def test_without_advice_what_nobody_answers_is_done_twice() -> None:
     """A transfer without an answer is made again, and pays twice."""
     task = HABITS["twice"][0]
-    seen = done(office, records_of(office), task, PAY, SIGN_IN)
+    seen = done(records_of(), task, PAY, SIGN_IN)
     assert seen.state.transfers == (("Slow Sam", 40.0),) * 2
     assert "payment_status" not in seen.called
 
 
 @pytest.mark.parametrize("adapter", [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter])
-def test_it_works_in_every_layout(adapter: Any, office: SimpleNamespace) -> None:
+def test_it_works_in_every_layout(adapter: Any) -> None:
     """The chat, JSON and XML layouts are read alike (DSPy's XML gives tools no numbers, so none is needed here)."""
     task, advice, _, wanted = HABITS["the first page"]
-    seen = done(office, records_of(office), task, *advice, adapter=adapter())
-    assert seen.state == office.world.EndState(**wanted)
+    seen = done(records_of(), task, *advice, adapter=adapter())
+    assert seen.state == world.EndState(**wanted)
 
 
 def test_it_knows_no_tool_and_no_message() -> None:
     """No name of a tool or argument and no message of the office stands in the apprentice's own code."""
-    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
-    world = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "examples" / "office").glob("*.py"))
-    tools = re.findall(
-        r"^def (\w+_\w+)\(", (ROOT / "examples/office/tools.py").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert len(tools) == 12
-    for known in [*tools, "access_token", "cursor", "too many requests", "on its way", "opens nothing", "429", "401"]:
-        assert known in world
+    sources = {path.name: path.read_text(encoding="utf-8") for path in OFFICE.glob("*.py")}
+    text = "\n".join(sources[name] for name in OWN)
+    rest = "\n".join(source for name, source in sources.items() if name not in OWN)
+    names = re.findall(r"^def (\w+_\w+)\(", sources["tools.py"], re.MULTILINE)
+    assert len(names) == 12
+    for known in [*names, "access_token", "cursor", "too many requests", "on its way", "opens nothing", "429", "401"]:
+        assert known in rest
         assert known not in text
     assert "office" not in text
 
@@ -241,7 +233,7 @@ def test_other_requests_are_those_of_the_offline_model() -> None:
     with dspy.context(lm=copied), pytest.raises(Exception, match=r".+"):
         dspy.ReAct("task -> report", tools=[_paint])(task="Paint the wall.")
     assert copied.log == lm.log
-    assert Apprentice.load_state(lm.dump_state()).machine.knobs == lm.machine.knobs
+    assert Apprentice.load_state(lm.dump_state()).backend.knobs == lm.backend.knobs
 
 
 def _paint(wall: str) -> str:
@@ -257,11 +249,11 @@ def test_faults_reach_the_steps() -> None:
     assert [(record.role, record.fault) for record in lm.log] == [("task", "auth")]
 
 
-def test_the_bullets_that_were_heeded_are_cited(office: SimpleNamespace) -> None:
+def test_the_bullets_that_were_heeded_are_cited() -> None:
     """A training copy names the bullets it followed; a success speaks for them."""
     task, advice, _, _ = HABITS["the first page"]
     playbook = Playbook((Bullet("str-00001", "OTHERS", WAIT), Bullet("str-00002", "OTHERS", advice[0])))
-    student = dspy.ReAct("task -> report", tools=list(office.tools.TOOLS), max_iters=30)
+    student = dspy.ReAct("task -> report", tools=list(tools.TOOLS), max_iters=30)
 
     class Opened(dspy.Module):
         def __init__(self) -> None:
@@ -269,7 +261,7 @@ def test_the_bullets_that_were_heeded_are_cited(office: SimpleNamespace) -> None
             self.agent = student
 
         def forward(self, task: str) -> Any:
-            with office.world.opened(records_of(office)) as opened:
+            with world.opened(records_of()) as opened:
                 return dspy.Prediction(self.agent(task=task), notes=opened.end_state().notes)
 
     with dspy.context(lm=Apprentice()):
@@ -330,13 +322,12 @@ def other_tool(function: Callable[..., str]) -> dspy.Tool:
 
 
 @pytest.mark.slow
-def test_in_another_world_it_learns_other_advice(office: SimpleNamespace) -> None:
+def test_in_another_world_it_learns_other_advice() -> None:
     """With all tools, arguments and messages renamed, what is learned names them, and helps there alone."""
-    agent = importlib.import_module("agent")
-    tasks = office.tasks.make_tasks(0, 24, 3, 15, 3)
+    tasks = make_tasks(0, 24, 3, 15, 3)
     known = {task.id: task for split in tasks for task in split}
-    here = agent.OfficeAgent(known, office.tools.TOOLS)
-    there = agent.OfficeAgent(known, [other_tool(function) for function in office.tools.TOOLS])
+    here = agent.OfficeAgent(known, tools.TOOLS)
+    there = agent.OfficeAgent(known, [other_tool(function) for function in tools.TOOLS])
     with dspy.context(lm=Apprentice()):
         learned = [
             ACE(agent.metric, labels=False, epochs=1, num_threads=2).compile(student, agent.as_examples(tasks.train))

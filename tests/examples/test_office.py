@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import random
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from paths import ROOT
-
-EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture
-def office(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The modules of the office, as the script imports them."""
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
-    return SimpleNamespace(**{name: importlib.import_module(f"office.{name}") for name in ("world", "tools", "tasks")})
+from office.tasks import make_tasks
+from office.tools import TOOLS, write_note
+from office.world import Records, current, opened
 
 
 @pytest.fixture
-def desk(office: SimpleNamespace) -> Iterator[SimpleNamespace]:
+def desk() -> Iterator[SimpleNamespace]:
     """An open office with a long mail, a long folder and a slow bank; its tools by name."""
-    records = office.world.Records(
+    records = Records(
         mail={"Ana Fox": [(f"invoice {n}", n) for n in range(7)]},
         files={"Audit": ["a1.pdf", "b2.pdf"]},
         slow=frozenset({"Ana Fox"}),
     )
-    with office.world.opened(records) as opened:
-        yield SimpleNamespace(world=opened, **{tool.__name__: tool for tool in office.tools.TOOLS})
+    with opened(records) as office:
+        yield SimpleNamespace(world=office, **{tool.__name__: tool for tool in TOOLS})
 
 
 def token(answer: str) -> str:
@@ -91,37 +81,37 @@ def test_a_slow_bank_pays_twice_if_asked_twice(desk: SimpleNamespace) -> None:
     assert desk.payment_status("Ana Fox") == "9 and 9 went to Ana Fox."
 
 
-def test_offices_are_apart(office: SimpleNamespace) -> None:
+def test_offices_are_apart() -> None:
     """Each thread works in the office it opened, and an office is closed after a failure as well."""
 
     def work(name: str) -> Any:
-        with office.world.opened(office.world.Records()) as opened:
+        with opened(Records()) as office:
             for _ in range(3):
-                office.tools.write_note(name, "text")
-            return opened.end_state().notes
+                write_note(name, "text")
+            return office.end_state().notes
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, "abcd")) == [((name, "text"),) * 3 for name in "abcd"]
-    with pytest.raises(ZeroDivisionError), office.world.opened(office.world.Records()):
+    with pytest.raises(ZeroDivisionError), opened(Records()):
         _ = 1 / 0
     with pytest.raises(LookupError):
-        office.world.current()
+        current()
 
 
-def test_tasks_are_drawn_from_the_seed(office: SimpleNamespace) -> None:
+def test_tasks_are_drawn_from_the_seed() -> None:
     """The same seed gives the same tasks, another one others; sizes are as asked for and no task occurs twice."""
-    tasks = office.tasks.make_tasks(3)
-    assert tasks == office.tasks.make_tasks(3) != office.tasks.make_tasks(4)
+    tasks = make_tasks(3)
+    assert tasks == make_tasks(3) != make_tasks(4)
     assert [len(split) for split in tasks] == [30, 12, 39, 39]
     everything = [task for split in tasks for task in split]
     assert len({task.text for task in everything}) == len({task.id for task in everything}) == 120
     assert all(task.id.startswith(f"{task.scenario}_") for task in everything)
-    assert [len(split) for split in office.tasks.make_tasks(0, 4, 1, 5, 7)] == [4, 1, 5, 7]
+    assert [len(split) for split in make_tasks(0, 4, 1, 5, 7)] == [4, 1, 5, 7]
 
 
-def test_tasks_come_from_every_job_many_times(office: SimpleNamespace) -> None:
+def test_tasks_come_from_every_job_many_times() -> None:
     """Many tasks can be drawn: the generator never runs out of new ones."""
-    assert len(office.tasks.make_tasks(1, 300, 3, 3, 300).train) == 300
+    assert len(make_tasks(1, 300, 3, 3, 300).train) == 300
 
 
 def bring_about(tools: dict[str, Any], wanted: Any) -> None:
@@ -146,21 +136,21 @@ def bring_about(tools: dict[str, Any], wanted: Any) -> None:
         do("write_note", title=title, text=text)
 
 
-def test_every_task_can_be_done_and_checks_see_what_is_missing_or_too_much(office: SimpleNamespace) -> None:
+def test_every_task_can_be_done_and_checks_see_what_is_missing_or_too_much() -> None:
     """The wanted end state passes; nothing done, something done twice, and something else done do not."""
-    tools = {tool.__name__: tool for tool in office.tools.TOOLS}
+    tools = {tool.__name__: tool for tool in TOOLS}
     draw = random.Random(5)
-    for split in office.tasks.make_tasks(2):
+    for split in make_tasks(2):
         for task in draw.sample(split, 8):
-            with office.world.opened(task.records) as opened:
-                assert task.failed_checks(opened) > 0
+            with opened(task.records) as office:
+                assert task.failed_checks(office) > 0
                 bring_about(tools, task.wanted)
-                assert task.failed_checks(opened) == 0, task.text
+                assert task.failed_checks(office) == 0, task.text
                 tools["wait"](30)
                 tools["write_note"]("Something", "else")
-                assert task.failed_checks(opened) == 1
-            with office.world.opened(task.records) as opened:
+                assert task.failed_checks(office) == 1
+            with opened(task.records) as office:
                 bring_about(tools, task.wanted)
                 tools["wait"](30)
                 bring_about(tools, task.wanted)
-                assert task.failed_checks(opened) > 0
+                assert task.failed_checks(office) > 0

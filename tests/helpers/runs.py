@@ -25,7 +25,7 @@ import dspy
 
 from dspy_ace import ACE, Usage
 from dspy_ace.testing import OfflineLM
-from dspy_ace.testing.machine import Machine, Served
+from dspy_ace.testing.backend import Backend, Served
 from dspy_ace.testing.noise import Dice
 from dspy_ace.testing.server import OfflineServer, serve
 from paths import ROOT
@@ -68,16 +68,16 @@ def booked(program: Any) -> dict[str, Usage]:
     return {role: Usage(*(getattr(used, name) for name in kept)) for role, used in usage.items() if used.calls}
 
 
-class Spoiling(Machine):
-    """The offline machine with replies that arrive truncated, as prose, or empty.
+class Spoiling(Backend):
+    """The offline model with replies that arrive truncated, as prose, or empty.
 
     Args:
-        machine: the one whose knobs, log and cache it has.
+        backend: the one whose knobs, log and cache it has.
         chances: `truncated`, `unparsable`, `empty` → probability an attempt.
     """
 
-    def __init__(self, machine: Machine, chances: Mapping[str, float]) -> None:
-        super().__init__(machine.knobs, machine.answerers, machine.log, machine.cache)
+    def __init__(self, backend: Backend, chances: Mapping[str, float]) -> None:
+        super().__init__(backend.knobs, backend.answerers, backend.log, backend.cache)
         self.chances = chances
         self.spoiled: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
@@ -119,7 +119,7 @@ def faulty(chances: Mapping[str, float], seed: int = 0) -> Iterator[OfflineServe
     """A server whose calls fail (`Knobs.faults`) or are spoiled (`Spoiling`) with these probabilities."""
     faults = {kind: chance for kind, chance in chances.items() if kind not in SPOILED}
     with serve(faults=faults, seed=seed) as server:
-        server.machine = Spoiling(server.machine, chances)
+        server.backend = Spoiling(server.backend, chances)
         yield server
 
 

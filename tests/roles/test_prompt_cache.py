@@ -13,7 +13,7 @@ from comparisons.performance import cache
 from comparisons.performance.prefixes import BLOCK, MINIMUM, Held, Request, Share, in_blocks, served, tokens_of, total
 from comparisons.tasks import load_task
 from dspy_ace import Playbook
-from dspy_ace.testing.tokens import PrefixCache, count_tokens
+from dspy_ace.testing.backend import PrefixCache, count_tokens
 
 
 def words(count: int, last: str = "") -> str:

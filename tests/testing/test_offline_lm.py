@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_ace.testing import OfflineLM
-from dspy_ace.testing.brain import respond
+from dspy_ace.testing.backend import respond
 from dspy_ace.testing.noise import Dice, Knobs
-from dspy_ace.testing.reader import Ask, Request, read
+from dspy_ace.testing.request import Ask, Request, read
 from dspy_ace.testing.server import serve
 
 ADAPTERS = [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter]
@@ -173,7 +173,7 @@ def test_program_with_a_pinned_offline_model_is_saved_and_loaded(tmp_path: Path)
     loaded = dspy.Predict("note -> desk: Literal['north', 'south']")
     loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
     assert isinstance(loaded.lm, OfflineLM)
-    assert (loaded.lm.machine.knobs, loaded.lm.kwargs["temperature"]) == (predict.lm.machine.knobs, 0.3)
+    assert (loaded.lm.backend.knobs, loaded.lm.kwargs["temperature"]) == (predict.lm.backend.knobs, 0.3)
     assert loaded(note="x").desk == predict(note="x").desk
 
 

@@ -143,7 +143,7 @@ def test_a_third_of_all_calls_may_fail(chances: dict[str, float]) -> None:
     for seed in range(5):
         with faulty(chances, seed) as server:
             program = compiled(client(server), seed=seed)
-            hit = sum(server.machine.spoiled.values()) + sum(record.fault is not None for record in server.log)
+            hit = sum(server.backend.spoiled.values()) + sum(record.fault is not None for record in server.log)
             assert hit >= 0.15 * server.calls
             assert booked(program) == billed(server)
         assert program.detailed_results.stopped in ("the epoch is done", "a perfect validation score")

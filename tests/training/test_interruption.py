@@ -136,7 +136,7 @@ def test_ctrl_c_gives_the_best_program_so_far_and_a_second_one_ends_it(tmp_path:
         once = nursery.wait()
         child = nursery.start(log_dir=str(tmp_path / "twice"))
         when_step_is_done(tmp_path / "twice", 2)
-        server.machine = server.machine.with_knobs(latency=2.0)
+        server.backend = server.backend.with_knobs(latency=2.0)
         time.sleep(0.2)  # whatever is under way now takes two seconds
         os.kill(child, signal.SIGINT)
         time.sleep(0.3)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 from xml.sax.saxutils import escape
 
-from .reader import Ask, Field
+from .request import Ask, Field
 
 Schema = Mapping[str, Any]
 _NAMES = {

@@ -10,9 +10,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from .agent import Tool
-from .statements import blocks
-from .words import normal
+from dspy_ace.testing.agent import Tool
+from dspy_ace.testing.statements import blocks
+from dspy_ace.testing.words import normal
 
 _CUE = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”")
 _MARKED = re.compile(r"`(\w+)`")
@@ -29,7 +29,7 @@ _INSTEAD = re.compile(r"\binstead\b|\brather than\b|\bnot\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do in which situation.
+    """A situation and what to do in it.
 
     Args:
         source: id of the bullet that says so; `""` for other text.
@@ -37,9 +37,9 @@ class Advice:
         cues: folded texts; an observation that has one of them calls for the advice.
         tools: tools it is about; empty: any.
         call: the tool to call, or `""`.
-        again: whether the call that got the observation is to be repeated.
+        again: True if the call that got the observation is to be repeated.
         argument: the argument of that call which takes the value shown beside the cue, or `""`.
-        instead: whether `call` takes the place of `tools` before anything was observed.
+        instead: True if `call` takes the place of `tools` from the start, before anything was observed.
     """
 
     source: str
@@ -52,15 +52,15 @@ class Advice:
     instead: bool = False
 
     def fits(self, tool: str, observation: str) -> bool:
-        """Whether what `tool` answered calls for this advice."""
+        """Return True if this advice is for what `tool` answered."""
         seen = f" {normal(observation)} "
         return (not self.tools or tool in self.tools) and any(f" {cue} " in seen for cue in self.cues)
 
 
 def read_advice(text: str, tools: Mapping[str, Tool]) -> list[Advice]:
-    """The advice in the bullets and lines of a prompt that speak of its tools or of what they answer.
+    """Find advice on `tools` in the bullets and lines of a prompt.
 
-    Each sentence is read by itself; a block none of whose sentences is advice is read as one.
+    Each sentence is read by itself. If no sentence of a block is advice, the block is read as one sentence.
     """
     known = {name for tool in tools.values() for name in tool.arguments}
     found: list[Advice] = []
@@ -92,15 +92,15 @@ def _advice(source: str, sentence: str, tools: Collection[str], arguments: Colle
 
 @dataclass(frozen=True)
 class Hint:
-    """What an answer of a tool says should be done next.
+    """A tool's own words on what to do next.
 
     Args:
         cue: the words it is known by, without the values of the case.
         tool: the tool that answered.
         call: the tool to call, or `""`.
-        again: whether the call is to be repeated (after `call`, if there is one).
+        again: True if the call is to be repeated (after `call`, if there is one).
         argument: the argument that takes the value shown beside the cue, or `""`.
-        instead: whether `call` does what `tool` did not do.
+        instead: True if `call` does what `tool` did not do.
     """
 
     cue: str
@@ -112,7 +112,7 @@ class Hint:
 
 
 def read_hint(tool: Tool, given: Iterable[object], observation: str, tools: Mapping[str, Tool]) -> Hint | None:
-    """The hint in what `tool` answered when it was `given` these values; None if it gives none."""
+    """Find a hint in what `tool` answered when it was `given` these values; None if there is none."""
     pieces = re.split(r"(?<=[.!?:;])\s+|\n+", observation)
     for position, piece in enumerate(pieces):
         call = next((name for name in re.findall(r"\w+", piece) if name in tools and name != tool.name), "")
@@ -129,7 +129,7 @@ def read_hint(tool: Tool, given: Iterable[object], observation: str, tools: Mapp
 
 
 def _cue(piece: str, values: Collection[str]) -> str:
-    """The longest stretch of `piece` that has no value, number or quotation in it; two words at least."""
+    """Return the longest stretch of `piece` without values, numbers and quotations, if it has two words or more."""
     bare = piece
     for value in sorted(values, key=len, reverse=True):
         bare = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "|", bare) if value.strip() else bare
@@ -139,7 +139,7 @@ def _cue(piece: str, values: Collection[str]) -> str:
 
 
 def say(hint: Hint) -> str:
-    """A hint as advice for other cases."""
+    """Word a hint as advice for other cases."""
     if hint.instead:
         return f'Where `{hint.tool}` seems to fit, call `{hint.call}` instead: `{hint.tool}` only says "{hint.cue}".'
     if hint.argument:
