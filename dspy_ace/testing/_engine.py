@@ -79,11 +79,10 @@ def _as_request(request: lm15.Request) -> Request:
         system = request.system if isinstance(request.system, str) else "".join(_part(p) for p in request.system)
         messages.append(("system", system))
     messages += [(m.role, "\n".join(_part(p) for p in m.parts)) for m in request.messages]
-    tools = tuple({"name": t.name, "parameters": getattr(t, "parameters", {})} for t in request.tools)
     wanted = request.config.response_format or {}
     body = wanted.get("json_schema")
     schema = body.get("schema") if isinstance(body, dict) else wanted.get("schema")
-    return Request(tuple(messages), schema if isinstance(schema, dict) else None, bool(wanted), tools)
+    return Request(tuple(messages), schema if isinstance(schema, dict) else None, bool(wanted))
 
 
 def _part(part: Any) -> str:

@@ -24,7 +24,6 @@ class Request:
     messages: tuple[tuple[str, str], ...]
     schema: Mapping[str, Any] | None = None
     json_mode: bool = False
-    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def text(self) -> str:
@@ -263,7 +262,7 @@ def _plain(request: Request) -> Ask:
 
 
 def request_of(messages: Any, settings: Mapping[str, Any]) -> Request:
-    """The request in `messages` (OpenAI chat format) with its `response_format` and `tools`. Never raises."""
+    """The request in `messages` (OpenAI chat format) with its `response_format`. Never raises."""
     pairs = []
     for message in messages if isinstance(messages, list | tuple) else ():
         if isinstance(message, Mapping):
@@ -277,9 +276,7 @@ def request_of(messages: Any, settings: Mapping[str, Any]) -> Request:
         wanted = {"type": "json_schema", "json_schema": {"schema": wanted.model_json_schema()}}
     body = wanted.get("json_schema") if isinstance(wanted, Mapping) else None
     schema = body.get("schema") if isinstance(body, Mapping) else None
-    tools = settings.get("tools")
-    listed = tuple(t for t in tools if isinstance(t, Mapping)) if isinstance(tools, list | tuple) else ()
-    return Request(tuple(pairs), schema if isinstance(schema, Mapping) else None, bool(wanted), listed)
+    return Request(tuple(pairs), schema if isinstance(schema, Mapping) else None, bool(wanted))
 
 
 def content_text(content: Any) -> str:

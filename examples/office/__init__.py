@@ -8,6 +8,7 @@
 | `goals` | the share of tasks and of scenarios that were completed |
 | `apprentice`, `advice` | an offline model that works with any tools, has bad habits and follows advice |
 
-Nothing in the office knows which model works there, and the apprentice knows nothing of the office. What a caller did wrong it learns from the answers of the apps and
-from whether the end state fits the task; the expected end state is told to nobody.
+Nothing in the office knows which model works there, and the apprentice knows nothing of the office.
+What a caller did wrong it learns from the answers of the apps and from whether the end state fits the task; the
+expected end state is told to nobody.
 """
