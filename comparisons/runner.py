@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from dspy_ace.comparison.compare import Comparison, compare
+from dspy_ace.comparison import Comparison, compare
 
 from . import estimate
 from .methods import METHODS, Setting

@@ -1,6 +1,6 @@
 """Any optimizers side by side; knows them only as Teleprompters."""
 
-from .compare import Comparison, compare
+from .side_by_side import Comparison, compare
 
 __all__ = [
     "Comparison",

@@ -8,26 +8,29 @@ methods apart without any colour; the eighth method begins again with a dashed l
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import warnings
 import xml.etree.ElementTree as ET  # reads what matplotlib has just written, nothing from outside
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .curves import anytime, printable, to_the_end
-from .tables import Row
+from .rows import STUDENT, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+Cells: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]  # those that ended well, by method
+Style: TypeAlias = Mapping[str, Any]  # properties of a matplotlib line
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6BB1")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":", "-.")
-STUDENT = "#7F7F7F"
 NAMES = ("test_score", "score_by_metric_calls", "score_by_dollars", "prompt_tokens")
 MISSING = (
     "The figures are missing because matplotlib is not installed. "
@@ -39,36 +42,18 @@ _RC: Any = {
     "text.parse_math": False,  # a $ in the name of a method is a dollar
     "svg.fonttype": "none",  # text stays text
     "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": _INK,
     "grid.alpha": 0.15,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-_SVG = "http://www.w3.org/2000/svg"
-_XLINK = "http://www.w3.org/1999/xlink"
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a method is drawn, in every figure."""
-
-    colour: str
-    marker: str
-    dash: str
-    hollow: bool = False
-
-    def line(self) -> dict[str, Any]:
-        """The arguments of a matplotlib line."""
-        face = "none" if self.hollow else self.colour
-        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash, "markerfacecolor": face}
+_UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]")
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
 @dataclass(frozen=True)
@@ -90,29 +75,28 @@ class Drawing:
     svg: bytes
     inline: str
 
-    def save(self, folder: Path) -> None:
-        """Write `<name>.png` and `<name>.svg` into a folder that exists."""
-        (folder / f"{self.name}.png").write_bytes(self.png)
-        (folder / f"{self.name}.svg").write_bytes(self.svg)
 
-
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """A look a method, by its place in the comparison; the student alone is grey."""
-    found = {"student": Look(STUDENT, "*", ":")}
-    for place, method in enumerate(m for m in methods if m != "student"):
+def styles(methods: Sequence[str]) -> dict[str, Style]:
+    """Give each method the properties of its line, by its place in the comparison; the student alone is grey."""
+    found = {STUDENT: {"color": "#7F7F7F", "marker": "*", "linestyle": ":", "markerfacecolor": "#7F7F7F"}}
+    for place, method in enumerate(m for m in methods if m != STUDENT):
         rounds, slot = divmod(place, len(COLOURS))
-        marker = MARKERS[(slot + 3 * rounds) % len(MARKERS)]
-        found[method] = Look(COLOURS[slot], marker, DASHES[rounds % len(DASHES)], hollow=rounds % 2 == 1)
+        found[method] = {
+            "color": COLOURS[slot],
+            "marker": MARKERS[(slot + 3 * rounds) % len(MARKERS)],
+            "linestyle": DASHES[rounds % len(DASHES)],
+            "markerfacecolor": "none" if rounds % 2 else COLOURS[slot],
+        }
     return found
 
 
 def drawings(
     methods: Sequence[str], cells: Sequence[Mapping[str, Any]], rows: Sequence[Row]
 ) -> tuple[list[Drawing], list[str]]:
-    """All figures for which there are numbers.
+    """Draw all figures for which there are numbers.
 
     Args:
-        methods: names in order; they choose the looks.
+        methods: names in order; they choose the styles.
         cells: as in `cells.jsonl`; failed ones are left out.
         rows: one a method.
 
@@ -122,45 +106,42 @@ def drawings(
     Raises:
         ImportError: without matplotlib.
     """
-    import matplotlib as mpl  # noqa: PLC0415  # an extra, and slow to import
+    import matplotlib as mpl  # noqa: PLC0415 - an extra, and slow to import
 
     fine: dict[str, list[Mapping[str, Any]]] = {method: [] for method in methods}
     for cell in cells:
         if cell["status"] == "ok":
             fine.setdefault(cell["method"], []).append(cell)
-    look, made, left_out = looks(list(fine)), [], []
-    makers: tuple[tuple[str, Callable[[], tuple[Drawing | None, list[str]]]], ...] = (
-        (NAMES[0], lambda: (_scores(rows, look), [])),
-        (NAMES[1], lambda: _anytime_figure(NAMES[1], fine, look, 0)),
-        (NAMES[2], lambda: _anytime_figure(NAMES[2], fine, look, 1)),
-        (NAMES[3], lambda: (_prompts(fine, look), [])),
-    )
+    style, left_out = styles(list(fine)), []
     with mpl.rc_context(_RC), warnings.catch_warnings():
         # a letter DejaVu lacks is a box in the PNG; a browser has it for the SVG
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        for name, maker in makers:
-            drawing, sentences = maker()
-            left_out += sentences
-            if drawing is not None:
-                made.append(drawing)
-            elif not sentences:
-                left_out.append(f"No figure of {name.replace('_', ' ')}: no cell has numbers for it.")
-    return made, left_out
+        made = [_scores(rows, style)]
+        for column in (0, 1):
+            drawing, sentence = _anytime_figure(fine, style, column)
+            made.append(drawing)
+            left_out += [sentence] if sentence else []
+        made.append(_prompts(fine, style))
+    for name, drawing in zip(NAMES, made, strict=True):
+        if drawing is None and not (name == NAMES[2] and left_out):
+            left_out.append(f"No figure of {name.replace('_', ' ')}: no cell has numbers for it.")
+    return [drawing for drawing in made if drawing is not None], left_out
 
 
-def _scores(rows: Sequence[Row], look: Mapping[str, Look]) -> Drawing | None:
+def _scores(rows: Sequence[Row], styles: Mapping[str, Style]) -> Drawing | None:
     """Test score of each method with its interval, a line a method."""
     shown = [(row, row.score) for row in rows if row.score is not None]
     if not shown:
         return None
-    figure, axes = _figure(height=0.9 + 0.42 * len(shown), grid="x")
+    figure, axes = _figure(0.9 + 0.42 * len(shown))
+    axes.grid(visible=False, axis="y")
     for place, (row, score) in enumerate(shown):
-        style = look.get(row.name, Look(STUDENT, "o", "-"))
+        style = styles[row.name]
         if row.low is not None and row.high is not None:
-            axes.hlines(place, row.low, row.high, color=style.colour, linewidth=2.2)
-        axes.plot([score], [place], **{**style.line(), "markersize": 8, "linestyle": ""})
-        if row.name == "student":
-            axes.axvline(score, color=style.colour, linestyle=style.dash, linewidth=1)
+            axes.hlines(place, row.low, row.high, color=style["color"], linewidth=2.2)
+        axes.plot([score], [place], **{**style, "markersize": 8, "linestyle": ""})
+        if row.name == STUDENT:
+            axes.axvline(score, color=style["color"], linestyle=style["linestyle"], linewidth=1)
     axes.set_yticks(range(len(shown)), [_short(row.name) for row, _ in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
@@ -169,53 +150,47 @@ def _scores(rows: Sequence[Row], look: Mapping[str, Look]) -> Drawing | None:
     return _drawing(NAMES[0], "Test score", caption, figure)
 
 
-def _anytime_figure(
-    name: str, cells: Mapping[str, Sequence[Mapping[str, Any]]], look: Mapping[str, Look], column: int
-) -> tuple[Drawing | None, list[str]]:
-    """Best validation score so far against metric calls or dollars; with what is left out and why."""
+def _anytime_figure(cells: Cells, styles: Mapping[str, Style], column: int) -> tuple[Drawing | None, str]:
+    """Best validation score so far against metric calls (column 0) or dollars (1); with what is left out and why."""
     against = ("metric calls", "dollars")[column]
     curves = {method: [curve for cell in of if (curve := to_the_end(cell))] for method, of in cells.items()}
-    bands = {method: anytime(of, column) for method, of in curves.items() if of}
-    drawn = {method: band for method, band in bands.items() if band is not None}
-    if column == 1 and not any(band.x[-1] > 0 for band in drawn.values()):
-        return None, [f"No figure of the score against {against}: no model of this comparison has a known price."]
-    if not drawn:
-        return None, []
-    missing = [method for method, of in cells.items() if of and method not in drawn and method != "student"]
-    left_out = f"Not in the figure of the score against {against}, because it is not known there: {', '.join(missing)}."
-    figure, axes = _figure(height=3.1)
-    for method, band in drawn.items():
-        style = look[method]
-        axes.fill_between(band.x, band.low, band.high, step="post", color=style.colour, alpha=0.13, linewidth=0)
+    bands = {method: band for method, of in curves.items() if (band := anytime(of, column)) is not None}
+    if column == 1 and not any(band.x[-1] > 0 for band in bands.values()):
+        return None, f"No figure of the score against {against}: no model of this comparison has a known price."
+    if not bands:
+        return None, ""
+    figure, axes = _figure(3.1)
+    for method, band in bands.items():
+        style = styles[method]
+        axes.fill_between(band.x, band.low, band.high, step="post", color=style["color"], alpha=0.13, linewidth=0)
         ends = [0, -1] if len(band.x) > 1 else [0]
-        axes.step(band.x, band.mean, where="post", linewidth=1.8, markersize=6, markevery=ends, **style.line())
+        axes.step(band.x, band.mean, where="post", linewidth=1.8, markersize=6, markevery=ends, **style)
     axes.set_xlim(left=0)
     axes.locator_params(axis="x", integer=column == 0)
     axes.set_xlabel(f"{against} spent while compiling")
     axes.set_ylabel("best validation score so far")
-    _legend(figure, list(drawn), look)
+    _legend(figure, list(bands), styles)
     caption = (
         f"Best validation score so far against {against}: mean over seeds; the band goes from the lowest to the "
         "highest seed. A line ends where its last seed had spent all; a seed that ended earlier keeps its last score."
     )
-    return _drawing(name, f"Score against {against}", caption, figure), [left_out] if missing else []
+    missing = [method for method, of in cells.items() if of and method not in bands and method != STUDENT]
+    left_out = f"Not in the figure of the score against {against}, because it is not known there: {', '.join(missing)}."
+    return _drawing(NAMES[1 + column], f"Score against {against}", caption, figure), left_out if missing else ""
 
 
-def _prompts(cells: Mapping[str, Sequence[Mapping[str, Any]]], look: Mapping[str, Look]) -> Drawing | None:
+def _prompts(cells: Cells, styles: Mapping[str, Style]) -> Drawing | None:
     """Tokens of the prompt in use as a run goes on, a line a seed: a mean would hide a collapse."""
-    drawn = {
-        m: [np.array(c["prompt_steps"], dtype=float) for c in of if c.get("prompt_steps")] for m, of in cells.items()
-    }
-    drawn = {method: of for method, of in drawn.items() if of}
-    if not drawn:
+    runs = [
+        (m, np.array(c["prompt_steps"], dtype=float)) for m, of in cells.items() for c in of if c.get("prompt_steps")
+    ]
+    if not runs:
         return None
-    figure, axes = _figure(height=3.1)
-    for method, runs in drawn.items():
-        style = look[method]
-        for steps in runs:
-            end = [len(steps) - 1]
-            axes.step(*steps.T, where="post", linewidth=1.3, alpha=0.85, markersize=6, markevery=end, **style.line())
-    tokens = np.concatenate([steps[:, 1] for runs in drawn.values() for steps in runs])
+    figure, axes = _figure(3.1)
+    for method, steps in runs:
+        end = [len(steps) - 1]
+        axes.step(*steps.T, where="post", linewidth=1.3, alpha=0.85, markersize=6, markevery=end, **styles[method])
+    tokens = np.concatenate([steps[:, 1] for _, steps in runs])
     wide = tokens.min() > 0 and tokens.max() > 30 * tokens.min()
     axes.set_yscale("log" if wide else "linear")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -224,7 +199,7 @@ def _prompts(cells: Mapping[str, Sequence[Mapping[str, Any]]], look: Mapping[str
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("metric calls")
     axes.set_ylabel("prompt tokens" + (" (logarithmic)" if wide else ""))
-    _legend(figure, list(drawn), look)
+    _legend(figure, list(dict.fromkeys(method for method, _ in runs)), styles)
     caption = (
         "Tokens of the task prompt in use, step by step, one line a seed. A line that stays low shows brevity bias; "
         "a line that grows and then drops shows context collapse."
@@ -232,33 +207,106 @@ def _prompts(cells: Mapping[str, Sequence[Mapping[str, Any]]], look: Mapping[str
     return _drawing(NAMES[3], "Prompt tokens", caption, figure)
 
 
-def _figure(height: float, grid: str = "both") -> tuple[Figure, Axes]:
+@dataclass(frozen=True)
+class Band:
+    """A step curve over seeds: arrays of shape (points,); `x` rises, each value holds until the next point."""
+
+    x: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def to_the_end(cell: Mapping[str, Any]) -> list[list[float | None]]:
+    """Continue the curve of a cell up to all that its compile spent: what came after its last point was no better.
+
+    Returns:
+        Points (metric calls, dollars or None, seconds, score); none if no prompt was scored on the whole valset.
+    """
+    curve = [list(point) for point in cell.get("curve") or ()]
+    if not curve:
+        return []
+    prices = [used.get("dollars") for used in cell["usage"].get("compile", {}).values()]
+    dollars = None if None in prices else sum(price for price in prices if price is not None)
+    end = [cell["metric_calls"]["compile"], dollars, cell["seconds"]["compile"]]
+    known = [None if None in pair else max(pair) for pair in zip(end, curve[-1], strict=False)]
+    return [*curve, [*known, curve[-1][3]]]
+
+
+def anytime(curves: Sequence[Sequence[Sequence[float | None]]], column: int) -> Band | None:
+    """Average the best validation score so far over the seeds of one method, against what was spent.
+
+    The band starts where every seed has a score. A seed that ended earlier keeps its last one.
+
+    Args:
+        curves: one a seed, of points (metric calls, dollars or None, seconds, score).
+        column: what stands on the x axis: 0 metric calls, 1 dollars, 2 seconds.
+
+    Returns:
+        Mean, lowest and highest score over seeds; None without a curve, or where one point has no x or score.
+    """
+    steps = [np.array([[p[column], p[3]] for p in curve], dtype=float) for curve in curves if curve]  # None is nan
+    if not steps or not all(np.isfinite(s).all() for s in steps):
+        return None
+    steps = [s[np.argsort(s[:, 0], kind="stable")] for s in steps]
+    start = max(s[0, 0] for s in steps)
+    x = np.unique(np.concatenate([[start], *(s[s[:, 0] > start, 0] for s in steps)]))
+    y = np.stack([s[np.searchsorted(s[:, 0], x, side="right") - 1, 1] for s in steps])
+    return Band(x, y.mean(axis=0), y.min(axis=0), y.max(axis=0))
+
+
+def falls(cells: Sequence[Mapping[str, Any]], least: int = 1000) -> list[str]:
+    """Name the prompts that lost more than half of their tokens from one recorded point to the next.
+
+    Context collapse looks like this (ACE §2.2), and so does a search that goes from a long candidate to a short one.
+
+    Args:
+        cells: as in `cells.jsonl`.
+        least: shorter prompts (in tokens) do not count.
+
+    Returns:
+        A sentence for the deepest fall of each method and seed that has one.
+    """
+    found = []
+    for cell in cells:
+        steps = cell.get("prompt_steps") or []
+        drops = [(b[1] - a[1], a[1], b) for a, b in itertools.pairwise(steps) if a[1] >= max(least, 2 * b[1])]
+        if drops:
+            _, before, (calls, after) = min(drops)
+            found.append(
+                f"{cell['method']}, seed {cell['seed']}: from {before:,} to {after:,} tokens at {calls:,} metric calls."
+            )
+    return found
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
     """One pair of axes on a figure small enough that its text can be read on a phone. `height` in inches."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  # an extra; without pyplot no window and no global state
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra; without pyplot no window and no global state
 
     figure = Figure(figsize=(4.6, height))
-    axes = figure.add_subplot()
-    axes.grid(visible=grid == "both", axis="y")
-    axes.set_axisbelow(True)
-    return figure, axes
+    return figure, figure.add_subplot()
 
 
-def _legend(figure: Figure, methods: Sequence[str], look: Mapping[str, Look]) -> None:
+def _legend(figure: Figure, methods: Sequence[str], styles: Mapping[str, Style]) -> None:
     """All methods below the axes; the figure grows with them."""
-    from matplotlib.lines import Line2D  # noqa: PLC0415  # an extra
+    from matplotlib.lines import Line2D  # noqa: PLC0415 - an extra
 
-    handles = [Line2D([], [], **look[method].line()) for method in methods]
+    handles = [Line2D([], [], **styles[method]) for method in methods]
     labels = [_short(method) for method in methods]
     columns = max(1, min(4, 50 // (max(map(len, labels)) + 6)))
-    rows = -(-len(labels) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.22 * rows)
+    figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(labels) // columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handlelength=2.2)
 
 
 def _short(name: str, longest: int = 30) -> str:
-    """A name that fits beside an axis."""
+    """Fit a name beside an axis."""
     name = " ".join(printable(name).split()) or "(no name)"
     return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Replace what a page, a figure or UTF-8 cannot hold, control characters and lone surrogates, by U+FFFD."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _drawing(name: str, title: str, caption: str, figure: Figure) -> Drawing:
@@ -273,7 +321,7 @@ def _inline(name: str, title: str, svg: bytes) -> str:
     """The SVG for a page: the page's text colour, no fixed size, no metadata, ids of its own."""
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
-    root = ET.fromstring(svg)  # noqa: S314  # written by matplotlib a moment ago
+    root = ET.fromstring(svg)  # noqa: S314 - written by matplotlib a moment ago
     for metadata in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(metadata)
     for element in root.iter():
@@ -286,6 +334,5 @@ def _inline(name: str, title: str, svg: bytes) -> str:
                 element.set(key, value.replace("url(#", f"url(#{name}-").replace(_INK, "currentColor"))
     for size in ("width", "height"):
         del root.attrib[size]
-    root.set("role", "img")
-    root.set("aria-label", title)
+    root.attrib |= {"role": "img", "aria-label": title}
     return ET.tostring(root, encoding="unicode")

@@ -1,6 +1,7 @@
 """One compile: settings, run, one learning step, validation, stopping, journal, results."""
 
 from .adapt import ReflectOn, Step
+from .checks import check_examples, check_lms, check_program
 from .course import Course
 from .effort import Validate, effort
 from .erase_run import forget_run
@@ -28,6 +29,9 @@ __all__ = [
     "Step",
     "Validate",
     "Verdict",
+    "check_examples",
+    "check_lms",
+    "check_program",
     "describe_callable",
     "describe_data",
     "describe_program",

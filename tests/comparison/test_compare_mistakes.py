@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("default", "ignore::ResourceWarning")
         ({"optimizers": {"x": Same}}, "give an instance"),
         ({"optimizers": {"x": lambda seed: None}}, "got NoneType"),
         ({"optimizers": {"x": lambda seed: 1 / 0}}, "ZeroDivisionError"),
-        ({"optimizers": {"student": Same()}}, "another than 'student'"),
+        ({"optimizers": {"student": Same()}}, "other than 'student'"),
         ({"optimizers": {" ": Same()}}, "needs a name"),
         ({"seeds": ()}, "one or more"),
         ({"seeds": (1, 1)}, "must differ"),
@@ -89,7 +89,7 @@ def test_a_constant_metric_is_remarked_on(offline: OfflineLM) -> None:
     result = compared(metric=lambda example, prediction: 1.0)
     assert "does the metric tell good answers from bad ones" in str(result)
     same = result.rows[1]
-    assert same.to_student == (0.0, -0.5, 0.5)
+    assert same.vs_student == (0.0, -0.5, 0.5)
     assert (same.score, same.low, same.high) == (1.0, 0.5, 1.0)
 
 

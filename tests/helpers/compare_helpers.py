@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from dspy_ace.comparison.compare import Comparison, compare
+from dspy_ace.comparison import Comparison, compare
 from tasks import Route, messages
 
 TRAIN, VAL, TEST = messages(8, 1), messages(4, 2), messages(6, 3)

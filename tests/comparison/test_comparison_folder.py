@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dspy_ace.comparison.cells import Cells, read
+from dspy_ace.comparison.folder import Cells
 from dspy_ace.errors import JournalError
 
 pytestmark = pytest.mark.compat
@@ -34,7 +34,7 @@ def test_cells_are_found_again(tmp_path: Path) -> None:
         assert again.cells == found
         assert again.get("A", 1) == cell("A", 1)
         assert again.get("B", 1) is None
-    assert read(tmp_path / "new" / "folder").cells == found
+    assert Cells.read(tmp_path / "new" / "folder").cells == found
 
 
 def test_memory_needs_no_folder() -> None:
@@ -51,13 +51,13 @@ def test_a_torn_tail_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "cells.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + whole[: len(whole) // 2])
-    assert read(tmp_path).cells == (cell(),)
+    assert Cells.read(tmp_path).cells == (cell(),)
     assert path.read_bytes() != whole
     with Cells.open(tmp_path, header()) as cells:
         assert cells.cells == (cell(),)
         cells.add(cell("student"))
     assert path.read_bytes().startswith(whole)
-    assert len(read(tmp_path).cells) == 2
+    assert len(Cells.read(tmp_path).cells) == 2
 
 
 def test_the_later_line_holds(tmp_path: Path) -> None:
@@ -89,7 +89,8 @@ def test_methods_and_seeds_may_join(tmp_path: Path) -> None:
 
 def test_another_comparison_is_refused_with_the_difference_named(tmp_path: Path) -> None:
     """Every part that differs is in the message; the folder is left as it was."""
-    Cells.open(tmp_path, header()).close()
+    with Cells.open(tmp_path, header()):
+        pass
     before = (tmp_path / "comparison.json").read_bytes()
     with pytest.raises(JournalError, match="another program, another metric"):
         Cells.open(tmp_path, header(fingerprint={"program": "q", "metric": "n"}))
@@ -100,7 +101,8 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     """One comparison at a time in a folder; afterwards it is free."""
     with Cells.open(tmp_path, header()), pytest.raises(JournalError, match="in use"):
         Cells.open(tmp_path, header())
-    Cells.open(tmp_path, header()).close()
+    with Cells.open(tmp_path, header()):
+        pass
 
 
 def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
         Cells.open(tmp_path, header())
     (tmp_path / "comparison.json").write_text(json.dumps(header(version=2)), encoding="utf-8")
     with pytest.raises(JournalError, match="version 2"):
-        read(tmp_path)
+        Cells.read(tmp_path)
     (tmp_path / "comparison.json").write_text(json.dumps(header()), encoding="utf-8")
     (tmp_path / "cells.jsonl").write_text('{"version":1}\n', encoding="utf-8")
     with pytest.raises(JournalError, match="line 1"):
@@ -121,7 +123,7 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="cannot be used"):
         Cells.open(tmp_path / "notes.txt", header())
     with pytest.raises(JournalError, match="no comparison"):
-        read(tmp_path / "nowhere")
+        Cells.read(tmp_path / "nowhere")
 
 
 def test_a_disk_that_refuses_is_an_error(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
-"""What one run of an optimizer spends and does, seen from outside: LM calls by role, rollouts, scores, prompts.
+"""Watch one run of an optimizer from outside: LM calls by role, rollouts, scores, prompts.
 
 Nothing is asked of an optimizer: DSPy's callbacks tell when the student's modules and when an LM run, and the metric
-is wrapped. What a call is for follows from what runs around it: the student → `task`, the metric → `metric`,
-anything else → `optimizer`. The marks travel with DSPy's settings, so they hold in every thread DSPy starts.
+is wrapped. The role of a call follows from what runs around it: the student → `task`, the metric → `metric`,
+anything else → `optimizer`. The role travels with DSPy's settings, so it holds in every thread that DSPy starts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import threading
 import time
@@ -24,8 +25,8 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from ..errors import MetricError
 from ..lm import Meter, Usage
+from ..playbook import count_tokens
 from ..program import Metric, called, feedback_of
-from .prompts import prompt_key, prompt_tokens
 
 _SCOPE = "dspy_ace_scope"
 _REMEMBERED = 4096  # predictions whose score may still come
@@ -38,7 +39,7 @@ _KEPT = (
 
 @dataclass(frozen=True)
 class _Scope:
-    """What runs: a role, and of a rollout its prompt (key) and inputs."""
+    """The role of what runs; of a rollout also the key of its prompt, and its inputs."""
 
     role: str
     prompt: str | None = None
@@ -46,19 +47,20 @@ class _Scope:
 
 
 class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
-    """Watches one compile and one test of a program. Thread-safe.
+    """Watch one compile and one test of a program. Thread-safe.
 
     Use `with observer.watching("compile"): …` around the work, and give `observer.watched(metric)` for the metric.
 
     Args:
-        program: the student; what is of its class and holds its predictors, or copies of them, is the student too.
-        valset: the examples that the anytime curve is over.
+        program: the student. A module of its class that holds its predictors, or copies of them, is the student too.
+        valset: the examples that the curve is over.
 
     Attributes:
         rollouts: by phase how often the program was run.
         scored: by phase how often the metric was called.
         curve: `[rollouts, dollars or None, seconds, best mean score so far]`, one each time a prompt has a score
             for every example of the valset; a rollout that failed scores 0.
+        call_errors: by role the error of the first LM call that failed in the compile.
     """
 
     def __init__(self, program: dspy.Module, valset: Sequence[dspy.Example] = ()) -> None:
@@ -76,12 +78,13 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         self.rollouts = {"compile": 0, "test": 0}
         self.scored = {"compile": 0, "test": 0}
         self.curve: list[list[float | None]] = []
+        self.call_errors: dict[str, str] = {}
         self._steps: list[list[int]] = []
         self._tokens: dict[str, int] = {}
         self._tables: dict[str, dict[int, float]] = {}
         self._predictions: OrderedDict[int, tuple[Any, _Scope]] = OrderedDict()
         self._open: dict[str, Token[dict[str, Any]]] = {}  # by call: the way back to the settings before it
-        self._calls: dict[str, tuple[str, str, float, _Tee]] = {}  # LM calls under way
+        self._calls: dict[str, tuple[str, str, float, _OneCall]] = {}  # LM calls under way
         self._marked: dict[str, _Scope] = {}  # rollouts under way
         self._lock = threading.RLock()
 
@@ -90,9 +93,9 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         """Count what runs in this block for `phase`, "compile" or "test".
 
         Args:
-            phase: where it is booked.
-            outside: the role of calls that neither the student nor the metric makes. A test with `optimizer` is that
-                of a program that goes on learning: the steps of its prompt are kept too.
+            phase: what the calls are counted for.
+            outside: the role of calls that neither the student nor the metric makes. `optimizer` in a test means a
+                program that goes on learning: then the sizes of its prompt are kept as well.
         """
         self._phase, self._outside, self._started = phase, outside, time.monotonic()
         self._stepping = outside == "optimizer"
@@ -100,7 +103,7 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             yield
 
     def watched(self, metric: Metric) -> Metric:
-        """`metric` with the same signature, whose calls are counted and whose LM calls have the role `metric`."""
+        """Wrap a metric: same name and signature, its calls are counted, its LM calls have the role `metric`."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -112,27 +115,25 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             self._note_score(args, kwargs, result)
             return result
 
-        return _dressed(call, metric)
+        return _like(call, metric)
 
     def usage(self, phase: str) -> dict[str, dict[str, Any]]:
-        """By role what was used, as plain data; roles in alphabetical order."""
+        """Return the usage by role as plain data; roles in alphabetical order."""
         with self._lock:
             return {
                 role: {name: getattr(used, name) for name in _KEPT} for role, used in sorted(self._usage[phase].items())
             }
 
     def prompt_steps(self) -> list[list[int]]:
-        """`[rollouts, tokens of the task prompt]` as the run went on, a point a change, at most 200."""
+        """Return `[rollouts, tokens of the task prompt]` as the run went on: a point a change, at most 200."""
         with self._lock:
             steps = list(self._steps)
         if len(steps) <= _STEPS:
             return steps
         return [steps[round(i * (len(steps) - 1) / (_STEPS - 1))] for i in range(_STEPS)]
 
-    # what DSPy tells
-
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """The student, or a predictor of it, begins."""
+        """Mark what follows as `task` if the student, or a predictor of it, begins."""
         if dspy.settings.get(_SCOPE) is not None:  # inside a rollout, or inside the metric
             return
         whole = self._is_student(instance)
@@ -145,7 +146,7 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         self._marked[call_id] = scope
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """It has ended: with a prediction that may be scored, or failed."""
+        """Remember the prediction of a rollout that has ended, so that its score can be told; a failed one scores 0."""
         token, scope = self._open.pop(call_id, None), self._marked.pop(call_id, None)
         if token is None or scope is None:
             return
@@ -162,25 +163,25 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
                 self._predictions.popitem(last=False)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
-        """An LM call begins: its usage is read as it is booked, whoever else books it."""
+        """Note the role of an LM call that begins, and read its usage before any other tracker does."""
         self._meter.meet(instance)
         scope = dspy.settings.get(_SCOPE)
-        tee = _Tee(dspy.settings.get("usage_tracker"))
-        self._calls[call_id] = (self._phase, scope.role if scope else self._outside, time.monotonic(), tee)
-        self._open[call_id] = _put("usage_tracker", tee)
+        tracker = _OneCall(dspy.settings.get("usage_tracker"))
+        self._calls[call_id] = (self._phase, scope.role if scope else self._outside, time.monotonic(), tracker)
+        self._open[call_id] = _put("usage_tracker", tracker)
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
-        """It has ended, answered or not."""
+        """Count an LM call that has ended, answered or not."""
         token, call = self._open.pop(call_id, None), self._calls.pop(call_id, None)
         if token is None or call is None:
             return
         thread_local_overrides.reset(token)
-        phase, role, started, tee = call
-        used = self._used(tee.entries, exception is not None, time.monotonic() - started)
+        phase, role, started, tracker = call
+        used = self._used(tracker.entries, exception is not None, time.monotonic() - started)
         with self._lock:
             self._usage[phase][role] = self._usage[phase].get(role, Usage()) + used
-
-    # what is made of it
+            if exception is not None and phase == "compile":
+                self.call_errors.setdefault(role, f"{type(exception).__name__}: {exception}"[:300])
 
     def _is_student(self, instance: Any) -> bool:
         return type(instance) is self._kind and bool(self._stages & stages_of(instance))
@@ -192,7 +193,7 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         return _Scope("task") if self._phase == "test" else _Scope("task", key, _key(inputs.get("kwargs") or inputs))
 
     def _step(self, shown: Any) -> str | None:
-        """Note the prompt of a program or predictor that begins; its key."""
+        """Note the size of the prompt of a program or predictor that begins, and return its key."""
         if not self._stepping:
             return None
         key = prompt_key(shown)
@@ -222,7 +223,7 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         self._note(scope.prompt, self._alike.get(scope.inputs, []) if position is None else [position], score)
 
     def _note(self, prompt: str, positions: Sequence[int], score: float) -> None:
-        """A prompt has a score on examples of the valset; with the last of them the curve has a new point."""
+        """Note a prompt's score on examples of the valset. Once it has all of them, the curve has a new point."""
         with self._lock:
             table = self._tables.setdefault(prompt, {})
             before = len(table)
@@ -253,15 +254,15 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         )
 
 
-class _Tee(UsageTracker):  # type: ignore[misc]  # dspy is untyped
-    """Keeps the usage of one call, and hands it on to the tracker that was in force."""
+class _OneCall(UsageTracker):  # type: ignore[misc]  # dspy is untyped
+    """A tracker that keeps the usage of one call and hands it on to the tracker that was in force."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
         self.inner = inner
         self.entries: list[tuple[str, Mapping[str, Any]]] = []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Tee:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _OneCall:
         return self
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
@@ -272,28 +273,28 @@ class _Tee(UsageTracker):  # type: ignore[misc]  # dspy is untyped
 
 
 def _put(setting: str, value: Any) -> Token[dict[str, Any]]:
-    """A setting of DSPy's for what follows in this thread or task, until it is reset.
+    """Put a setting of DSPy's in force for what follows in this thread or task, until it is reset.
 
-    Not `dspy.context`: a call whose end is never told (a callback forbade it) must leave nothing that resets
-    settings whenever it is collected.
+    `dspy.context` cannot be used here: where another callback forbids the call, its end is never told, and a context
+    that is garbage-collected would reset the settings at a random moment.
     """
     token: Token[dict[str, Any]] = thread_local_overrides.set({**thread_local_overrides.get(), setting: value})
     return token
 
 
 def stages_of(program: Any) -> set[str]:
-    """The marks of a program's predictors: those of a copy are the same, of another predictor others."""
+    """Return what DSPy knows a program's predictors by: a copy has the same, another predictor another."""
     return {predictor.stage for _, predictor in program.named_predictors() if hasattr(predictor, "stage")}
 
 
-def _dressed(call: Callable[..., Any], metric: Metric) -> Metric:
-    """`call` with the name and the signature of `metric`: optimizers look at both."""
+def _like(call: Callable[..., Any], metric: Metric) -> Metric:
+    """Give `call` the name and the signature of `metric`: optimizers read both."""
     call.__name__ = getattr(metric, "__name__", type(metric).__name__)
     call.__doc__ = metric.__doc__
     call.__wrapped__ = metric  # type: ignore[attr-defined]
     try:
         call.__signature__ = inspect.signature(called(metric))  # type: ignore[attr-defined]
-    except (TypeError, ValueError):  # some builtins tell nothing
+    except (TypeError, ValueError):  # some builtins have no signature
         del call.__wrapped__  # type: ignore[attr-defined]
     return call
 
@@ -309,3 +310,24 @@ def _key(inputs: Mapping[str, Any]) -> str:
 def _count(entry: Any, key: str) -> int:
     value = entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
     return value if isinstance(value, int) else 0
+
+
+def prompt_texts(program: dspy.Module) -> dict[str, str]:
+    """Return by predictor its instructions, and its demos as text below them."""
+    return {name: _text(predictor) for name, predictor in program.named_predictors()}
+
+
+def prompt_tokens(program: dspy.Module) -> int:
+    """Estimate the tokens of a program's instructions and demos, all predictors together."""
+    return sum(count_tokens(text) for text in prompt_texts(program).values())
+
+
+def prompt_key(program: dspy.Module) -> str:
+    """Return a short hash of instructions, demos and fields: equal for programs that say the same to their LM."""
+    fields = [str(predictor.signature.fields) for _, predictor in program.named_predictors()]
+    return hashlib.sha256(repr([prompt_texts(program), fields]).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _text(predictor: Any) -> str:
+    demos = ["\n".join(f"{key}: {value}" for key, value in dict(demo).items()) for demo in predictor.demos]
+    return "\n\n".join([predictor.signature.instructions, *(f"## Demo {n}\n{text}" for n, text in enumerate(demos, 1))])

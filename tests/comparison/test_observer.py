@@ -9,8 +9,7 @@ import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
 
-from dspy_ace.comparison.observe import Observer
-from dspy_ace.comparison.prompts import prompt_texts, prompt_tokens
+from dspy_ace.comparison.observer import Observer, prompt_texts, prompt_tokens
 from dspy_ace.testing import OfflineLM
 from tasks import Route, desk_metric, messages
 
@@ -172,27 +171,14 @@ def test_scores_of_predictions_nobody_saw_are_left_out(offline: OfflineLM) -> No
     assert observer.scored["compile"] == 2
 
 
-def test_prompts_are_measured_whatever_the_adapter(offline: OfflineLM) -> None:
-    """An adapter that cannot be asked without inputs: instructions and demos are counted; parts of a message too."""
-
-    class Stubborn(dspy.ChatAdapter):  # type: ignore[misc]  # dspy is untyped
-        def format(self, *args: Any, **kwargs: Any) -> Any:
-            raise ValueError("no input")
-
-    class Parts(dspy.ChatAdapter):  # type: ignore[misc]  # dspy is untyped
-        def format(self, *args: Any, **kwargs: Any) -> Any:
-            messages = super().format(*args, **kwargs)
-            return [{**m, "content": [{"type": "text", "text": m["content"]}, "a picture"]} for m in messages]
-
+def test_prompts_are_instructions_and_demos() -> None:
+    """Both are in the text of a prompt and in its number of tokens."""
     student = dspy.Predict(Route)
     plain = prompt_tokens(student)
-    with dspy.context(adapter=Parts()):
-        assert prompt_tokens(student) == plain
+    assert prompt_texts(student) == {"self": Route.instructions}
     student.demos = [dspy.Example(message="Where is my parcel?", desk="Summit")]
-    assert prompt_tokens(student) > plain
+    assert prompt_tokens(student) > plain > 0
     assert prompt_texts(student)["self"].endswith("## Demo 1\nmessage: Where is my parcel?\ndesk: Summit")
-    with dspy.context(adapter=Stubborn()):
-        assert 0 < prompt_tokens(student) < plain
 
 
 def test_a_curve_has_at_most_two_hundred_steps() -> None:
@@ -245,6 +231,7 @@ def test_failed_calls_are_calls() -> None:
         lm("Hello")
     used = observer.usage("compile")["optimizer"]
     assert (used["calls"], used["failed_calls"], used["prompt_tokens"]) == (1, 1, 0)
+    assert "API key" in observer.call_errors["optimizer"]
 
 
 def test_a_callback_that_forbids_a_call_leaves_no_trace(offline: OfflineLM) -> None:

@@ -17,8 +17,8 @@ from dspy.teleprompt import LabeledFewShot, Teleprompter
 
 from compare_helpers import TEST, TRAIN, VAL, Broken, Same, compared, metric
 from dspy_ace import ACE
-from dspy_ace.comparison.compare import Comparison
-from dspy_ace.comparison.uncached import uncached
+from dspy_ace.comparison import Comparison
+from dspy_ace.comparison.cell import uncached
 from dspy_ace.errors import JournalError, SettingsError
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
@@ -34,12 +34,12 @@ def test_a_row_says_what_a_method_brought_and_cost(offline: OfflineLM) -> None:
     result = compared({"ACE": ACE(metric, epochs=1), "same": Same(metric)})
     student, ace, same = result.rows
     assert [row.name for row in result.rows] == ["student", "ACE", "same"]
-    assert student.to_student is None
+    assert student.vs_student is None
     assert (student.metric_calls, student.lm_calls) == (0, 0)
     assert ace.score is not None
     assert student.score is not None
-    assert ace.to_student is not None
-    assert ace.to_student[0] == pytest.approx(ace.score - student.score)
+    assert ace.vs_student is not None
+    assert ace.vs_student[0] == pytest.approx(ace.score - student.score)
     assert ace.bullets is not None
     assert ace.bullets > 0
     assert ace.prompt_tokens > student.prompt_tokens > 0  # type: ignore[operator]
@@ -82,7 +82,7 @@ def test_a_finished_cell_is_not_run_again(offline: OfflineLM, tmp_path: Path) ->
 def test_a_comparison_survives_kill_nine(tmp_path: Path) -> None:
     """Killed in the middle of a run and called again: the scores and costs are those of an undisturbed one."""
     script = (
-        "import sys, dspy; from test_compare import *\n"
+        "import sys, dspy; from test_side_by_side import *\n"
         "with dspy.context(lm=client(sys.argv[1])):\n"
         "    compared({'ACE': ACE(metric, epochs=1), 'same': Same(metric)}, out=sys.argv[2], seeds=(0, 1))\n"
     )
@@ -339,7 +339,7 @@ def test_what_is_on_disk_is_plain_json(offline: OfflineLM, tmp_path: Path) -> No
     cell = json.loads((tmp_path / "cells.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert set(cell) == {
         "version", "method", "seed", "status", "reason", "started", "test_scores", "failures", "metric_calls", "usage",
-        "seconds", "curve", "prompt_steps", "prompt_tokens", "bullets", "prompts",
+        "call_errors", "seconds", "curve", "prompt_steps", "prompt_tokens", "bullets", "prompts",
     }  # fmt: skip
     assert set(cell["usage"]["compile"]["task"]) == {
         "calls", "cached_calls", "failed_calls", "prompt_tokens", "cached_tokens", "completion_tokens", "dollars",

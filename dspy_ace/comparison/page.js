@@ -1,12 +1,15 @@
 "use strict";
 (() => {
-  // Tables: a column's title sorts by it, again the other way; what has no value stays last.
+  // Tables: a column's title sorts by it, again the other way; what has no number stays last.
   const sort = (head) => {
     const table = head.closest("table");
     const body = table.tBodies[0];
     const column = head.cellIndex;
     const down = head.getAttribute("aria-sort") === "ascending";
-    const value = (row) => ("value" in row.cells[column].dataset ? Number(row.cells[column].dataset.value) : null);
+    const value = (row) => {
+      const found = row.cells[column].textContent.replaceAll("$", "").match(/^[+-]?\d[\d,]*(\.\d+)?(?=[\s[]|$)/);
+      return found ? Number(found[0].replaceAll(",", "")) : null;
+    };
     const numbers = [...body.rows].some((row) => value(row) !== null);
     const text = (row) => row.cells[column].textContent;
     const compare = (a, b) => {

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 
 from browser import CHROMIUM, Page, browser
-from dspy_ace.comparison.curves import anytime, falls, to_the_end
-from dspy_ace.comparison.figures import NAMES, looks
-from dspy_ace.comparison.report import save_report
-from dspy_ace.comparison.tables import Row
+from dspy_ace.comparison.figures import NAMES, anytime, falls, styles, to_the_end
+from dspy_ace.comparison.page import save_page
+from dspy_ace.comparison.rows import Row
 from dspy_ace.errors import SettingsError
 
 NASTY = (
@@ -80,7 +79,7 @@ def row(name: str, cells: list[dict[str, Any]]) -> Row:
     return Row(
         name=name, seeds_ok=len(fine), seeds_failed=len(bad), reasons=tuple({c["reason"] for c in bad}), score=score,
         low=None if score is None else score - 0.06, high=None if score is None else score + 0.05,
-        to_student=None if score is None or name == "student" else (0.12, 0.031, 0.209), to_best=None,
+        vs_student=None if score is None or name == "student" else (0.12, 0.031, 0.209), vs_best=None,
         metric_calls=float(np.mean([c["metric_calls"]["compile"] for c in fine])) if fine else None,
         lm_calls=411.5 if fine else None, usage=spent["compile"], test_usage=spent["test"],
         dollars=0.4 if fine else None, seconds=61.25 if fine else None, test_size=50,
@@ -144,7 +143,7 @@ class _Tags(HTMLParser):
 
 
 def save(made: dict[str, Any], path: Path) -> str:
-    return save_report(made["header"], made["cells"], made["rows"], path).read_text(encoding="utf-8")
+    return save_page(made["header"], made["cells"], made["rows"], path).read_text(encoding="utf-8")
 
 
 def test_page_holds_what_was_found_and_how(made: dict[str, Any], tmp_path: Path) -> None:
@@ -323,10 +322,11 @@ def test_a_collapse_is_named() -> None:
 
 
 def test_no_two_methods_look_alike() -> None:
-    """Twenty methods have twenty looks; the first seven have colours of their own, and the student has its own."""
+    """Twenty methods have twenty styles; the first seven have colours of their own, and the student has its own."""
     names = ["student", *(f"m{n}" for n in range(20))]
-    assert len(set(looks(names).values())) == 21
-    assert len({looks(names)[f"m{n}"].colour for n in range(7)} | {looks(names)["student"].colour}) == 8
+    found = styles(names)
+    assert len({tuple(style.values()) for style in found.values()}) == 21
+    assert len({found[f"m{n}"]["color"] for n in range(7)} | {found["student"]["color"]}) == 8
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Any optimizers side by side on your program: same data, same metric, same LMs, test scores with intervals, costs.
+"""Compare any optimizers on one program: same data, same metric, same LMs; test scores with intervals, and costs.
 
 result = compare(program, metric=metric, trainset=train, valset=val, testset=test, optimizers={"ACE": ACE(metric)})
 print(result)
@@ -11,22 +11,32 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import dspy
+from annotated_types import Ge
 from dspy.teleprompt import Teleprompter
 
-from ..errors import SettingsError
+from ..errors import Count, SettingsError, checked
 from ..program import Metric, Scorer
-from ..training import checks, describe_callable, describe_data, describe_program, fingerprint, versions
-from . import tables
-from .cells import VERSION, Cells, read
-from .tables import STUDENT, Row
-from .trial import Conditions, accepts, lms_within, required, run_cell, settings_within, takes_seed
+from ..training import (
+    check_examples,
+    check_lms,
+    check_program,
+    describe_callable,
+    describe_data,
+    describe_program,
+    fingerprint,
+    versions,
+)
+from . import table
+from .cell import Conditions, accepts, lms_within, required, run_cell, settings_within, takes_seed
+from .folder import VERSION, Cells
+from .rows import STUDENT, Row, rows_of
 
 logger = logging.getLogger("dspy.ace")
 
@@ -39,7 +49,7 @@ _CONDITIONS = (
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What was compared and what came of it. `print(comparison)` is the table.
+    """The result of a comparison. `print(comparison)` shows the table.
 
     Args:
         header: what was compared, under which conditions (`comparison.json`).
@@ -52,16 +62,16 @@ class Comparison:
     rows: tuple[Row, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", tuple(tables.rows_of(self.header, self.cells)))
+        object.__setattr__(self, "rows", tuple(rows_of(self.header, self.cells)))
 
     @classmethod
     def load(cls, out: str | Path) -> Comparison:
-        """The comparison in a folder, finished or not. Raises JournalError if there is none to be read."""
-        found = read(out)
+        """Load the comparison in a folder, finished or not. Raises JournalError if there is none to be read."""
+        found = Cells.read(out)
         return cls(found.header, found.cells)
 
     def __str__(self) -> str:
-        return tables.to_text(self.header, self.rows)
+        return table.to_text(self.header, self.rows)
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(row.name for row in self.rows)}; {len(self.cells)} cells)"
@@ -70,8 +80,8 @@ class Comparison:
         return self.to_markdown()
 
     def to_markdown(self) -> str:
-        """The table and its notes as Markdown."""
-        return tables.to_markdown(self.header, self.rows)
+        """Return the table and its notes as Markdown."""
+        return table.to_markdown(self.header, self.rows)
 
     def save_report(self, path: str | Path) -> Path:
         """Write the comparison as a page of its own: `.html`, which opens offline, or `.md`.
@@ -79,9 +89,9 @@ class Comparison:
         Raises:
             SettingsError: another suffix.
         """
-        from .report import save_report  # noqa: PLC0415 - templates and figures, only where they are wanted
+        from .page import save_page  # noqa: PLC0415 - templates and figures, only where they are wanted
 
-        return save_report(self.header, self.cells, self.rows, path)
+        return save_page(self.header, self.cells, self.rows, path)
 
 
 def compare(
@@ -103,7 +113,7 @@ def compare(
 ) -> Comparison:
     """Compile `program` with each optimizer and seed, and test what comes out, the student as it is first.
 
-    DSPy's response cache is off for the whole process meanwhile (see `dspy_ace.uncached`).
+    DSPy's response cache is off for the whole process while a cell runs.
 
     Args:
         program: the student; it is not changed.
@@ -111,15 +121,15 @@ def compare(
             very object is given a wrapper of the same signature, by which rollouts are seen.
         trainset, valset: handed to `compile` where its signature has them; a valset of None is not handed on.
         testset: used once per cell, after the compile.
-        optimizers: by name a Teleprompter, of which each cell takes a copy with its `seed` set (the attribute, or
-            the argument of `compile`), or a callable that makes one from a seed.
+        optimizers: by name a Teleprompter, or a callable that makes one from a seed. Each cell takes a copy of a
+            Teleprompter and sets its `seed` (the attribute, or the argument of `compile`).
         seeds: one run of each method for each.
-        out: a folder that keeps the comparison: cells that are there are not run again, more methods and seeds can
+        out: a folder that keeps the comparison. Cells that are there are not run again; more methods and seeds can
             be added later. None: in memory.
         num_threads: of the tests, and of optimizers that leave it to DSPy; None: DSPy's setting.
         retry_failed: run cells that failed before once more.
-        label, task, command, budget: kept in the header for the reader: what kind of result this is ("offline model"),
-            the task's name, the command it was made by, the metric calls each method was allowed.
+        label, task, command, budget: shown to the reader: what kind of result this is ("offline model"), the task's
+            name, the command it was made by, the metric calls each method was allowed.
 
     Returns:
         The comparison. A method that fails is a row with its reason. After Ctrl-C: what is finished so far.
@@ -164,45 +174,44 @@ def _checked(
     optimizers: Any,
     seeds: Any,
 ) -> tuple[Conditions, dict[tuple[str, int], Teleprompter]]:
-    """Every user mistake that can be seen without an LM call."""
-    checks.check_program(program)
+    """Find every user mistake that can be seen without an LM call."""
+    check_program(program)
     if metric is None:
         raise SettingsError("metric must be a callable that scores a prediction; got None.")
     Scorer(metric)
-    trainset = checks.check_examples(trainset, "trainset")
-    valset = checks.check_examples([] if valset is None else valset, "valset", may_be_empty=True)
-    testset = checks.check_examples(testset, "testset")
-    if num_threads is not None:
-        checks.check_number("num_threads", num_threads, 1)
+    trainset = check_examples(trainset, "trainset")
+    valset = check_examples([] if valset is None else valset, "valset", may_be_empty=True)
+    testset = check_examples(testset, "testset")
+    checked("num_threads", num_threads, Count | None)
     _check_plan(optimizers, seeds)
-    made: dict[tuple[str, int], Teleprompter] = {}
-    for name, optimizer in optimizers.items():
-        for seed in seeds:
-            made[name, seed] = _made(name, optimizer, seed, bool(valset))
-    held = {f"{name}.{path}": lm for (name, _), made_ in made.items() for path, lm in lms_within(made_).items()}
-    checks.check_lms(program, **held)
+    made = {
+        (name, seed): _made(name, optimizer, seed, bool(valset))
+        for name, optimizer in optimizers.items()
+        for seed in seeds
+    }
+    check_lms(program, **{f"{name}.{path}": lm for (name, _), o in made.items() for path, lm in lms_within(o).items()})
     return Conditions(program, metric, trainset, valset, testset, num_threads), made
 
 
 def _check_plan(optimizers: Any, seeds: Any) -> None:
-    """Names and seeds."""
-    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable) or not list(seeds):
-        raise SettingsError(f"seeds must be whole numbers, one or more; got {seeds!r}.")
+    """Check names and seeds."""
+    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Sequence) or not seeds:
+        raise SettingsError(f"seeds must be a list of whole numbers, one or more; got {seeds!r}.")
     for position, seed in enumerate(seeds):
-        checks.check_number(f"seeds[{position}]", seed, 0)
-    if len(set(seeds)) < len(list(seeds)):
+        checked(f"seeds[{position}]", seed, Annotated[int, Ge(0)])
+    if len(set(seeds)) < len(seeds):
         raise SettingsError(f"seeds must differ: one run of each method for each seed; got {list(seeds)}.")
     if not isinstance(optimizers, Mapping) or not optimizers:
         raise SettingsError("optimizers must be a mapping of names to optimizers, one or more: {'ACE': ACE(metric)}.")
     for name in optimizers:
         if not isinstance(name, str) or not name.strip() or name == STUDENT:
             raise SettingsError(
-                f"A method needs a name, and another than {STUDENT!r}, which is the program before; got {name!r}."
+                f"A method needs a name other than {STUDENT!r}, which is the program before; got {name!r}."
             )
 
 
 def _made(name: str, optimizer: Any, seed: int, valset: bool) -> Teleprompter:
-    """The optimizer of one cell. Raises SettingsError if it is none, or cannot be called."""
+    """Return the optimizer of one cell. Raises SettingsError if it is none, or cannot be called."""
     given = optimizer
     if not isinstance(optimizer, Teleprompter) and callable(optimizer) and not isinstance(optimizer, type):
         try:
@@ -229,33 +238,26 @@ def _header(
     made: Mapping[tuple[str, int], Teleprompter],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """`comparison.json`: what this comparison is of."""
-    program = conditions.program
-    lms = {name: predictor.lm or dspy.settings.lm for name, predictor in program.named_predictors()}
-    tasks = sorted({_model(lm) for lm in lms.values()})
-    first = {name: made[name, seeds[0]] for name in optimizers}
+    """Return what `comparison.json` says: what is compared, and under which conditions."""
+    program, first = conditions.program, {name: made[name, seeds[0]] for name in optimizers}
+    sets = {"train": conditions.trainset, "val": conditions.valset, "test": conditions.testset}
+    tasks = sorted({_model(predictor.lm or dspy.settings.lm) for _, predictor in program.named_predictors()})
+    held = {f"{name}.{path}": _model(lm) for name, o in first.items() for path, lm in lms_within(o).items()}
     parts = {
         "program": describe_program(program),
-        "trainset": describe_data(conditions.trainset),
-        "valset": describe_data(conditions.valset),
-        "testset": describe_data(conditions.testset),
+        **{f"{name}set": describe_data(examples) for name, examples in sets.items()},
         "metric": describe_callable(conditions.metric),
         "model": tasks,
+        **{f"optimizer {name}": _described(optimizer) for name, optimizer in first.items()},
     }
-    methods = {f"optimizer {name}": _described(optimizer) for name, optimizer in first.items()}
-    name_of_metric = getattr(conditions.metric, "__name__", type(conditions.metric).__name__)
-    held = {f"{name}.{path}": _model(lm) for name, o in first.items() for path, lm in lms_within(o).items()}
     return {
         "version": VERSION,
-        "fingerprint": fingerprint(**parts, **methods),
+        "program": _named(program),
+        "fingerprint": fingerprint(**parts),
         "methods": [STUDENT, *optimizers],
         "seeds": list(seeds),
-        "sizes": {
-            "train": len(conditions.trainset),
-            "val": len(conditions.valset),
-            "test": len(conditions.testset),
-        },
-        "metric": name_of_metric,
+        "sizes": {name: len(examples) for name, examples in sets.items()},
+        "metric": getattr(conditions.metric, "__name__", type(conditions.metric).__name__),
         "models": {"task": ", ".join(tasks), **held},
         "environment": {**versions(), "platform": platform.platform(), "cpus": os.cpu_count()},
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -263,8 +265,15 @@ def _header(
     }
 
 
+def _named(program: dspy.Module) -> str:
+    """Name a program for a title: its class, and the fields of its predictor if it has one."""
+    predictors = program.named_predictors()
+    fields = f"({predictors[0][1].signature.signature})" if len(predictors) == 1 else ""
+    return f"{type(program).__name__}{fields}"
+
+
 def _notes(conditions: Conditions, optimizers: Mapping[str, Teleprompter]) -> list[str]:
-    """What a reader has to know of these conditions; overlaps are warned of as well."""
+    """Return sentences on conditions that a reader has to know; shared examples are warned of as well."""
     said = []
     tested = [repr(described) for described in describe_data(conditions.testset)]
     for name, examples in (("trainset", conditions.trainset), ("valset", conditions.valset)):

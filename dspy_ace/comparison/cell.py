@@ -1,13 +1,15 @@
-"""One cell of a comparison: one optimizer, one seed, compiled and tested under the conditions of all the others."""
+"""A cell of a comparison: one method and one seed, compiled and tested under the same conditions as all others."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,17 +22,17 @@ from ..errors import MetricError, RunError
 from ..lm import one_by_one
 from ..playbook import Playbook
 from ..program import Metric, Scorer, Trajectory, copy_program, rollouts
-from ..training import FREE, CtrlC
-from .observe import Observer, stages_of
-from .prompts import prompt_texts, prompt_tokens
-from .uncached import uncached
+from ..training import CtrlC
+from .observer import Observer, prompt_texts, prompt_tokens, stages_of
 
 VERSION = 1
+# settings of an optimizer that may change when a comparison goes on: they decide no result
+_FREE = ("seed", "num_threads", "log_dir", "progress", "on_step", "max_lm_calls", "max_cost", "max_seconds")
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all cells of a comparison have in common.
+    """The conditions that all cells of a comparison have in common.
 
     Args:
         program: the student; each cell works on a copy.
@@ -48,13 +50,13 @@ class Conditions:
 
 
 def run_cell(conditions: Conditions, method: str, seed: int, optimizer: Teleprompter | None) -> dict[str, Any]:
-    """Compile with `optimizer` (None: the student as it is), test once, and say what came of it.
+    """Compile with `optimizer` (None: the student as it is) and test once.
 
     Returns:
-        A line of `cells.jsonl`. Whatever the optimizer, the program or the metric raises is in it as the reason.
+        A line of `cells.jsonl`. If the optimizer, the program or the metric raises, the reason stands in it.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, also one that the optimizer took for the end of its own run.
+        KeyboardInterrupt: Ctrl-C, also where the optimizer caught it and returned a program.
     """
     observer = Observer(conditions.program, conditions.valset)
     cell = _blank(method, seed)
@@ -91,76 +93,75 @@ def run_cell(conditions: Conditions, method: str, seed: int, optimizer: Teleprom
         "compile": made,
         "test": max(observer.rollouts["test"], len(cell["test_scores"])),
     }
+    cell["call_errors"] = observer.call_errors
     cell["curve"], cell["prompt_steps"] = observer.curve, observer.prompt_steps()
     return cell
 
 
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Switch DSPy's response cache off in this block, for every LM and embedder of the process.
+
+    All of them ask one object, whatever `cache` they were made with. Afterwards it is what it was, also after an
+    error. Blocks may be nested, and overlap in threads: the last one to end brings the cache back.
+    """
+    with _cache_lock:
+        _caches.append(vars(dspy).get("cache"))
+        if len(_caches) == 1:
+            dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    try:
+        yield
+    finally:
+        with _cache_lock:
+            before = _caches.pop()
+            if not _caches and before is not None:
+                dspy.cache = before
+            elif not _caches:  # nobody had asked for it yet: DSPy makes it when it is first read
+                vars(dspy).pop("cache", None)
+
+
+_cache_lock = threading.Lock()
+_caches: list[Any] = []
+
+
 def lms_within(optimizer: Any) -> dict[str, Any]:
-    """The LMs an optimizer holds, by attribute (`reflection_lm`, `teacher_settings.lm`, …)."""
-    found: dict[str, Any] = {}
-
-    def keep(path: str, value: Any) -> Any:
-        if isinstance(value, dspy.BaseLM):
-            found[path] = value
-        return value
-
-    _mapped(optimizer, keep)
-    return found
-
-
-def takes_seed(optimizer: Any) -> bool:
-    """Whether a seed can be handed to the optimizer: as its attribute (or that of one inside it), or to `compile`."""
-    seeded = False
-
-    def look(path: str, value: Any) -> Any:
-        nonlocal seeded
-        seeded |= path.rpartition(".")[2] == "seed"
-        return value
-
-    _mapped(optimizer, look)
-    return seeded or accepts(optimizer, "seed")
+    """Return the LMs an optimizer holds, by attribute (`reflection_lm`, `teacher_settings.lm`, …)."""
+    return {path: value for path, value in _values(optimizer).items() if isinstance(value, dspy.BaseLM)}
 
 
 def settings_within(optimizer: Any) -> dict[str, Any]:
-    """The plain settings of an optimizer and of those inside it, by attribute, but for the seed and those that a run
-    may be continued with others of.
-    """
-    found: dict[str, Any] = {}
+    """Return the plain settings that decide what an optimizer does, and those inside it do, by attribute."""
+    plain = {path: value for path, value in _values(optimizer).items() if isinstance(value, (str, int, float, bool))}
+    return {path: value for path, value in plain.items() if _last(path) not in _FREE}
 
-    def keep(path: str, value: Any) -> Any:
-        if isinstance(value, (str, int, float, bool)) and path.rpartition(".")[2] not in (*FREE, "seed"):
-            found[path] = value
-        return value
 
-    _mapped(optimizer, keep)
-    return found
+def takes_seed(optimizer: Any) -> bool:
+    """Return True if the optimizer, or one inside it, has an attribute `seed`, or its `compile` such an argument."""
+    return accepts(optimizer, "seed") or any(_last(path) == "seed" for path in _values(optimizer))
 
 
 def required(optimizer: Any) -> set[str]:
-    """The arguments that `compile` cannot do without, the student apart."""
+    """Return the arguments that `compile` cannot do without, the student apart."""
     named = list(inspect.signature(optimizer.compile).parameters.values())[1:]
     return {p.name for p in named if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def accepts(optimizer: Any, name: str) -> bool:
-    """Whether `compile` has an argument of this name."""
+    """Return True if `compile` has an argument of this name."""
     return name in inspect.signature(optimizer.compile).parameters
 
 
 def _compiled(
     conditions: Conditions, observer: Observer, student: dspy.Module, optimizer: Teleprompter, seed: int
 ) -> dspy.Module:
-    """What a copy of the optimizer makes of the student."""
+    """Compile the student with a copy of the optimizer that has the seed and the watched metric."""
     watched = observer.watched(conditions.metric)
-    seeded = False
 
     def put(path: str, value: Any) -> Any:
-        nonlocal seeded
-        name = path.rpartition(".")[2]
+        name = _last(path)
         if name == "seed":
-            seeded = True
             return seed
-        if name == "log_dir" and value is not None:  # what another cell left there would be taken for a start
+        if name == "log_dir" and value is not None:  # in the same folder a cell would continue the run of another
             Path(value).mkdir(parents=True, exist_ok=True)
             return tempfile.mkdtemp(prefix=f"seed-{seed}-", dir=value)
         if value is conditions.metric or (inspect.ismethod(value) and value == conditions.metric):
@@ -172,7 +173,7 @@ def _compiled(
     if conditions.valset:
         offered["valset"] = list(conditions.valset)
     arguments: dict[str, Any] = {name: value for name, value in offered.items() if accepts(made, name)}
-    if not seeded and accepts(made, "seed"):
+    if accepts(made, "seed") and not any(_last(path) == "seed" for path in _values(made)):
         arguments["seed"] = seed
     program = made.compile(student, **arguments)
     if not isinstance(program, dspy.Module):
@@ -181,36 +182,36 @@ def _compiled(
 
 
 def _tested(program: dspy.Module, conditions: Conditions, observer: Observer) -> list[Trajectory]:
-    """The test set, once: first one at a time until something works, then in threads; in order for an online program.
+    """Run the test set once: in threads, but one at a time until a first example works; an online program in order.
 
     Raises:
         RunError: the LM answers none of the first three examples, or every rollout failed.
         MetricError: the metric fails on an example: then there is no score.
     """
     scorer = Scorer(observer.watched(conditions.metric))
-    threads = 1 if _online(program) else conditions.num_threads or dspy.settings.num_threads
+    threads = 1 if _online(program) else conditions.num_threads or dspy.settings.num_threads or 8
 
-    def metric(example: dspy.Example, prediction: Any) -> Any:
+    def score(example: dspy.Example, prediction: Any) -> Any:  # without the trace: in DSPy that means evaluation
         return scorer(example, prediction)
 
     def roll(examples: Sequence[dspy.Example]) -> list[Trajectory]:
-        made = rollouts(program, examples, metric, num_threads=threads or 8)
+        made = rollouts(program, examples, score, num_threads=threads)
         for trajectory in made:
             if trajectory.error is not None and trajectory.error.kind == "metric":
                 raise MetricError(f"the metric gives no score: {trajectory.error.message}")
         return made
 
     tested: list[Trajectory] = []
-    while len(tested) < len(conditions.testset) and all(t.error is not None for t in tested):
-        tested += roll(conditions.testset[len(tested) : len(tested) + 1])
-        last = tested[-1].error
-        if len(tested) >= min(3, len(conditions.testset)) and last is not None and all(t.error for t in tested):
-            if all(t.error is not None and t.error.kind == "provider" for t in tested):
-                raise RunError(f"the LM failed on the first {len(tested)} test examples: {last.message}")
+    for example in conditions.testset[:3]:
+        tested += roll([example])
+        if tested[-1].error is None:
             break
+    errors = [trajectory.error for trajectory in tested if trajectory.error is not None]
+    if len(errors) == len(tested) and all(error.kind == "provider" for error in errors):
+        raise RunError(f"the LM failed on the first {len(tested)} test examples: {errors[-1].message}")
     tested += roll(conditions.testset[len(tested) :])
-    if all(t.error is not None for t in tested) and tested[0].error is not None:
-        raise RunError(f"every rollout on the test set failed; the first: {tested[0].error.message}")
+    if errors and all(trajectory.error is not None for trajectory in tested):
+        raise RunError(f"every rollout on the test set failed; the first: {errors[0].message}")
     return tested
 
 
@@ -224,12 +225,12 @@ def _described(program: dspy.Module) -> dict[str, Any]:
 
 
 def _outside(program: dspy.Module, student: dspy.Module) -> str:
-    """Whose calls those outside of the student are in the test: an online program learns besides."""
+    """Return the role of LM calls outside of the student in the test: those of an online program serve its learning."""
     return "optimizer" if _online(program) and stages_of(program) & stages_of(student) else "task"
 
 
 def _online(program: dspy.Module) -> bool:
-    """Whether it says of itself that it learns while it is tested."""
+    """Return True if the program says of itself that it learns while it is tested."""
     return getattr(program, "online", False) is True
 
 
@@ -250,6 +251,7 @@ def _blank(method: str, seed: int) -> dict[str, Any]:
         "failures": {},
         "metric_calls": {"compile": 0, "test": 0},
         "usage": {"compile": {}, "test": {}},
+        "call_errors": {},
         "seconds": {"compile": 0.0, "test": 0.0},
         "curve": [],
         "prompt_steps": [],
@@ -259,8 +261,25 @@ def _blank(method: str, seed: int) -> dict[str, Any]:
     }
 
 
+def _last(path: str) -> str:
+    """Return the attribute at the end of a path: `seed` of `teacher.parts[0].seed`."""
+    return path.rpartition(".")[2]
+
+
+def _values(optimizer: Any) -> dict[str, Any]:
+    """Return every value that an optimizer, those inside it and their containers hold, by attribute."""
+    found: dict[str, Any] = {}
+
+    def keep(path: str, value: Any) -> Any:
+        found[path] = value
+        return value
+
+    _mapped(optimizer, keep)
+    return found
+
+
 def _mapped(optimizer: Any, change: Callable[[str, Any], Any]) -> Any:
-    """A copy of an optimizer, of those inside it and of the containers they hold, each value as `change` has it."""
+    """Copy an optimizer, those inside it and the containers they hold, with each value as `change(path, value)`."""
     seen: dict[int, Any] = {}
 
     def walk(path: str, value: Any) -> Any:
@@ -272,7 +291,7 @@ def _mapped(optimizer: Any, change: Callable[[str, Any], Any]) -> Any:
                 setattr(clone, name, walk(f"{path}.{name}" if path else name, item))
             return clone
         if type(value) in (list, tuple):
-            return type(value)(walk(path, item) for item in value)
+            return type(value)(walk(f"{path}[{at}]", item) for at, item in enumerate(value))
         if type(value) is dict:
             return {key: walk(f"{path}.{key}" if path else str(key), item) for key, item in value.items()}
         return change(path, value)
