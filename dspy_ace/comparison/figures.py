@@ -78,7 +78,9 @@ class Drawing:
 
 def styles(methods: Sequence[str]) -> dict[str, Style]:
     """Give each method the properties of its line, by its place in the comparison; the student alone is grey."""
-    found = {STUDENT: {"color": "#7F7F7F", "marker": "*", "linestyle": ":", "markerfacecolor": "#7F7F7F"}}
+    found: dict[str, Style] = {
+        STUDENT: {"color": "#7F7F7F", "marker": "*", "linestyle": ":", "markerfacecolor": "#7F7F7F"}
+    }
     for place, method in enumerate(m for m in methods if m != STUDENT):
         rounds, slot = divmod(place, len(COLOURS))
         found[method] = {
