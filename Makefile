@@ -2,26 +2,35 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+PYTEST = $(RUN) -m pytest -n auto --dist worksteal
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test test-all check clean
 
-quickstart: $(VENV)/installed  ## ACE on a small task with the offline model: score before and after, the playbook
+quickstart: $(VENV)/package  ## ACE on a small task with the offline model: score before and after, the playbook
 	$(RUN) examples/quickstart.py
 
-test: $(VENV)/installed  ## the test suite
-	$(RUN) -m pytest -n auto --dist loadfile
+test: $(VENV)/developer  ## the test suite without its slow part
+	$(PYTEST) -m "not slow"
 
-check: $(VENV)/installed  ## linters, types, import contracts
+test-all: $(VENV)/developer  ## what `make test` leaves out: the slow tests, and more examples for the property tests
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m "slow or hypothesis"
+
+check: $(VENV)/developer  ## linters, types, import contracts
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/package: pyproject.toml
+	@echo "Installing dspy_ace with DSPy and scikit-learn into $(VENV): some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/developer: $(VENV)/package
+	@echo "Installing the developers' tools into $(VENV)"
 	$(RUN) -m pip install --quiet -e '.[dev]'
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

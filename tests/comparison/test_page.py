@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from browser import CHROMIUM, Page, browser
+from browser import Page, browser
 from dspy_ace.comparison.figures import NAMES, anytime, falls, styles, to_the_end
 from dspy_ace.comparison.page import save_page
 from dspy_ace.comparison.rows import Row
@@ -331,8 +331,6 @@ def test_no_two_methods_look_alike() -> None:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
     with browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 

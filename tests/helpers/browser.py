@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
@@ -90,8 +92,13 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """A browser with one page, its profile in a folder of its own; ended with the block."""
-    assert CHROMIUM is not None
+    """A browser with one page, its profile in a folder of its own; ended with the block.
+
+    Without a browser on this machine the test is skipped. In the gate, which installs one, it fails.
+    """
+    if CHROMIUM is None and "DSPY_ACE_GATE" not in os.environ:
+        pytest.skip("no Chromium on this machine")
+    assert CHROMIUM, "the gate runs the browser tests: install Chromium (apt-get install chromium)"
     to_browser, from_us = os.pipe()
     to_us, from_browser = os.pipe()
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dspy_ace import Bullet, GrowAndRefine, Playbook
@@ -265,7 +265,6 @@ def _drawn(rng: random.Random, playbook: Playbook, sources: Sequence[str], words
     return Delete(bullet.id, f"see {bullet.content}")
 
 
-@settings(max_examples=150)
 @given(st.integers(0, 10**6), st.sampled_from(["a", "c"]))
 def test_no_word_made_from_a_forgotten_source_is_left(seed: int, gone: str) -> None:
     """In any history: no mark and no name of it anywhere; ids as before; bullets that owe it nothing stay the same."""
@@ -291,7 +290,6 @@ def test_no_word_made_from_a_forgotten_source_is_left(seed: int, gone: str) -> N
     assert set(done.account.removed) == {b.id for b in before if b.id not in now}
 
 
-@settings(max_examples=80)
 @given(st.integers(0, 10**6))
 def test_forgetting_in_two_goes_or_twice_is_the_same(seed: int) -> None:
     """Source after source leaves the bullets that both at once leave; and nothing is left to forget."""

@@ -363,7 +363,6 @@ _OPERATION = st.fixed_dictionaries(
 
 
 @given(st.lists(_OPERATION | _ANY, min_size=1, max_size=6))
-@settings(max_examples=300, deadline=None)
 def test_any_operations_are_sorted_into_taken_and_rejected(items: list[Any]) -> None:
     """Nothing raises but a RoleError, every item is accounted for, and what is taken can be applied and stored."""
     try:
