@@ -1,11 +1,6 @@
-"""A playbook shared by many processes."""
+"""A playbook shared by many processes, in SQLite or on a database server."""
 
-from .rows import Appended, StoredEvent, Tell
 from .store import PlaybookStore
+from .tables import Appended, StoredEvent, Tell
 
-__all__ = [
-    "Appended",
-    "PlaybookStore",
-    "StoredEvent",
-    "Tell",
-]
+__all__ = ["Appended", "PlaybookStore", "StoredEvent", "Tell"]

@@ -1,11 +1,7 @@
-"""A playbook that many processes share: an event log of deltas in a database, and what was told and not yet learned.
+"""A playbook that many processes share: a history of deltas in a database, and told records to learn from.
 
-with PlaybookStore("memory.db") as store:                    # or a SQLAlchemy URL: postgresql+psycopg://…
-    program = with_playbook(program, store.playbook())
-    store.tell({"question": "…", "score": 0.0}, source="user-17")
-
-The playbook is the fold of the events. Writers append a delta that was made for some version; if others were faster,
-it is carried over to the latest one, and what no longer fits is left out, with its reason.
+The playbook is its history, replayed. A delta is made for some version; if others were faster, `append` carries it over
+to the latest one and leaves out what no longer fits, with the reason.
 """
 
 from __future__ import annotations
@@ -16,41 +12,60 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..errors import SettingsError, StoreError
-from ..playbook import Account, Delta, Playbook, Selection, brief, rebase, rejected_as
-from . import rows
-from .erase_store import forget_rows
-from .rows import Appended, StoredEvent, Tell
-from .sql import TABLES, Database, Session, open_database
-from .view import StoreView
+from annotated_types import Ge, Le
+from pydantic import InstanceOf
+
+from ..errors import Count, DeltaError, Finite, SettingsError, StoreError, checked
+from ..playbook import (
+    Account,
+    Delta,
+    Playbook,
+    Selection,
+    brief,
+    counted,
+    fold,
+    known_sources,
+    rebase,
+    rejected_as,
+    rewrite,
+)
+from . import tables
+from .database import Database, Run, open_database
+from .tables import Appended, StoredEvent, Tell
+
+KEPT = 64  # playbooks kept in memory of the versions that were read: most deltas are made for one of them
 
 
 class PlaybookStore:
-    """A playbook shared by processes and threads; survives their death at any moment.
+    """A playbook shared by processes and threads, on disk as soon as a method returns.
 
     Args:
         url: a path (SQLite, nothing to install, one machine) or a SQLAlchemy URL (`pip install 'dspy-ace[store]'`).
-        seed: what a new store starts from; a store that is there keeps its own.
+        seed: the playbook that a new store starts from; an existing store keeps its own.
         timeout: seconds to wait for another process's write (SQLite).
 
     Raises:
-        StoreError: not a store, one of a newer version, damaged, or not to be written.
-        SettingsError: an argument that cannot be one.
+        StoreError: not a store, or one of a newer version; damaged; cannot be written.
+        SettingsError: an argument is wrong.
+
+    Example:
+        >>> with PlaybookStore("memory.db") as store:     # or postgresql+psycopg://user@host/database
+        ...     version, playbook = store.snapshot()
+        ...     store.append(Delta((Add("strategies", "Round at the end."),)), version)
+        Appended(version=1, rejected=())
     """
 
     def __init__(self, url: str | Path, *, seed: Playbook | None = None, timeout: float = 30.0) -> None:
-        if seed is not None and not isinstance(seed, Playbook):
-            raise SettingsError(f"seed is a Playbook or None; got {brief(seed)}.")
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-            raise SettingsError(f"timeout is a number of seconds, 0 or more; got {timeout!r}.")
+        checked("seed", seed, InstanceOf[Playbook] | None)
+        checked("timeout", timeout, Annotated[Finite, Ge(0)], "It is a number of seconds.")
         self._database: Database | None = open_database(url, timeout)
         self._pid, self._lock = os.getpid(), threading.RLock()
-        self._view = StoreView()
+        self._read: dict[int, Playbook] = {}  # by version: the latest one that was read, and some before it
         try:
             self._set_up(self._database, seed or Playbook())
         except BaseException:
@@ -67,7 +82,7 @@ class PlaybookStore:
         return f"PlaybookStore({str(self._database or 'closed')!r})"
 
     def close(self) -> None:
-        """Let go of the database. What was acknowledged is safe with or without it."""
+        """Close the database. Nothing is lost with or without it."""
         if self._database is not None:
             with self._alone() as database:
                 database.close()
@@ -75,132 +90,133 @@ class PlaybookStore:
 
     @property
     def version(self) -> int:
-        """How many events there are: one small read."""
-        with self._transaction() as session:
-            return rows.head(session)[0]
+        """The number of events so far; reading it is cheap."""
+        with self._transaction() as run:
+            return tables.head(run)[0]
 
     def changed_since(self, version: int) -> bool:
-        """Whether there are events after `version`: what a reader polls."""
+        """Return True if there are events after `version`. Cheap enough to be asked every second."""
         return self.version != version
 
     def playbook(self) -> Playbook:
-        """The playbook as it stands. Only events that came since the last call are read."""
+        """Return the latest playbook. Only events since the last call are read."""
         return self.snapshot()[1]
 
     def snapshot(self) -> tuple[int, Playbook]:
-        """A version and its playbook, from one moment: what to learn with, and the `base` of what was learned."""
-        with self._transaction() as session:
-            self._view.catch_up(session)
-            return self._view.version, self._view.playbook
+        """Return the latest version and its playbook. Learn with it, and pass the version to `append` as `base`."""
+        with self._transaction() as run:
+            return self._latest(run)
 
     def at(self, version: int) -> Playbook:
-        """The playbook after so many events; 0: the seed. Raises SettingsError for a version that never was."""
-        with self._transaction() as session:
-            self._view.catch_up(session)
-            return self._view.at(session, version)
+        """Return the playbook after `version` events; 0 is the seed. Raises SettingsError for an unknown version."""
+        with self._transaction() as run:
+            return self._at(run, version)
 
     def history(self, since: int = 0) -> tuple[StoredEvent, ...]:
-        """The events after version `since`, in order."""
-        with self._transaction() as session:
-            return tuple(rows.since(session, max(0, since)))
+        """Return the events after version `since`, in order."""
+        with self._transaction() as run:
+            return tuple(tables.since(run, max(0, since)))
 
     def append(
         self, delta: Delta, base: int | None = None, *, key: str | None = None, taken: Iterable[int] = ()
     ) -> Appended:
-        """Add a delta that was made for version `base`; when it returns, it is on disk.
+        """Add a delta that was made for version `base`. It is on disk when this returns.
 
-        If others were faster, the delta is carried over (`dspy_ace.rebase`): bullets it adds get other ids, what no
-        longer fits is left out. Nothing at all is appended, and everything is left out, if something was forgotten
-        since `base` (what was learned before may hold it), or if one of `taken` is not pending any more.
+        If others were faster, the delta is carried over by `dspy_ace.playbook.rebase`: the bullets it adds get other
+        ids, and what no longer fits is rejected. The whole delta is rejected, and nothing is appended, if something was
+        forgotten since `base` (the delta may hold it), or if one of `taken` is not pending any more.
 
         Args:
             delta: any delta that fits the playbook of `base`.
             base: the version it was made for; None: the latest.
-            key: any text that names this very delta: a second append under it changes nothing and is answered as
-                the first was. For retries after a crash.
-            taken: ids of the told records it was learned from: they are taken in the same transaction.
+            key: any text that identifies this delta, for a retry after a crash. A second append under the same key
+                changes nothing and returns what the first one returned.
+            taken: ids of the told records it was learned from. They are taken in the same transaction.
 
         Raises:
-            SettingsError: no delta; a base or a told record that never was.
+            SettingsError: no Delta, an unknown base or told record.
             StoreError: the database refuses; nothing was changed.
         """
         if not isinstance(delta, Delta):
             raise SettingsError(f"append takes a Delta; got {brief(delta)}.")
-        with self._transaction(write=True) as session:
-            version, told = rows.locked(session)
-            if key is not None and (before := rows.appended_under(session, key)):
+        checked("key", key, str | None)
+        with self._transaction(write=True) as run:
+            version, told = tables.head(run, lock=True)
+            if key is not None and (before := tables.appended_under(run, key)):
                 return before
-            ids = rows.as_ids(taken, told)
-            self._view.catch_up(session)
+            ids = _ids(taken, told)
             base = version if base is None else base
-            made_for = self._view.at(session, base)
-            if reason := rows.refusal(session, base, ids):
+            made_for, (_, now) = self._at(run, base), self._latest(run)
+            if reason := tables.refusal(run, base, ids):
                 return Appended(version, tuple(rejected_as(operation, reason) for operation in delta.operations))
-            good, rejected = rebase(delta, made_for, self._view.playbook)
-            rows.write(session, version + 1, "delta", rows.body_of(good, rejected), key)
-            rows.take(session, ids)
+            good, rejected = rebase(delta, made_for, now)
+            tables.write(run, version + 1, "delta", tables.delta_body(good, rejected), key)
+            tables.take(run, ids)
         return Appended(version + 1, rejected)
 
     def rollback(self, version: int) -> int:
-        """Go back to an earlier version: an event as well, so that it can be undone. The version after it."""
-        with self._transaction(write=True) as session:
-            latest, _ = rows.locked(session)
-            self._view.catch_up(session)
-            self._view.at(session, version)
-            rows.write(session, latest + 1, "rollback", {"to": version})
+        """Go back to an earlier version, and return the new one. This is an event too, so it can be undone."""
+        with self._transaction(write=True) as run:
+            latest, _ = tables.head(run, lock=True)
+            self._at(run, version)
+            tables.write(run, latest + 1, "rollback", {"to": version})
         return latest + 1
 
     def export(self, path: str | Path) -> None:
-        """Write the playbook as it stands to a JSON file, as `Playbook.save` does."""
+        """Write the latest playbook to a JSON file, as `Playbook.save` does."""
         self.playbook().save(path)
 
     def tell(self, record: Mapping[str, Any], *, source: str | None = None, key: str | None = None) -> int:
-        """Keep a record to learn from; when its id is returned, it is on disk.
+        """Keep a record to learn from, and return its id. It is on disk when this returns.
 
         Args:
-            record: plain JSON data under names.
+            record: plain JSON data by name, such as `{"question": "…", "score": 0.0}`.
             source: who or what it comes from, such as a user's id; None: `tell-` and its id.
-            key: any text that names this very record: told again under it, it is kept once, and has the same id.
+            key: any text that identifies this record, for a retry. Told again under the same key it is kept once and
+                has the same id.
 
         Raises:
             SettingsError: the record is not plain JSON data.
             StoreError: the database refuses.
         """
-        if not isinstance(record, Mapping) or not (source is None or isinstance(source, str)):
-            raise SettingsError(f"tell takes a mapping and a source (str); got {brief(record)} and {brief(source)}.")
+        checked("source", source, str | None)
+        checked("key", key, str | None)
         try:
-            written = json.dumps(dict(record), allow_nan=False)
+            written = json.dumps(dict(checked("record", record, InstanceOf[Mapping[Any, Any]])), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise SettingsError(f"A told record is plain JSON data; this one is not: {error}.") from error
-        with self._transaction(write=True) as session:
-            _, told = rows.locked(session)
-            return rows.tell(session, told, written, source, key)
+            raise SettingsError(f"record must be plain JSON data, by name; this one is not: {error}.") from error
+        with self._transaction(write=True) as run:
+            _, told = tables.head(run, lock=True)
+            return tables.tell(run, told + 1, written, source, key)
 
     def pending(self, limit: int | None = None) -> tuple[Tell, ...]:
-        """What was told and not taken, oldest first, at most `limit`; claimed records as well."""
-        with self._transaction() as session:
-            return rows.open_tells(session, limit)
+        """Return at most `limit` records that were told and not taken, oldest first; claimed ones as well."""
+        checked("limit", limit, Count | None)
+        with self._transaction() as run:
+            return tables.open_tells(run, limit)
 
     def claim(self, limit: int | None = None, seconds: float = 600.0) -> tuple[Tell, ...]:
-        """At most `limit` pending records, which no other process is given for so many seconds.
+        """Return at most `limit` pending records, and give them to no other process for so many seconds.
 
-        Learn from them and call `append(delta, base, taken=ids)`. Who dies meanwhile loses nothing: the claim ends, and
-        another process gets them. Clocks of several machines should agree to well within `seconds`.
+        Learn from them and call `append(delta, base, taken=ids)`. If the process dies, the claim ends and another one
+        gets them: nothing is lost. The clocks of several machines should agree to well within `seconds`.
         """
-        with self._transaction(write=True) as session:
-            rows.locked(session)
-            found = rows.open_tells(session, limit, time.time())
-            rows.claim(session, found, time.time() + seconds)
+        checked("limit", limit, Count | None)
+        now = time.time()
+        with self._transaction(write=True) as run:
+            tables.head(run, lock=True)
+            found = tables.open_tells(run, limit, now)
+            tables.claim(run, found, now + seconds)
             return found
 
     def taken(self, ids: Iterable[int]) -> None:
-        """These records were learned from, or are of no use: not pending any more, their texts are deleted.
+        """Delete told records that were learned from, or that are of no use.
 
-        To learn from them and to take them in one go: `append(delta, base, taken=ids)`.
+        To learn from them and take them in one transaction, use `append(delta, base, taken=ids)`.
         """
-        with self._transaction(write=True) as session:
-            _, told = rows.locked(session)
-            rows.take(session, rows.as_ids(ids, told))
+        with self._transaction(write=True) as run:
+            _, told = tables.head(run, lock=True)
+            tables.take(run, _ids(ids, told))
 
     def forget(
         self,
@@ -210,61 +226,85 @@ class PlaybookStore:
         bullets: Iterable[str] = (),
         keep_shared: bool = False,
     ) -> Account:
-        """Take out of the store what some sources taught and told, or some lessons; an account of it.
+        """Remove what some sources taught and told, or some bullets, and return an account of it.
 
-        The history is rewritten as `dspy_ace.forget` does it, versions keep their numbers, and nothing of what went is
-        left in a byte of the database's files (SQLite; for a server see the account). A delta that was made for an
-        earlier version and comes later is left out. If the process dies meanwhile, all of it was done or nothing, and
-        the files are erased when the store is opened next.
+        The history is rewritten as `dspy_ace.playbook.forget` does it; versions keep their numbers. No byte of what was
+        removed is left in the database's files (SQLite; for a server the account says how far that holds). A delta
+        that was made for an earlier version and comes later is rejected. If the process dies, all of it was done or
+        nothing; if the files were not erased yet, this happens when the store is opened next.
 
         Args:
-            sources, matching, bullets, keep_shared: what is to be forgotten, see `Selection`. Told records go as well,
-                by their source, or where the pattern finds something in their JSON text.
+            sources: names of sources.
+            matching: a regular expression; it removes bullets and told records whose (JSON) text it finds something in.
+            bullets: ids of bullets.
+            keep_shared: keep what several sources taught together while one of them stays.
 
         Raises:
-            SettingsError: nothing is selected, or something that is not here; the known names are listed.
+            SettingsError: nothing is selected, or something that is not in the store; the known names are listed.
+
+        Example:
+            >>> print(store.forget(sources={"user-17"}))
+            Removed: 1 bullet (str-00002).
+            …
         """
         selection = Selection.of(sources, matching, bullets, keep_shared)
-        with self._transaction(write=True) as session:
-            account = forget_rows(session, selection)
+        with self._transaction(write=True) as run:
+            account = _forget(run, selection)
         note = self._erase()
         return replace(account, notes=(*account.notes, note)) if note else account
 
     def _erase(self) -> str:
-        """Erase what deleted rows held from the files, and note that it was done; what a user should know."""
+        """Erase from the files what deleted rows held, and note that in the store; return what a user should know."""
         with self._alone() as database:
-            self._view.start_over()
-            with database.transaction(write=False) as session:
-                version = rows.unclean(session)
+            self._read = {}
+            with database.transaction(write=False) as run:
+                version = tables.unclean(run)
             done, note = database.erase()
             if done:
-                with database.transaction(write=True) as session:
-                    rows.mark_clean(session, version)
+                with database.transaction(write=True) as run:
+                    tables.mark_clean(run, version)
         return note
 
     def _set_up(self, database: Database, seed: Playbook) -> None:
-        for attempt in range(6):
-            present = database.tables()
-            if "ace_head" in present:
-                break
-            if any(name not in TABLES for name in present):
-                raise StoreError(f"{database} holds tables of another program and no store; give a file of its own.")
+        if not database.has_store():
             try:
-                with database.transaction(write=True) as session:
-                    rows.create(session, seed)
-            except StoreError:  # another process may have made the tables in between
-                if "ace_head" not in database.tables() and attempt == 5:
+                with database.transaction(write=True) as run:
+                    tables.create(run, seed)
+            except StoreError:
+                if not database.has_store():  # else another process made the tables at the same moment
                     raise
-                time.sleep(0.02 * 2**attempt)
-        with database.transaction(write=False) as session:
-            rows.check_layout(session, str(database))
-            unclean = rows.unclean(session)
+        with database.transaction(write=False) as run:
+            tables.check_layout(run, str(database))
+            unclean = tables.unclean(run)
         if unclean:
             self._erase()
 
+    def _latest(self, run: Run) -> tuple[int, Playbook]:
+        """Replay the events since the last call, or all after a rollback or a "forget". Return version and playbook."""
+        version = max(self._read, default=-1)
+        fresh = tables.since(run, version) if self._read else []
+        if not self._read or any(event.kind != "delta" for event in fresh):
+            seed, events = tables.everything(run)
+            self._read = {len(events): _replayed(seed, events)}
+        elif fresh:
+            self._read[fresh[-1].version] = _replayed(self._read[version], fresh)
+            if len(self._read) > KEPT:
+                del self._read[min(self._read)]
+        version = max(self._read)
+        return version, self._read[version]
+
+    def _at(self, run: Run, version: int) -> Playbook:
+        latest, _ = self._latest(run)
+        hint = f"Versions go from 0 (the seed) to {latest} (the latest)."
+        checked("version", version, Annotated[int, Ge(0), Le(latest)], hint)
+        if version not in self._read:
+            seed, events = tables.everything(run)
+            return _replayed(seed, events[:version])
+        return self._read[version]
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Database]:
-        """The database, for one thread of this process; a forked child takes up connections of its own."""
+        """Yield the database to one thread at a time. A forked child takes connections of its own."""
         if self._database is None:
             raise StoreError("This store is closed; open it anew.")
         if self._pid != os.getpid():
@@ -274,6 +314,62 @@ class PlaybookStore:
             yield self._database
 
     @contextlib.contextmanager
-    def _transaction(self, write: bool = False) -> Iterator[Session]:
-        with self._alone() as database, database.transaction(write) as session:
-            yield session
+    def _transaction(self, write: bool = False) -> Iterator[Run]:
+        with self._alone() as database, database.transaction(write) as run:
+            yield run
+
+
+def _replayed(playbook: Playbook, events: Sequence[StoredEvent]) -> Playbook:
+    try:
+        return fold(playbook, [event.event for event in events])
+    except DeltaError as error:
+        start = events[0].version - 1
+        raise StoreError(f"The store is damaged after version {start}: {error}. Take it from a backup.") from error
+
+
+def _ids(ids: Iterable[int], told: int) -> list[int]:
+    kind = list[Annotated[int, Ge(1), Le(told)]]
+    return sorted(set(checked("taken", list(ids), kind, f"It takes ids of told records, from 1 to {told}.")))
+
+
+def _forget(run: Run, selection: Selection) -> Account:
+    """Rewrite the history and delete told records, in one transaction; return an account of it.
+
+    Raises:
+        SettingsError: what is selected is not here; nothing is changed then.
+        StoreError: an event is damaged.
+    """
+    version, _ = tables.head(run, lock=True)
+    seed, stored = tables.everything(run)
+    history = [event.event for event in stored]
+    done = rewrite(seed, history, selection)
+    tells = tables.open_tells(run)
+    going = [told.id for told in tells if told.source in selection.sources or _finds(selection, told.record)]
+    # Rejected operations are kept for readers only. Any of them may quote what is forgotten, so all of them go.
+    rejected = [tables.rejected_json(each) for event in stored for each in event.rejected]
+    named = {source for each in rejected for source in _sources(each["operation"] or {})}
+    selection.check_known({*named, *known_sources(seed, history), *(told.source for told in tells)}, done.ids)
+    if not (going or done.found or selection.sources or _finds(selection, rejected)):
+        pattern = getattr(selection.matching, "pattern", "")
+        raise SettingsError(f"Nothing in this store matches {pattern!r:.100}. Nothing was changed.")
+    tables.write_over(run, 0, {"playbook": done.result.seed.to_json()})
+    for event, new in zip(stored, done.result.deltas, strict=True):
+        if isinstance(new, Delta) and (new != event.delta or event.rejected):
+            tables.write_over(run, event.version, tables.delta_body(new))
+    for number in going:
+        tables.delete_tell(run, number)
+    tables.write(run, version + 1, "forget", {})
+    notes = done.result.account.notes
+    if rejected:
+        notes = (f"{counted(len(rejected), 'rejected operation')}, kept for readers only, went as well.", *notes)
+    return replace(done.result.account, tells=len(going), notes=notes)
+
+
+def _finds(selection: Selection, data: Any) -> bool:
+    return selection.finds(json.dumps(data, ensure_ascii=False))
+
+
+def _sources(operation: Mapping[str, Any]) -> list[str]:
+    """Return the sources that an operation names; its fields may be of any type."""
+    named = operation.get("sources", [operation.get("source")])
+    return [source for source in named if isinstance(source, str)]

@@ -15,11 +15,10 @@ import dspy
 import pytest
 
 import databases
-from dspy_ace import Bullet, Playbook, with_playbook
+from dspy_ace import Bullet, Playbook, PlaybookStore, with_playbook
 from dspy_ace.errors import SettingsError
 from dspy_ace.playbook import Add, Delta, Merge, Tag, Update, apply
 from dspy_ace.playbook.events import Event
-from dspy_ace.store.store import PlaybookStore
 from forget_helpers import CANARY, add, contents
 
 FIFTY = [str(n) for n in range(50)]

@@ -16,12 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import databases
-from dspy_ace import Playbook
+from dspy_ace import Playbook, PlaybookStore
 from dspy_ace.errors import SettingsError, StoreError
 from dspy_ace.playbook import Add, Delete, Delta, Merge, Tag, Update, apply
 from dspy_ace.playbook.events import Rollback, fold
 from dspy_ace.playbook.rebase import rebase
-from dspy_ace.store.store import PlaybookStore
 from paths import GOLDEN
 from strategies import deltas, playbooks
 
@@ -240,7 +239,7 @@ def test_a_forked_child_uses_the_store_it_inherited(url: Any) -> None:
     """Parent and child go on, each with a connection of its own."""
     code = f"""
 import os
-from dspy_ace.store.store import PlaybookStore
+from dspy_ace import PlaybookStore
 from dspy_ace.playbook import Add, Delta
 store = PlaybookStore({str(url)!r})
 store.append(Delta((Add("S", "parent"),)))
@@ -263,14 +262,14 @@ def test_user_mistakes_are_said(url: Any) -> None:
         for mistake, words in (
             (lambda: store.append([Add("S", "x")]), "takes a Delta"),
             (lambda: store.append(add("x"), 5), "from 0 .* to 0"),
-            (lambda: store.append(add("x"), key=5), "key is a text"),
-            (lambda: store.append(add("x"), taken=[1]), "ids of told records"),
-            (lambda: store.tell("text"), "takes a mapping"),
+            (lambda: store.append(add("x"), key=5), "key must be .* got 5"),
+            (lambda: store.append(add("x"), taken=[1]), "ids of told records, from 1 to 0"),
+            (lambda: store.tell("text"), "record must be .* got 'text'"),
             (lambda: store.tell({"x": object()}), "plain JSON"),
             (lambda: store.tell({"x": float("nan")}), "plain JSON"),
-            (lambda: store.pending(0), "limit is a number"),
-            (lambda: PlaybookStore(url, seed={}), "seed is a Playbook"),
-            (lambda: PlaybookStore(url, timeout="long"), "number of seconds"),
+            (lambda: store.pending(0), "limit must be .* 1; got 0"),
+            (lambda: PlaybookStore(url, seed={}), "seed must be .* Playbook; got {}"),
+            (lambda: PlaybookStore(url, timeout="long"), "timeout must be .* number of seconds"),
             (lambda: PlaybookStore(""), "a path or a SQLAlchemy URL"),
             (lambda: PlaybookStore("nonsense://x"), "no URL that SQLAlchemy can open|needs SQLAlchemy"),
         ):
@@ -295,7 +294,7 @@ def test_sqlite_needs_no_sqlalchemy(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.modules["sqlalchemy"] = None
-from dspy_ace.store.store import PlaybookStore
+from dspy_ace import PlaybookStore
 from dspy_ace.errors import SettingsError
 PlaybookStore("sqlite:///{tmp_path}/x.db").close()
 try:
@@ -375,7 +374,7 @@ def test_a_store_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     """A read-only file or folder: the system's words, and where to look."""
     code = """
 import sys, os
-from dspy_ace.store.store import PlaybookStore
+from dspy_ace import PlaybookStore
 from dspy_ace.playbook import Add, Delta
 from dspy_ace.errors import StoreError
 if os.getuid() == 0:
@@ -411,7 +410,7 @@ def test_a_full_disk_costs_what_was_not_acknowledged_alone(tmp_path: Path) -> No
     """The write that does not fit is refused with words; all acknowledged ones are read again."""
     code = f"""
 import resource
-from dspy_ace.store.store import PlaybookStore
+from dspy_ace import PlaybookStore
 from dspy_ace.errors import StoreError
 store = PlaybookStore({str(tmp_path / "store.db")!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
