@@ -202,11 +202,11 @@ class PlaybookStore:
         gets them: nothing is lost. The clocks of several machines should agree to well within `seconds`.
         """
         checked("limit", limit, Count | None)
-        now = time.time()
+        checked("seconds", seconds, Finite)
         with self._transaction(write=True) as run:
             tables.head(run, lock=True)
-            found = tables.open_tells(run, limit, now)
-            tables.claim(run, found, now + seconds)
+            found = tables.open_tells(run, limit, time.time())
+            tables.claim(run, found, time.time() + seconds)
             return found
 
     def taken(self, ids: Iterable[int]) -> None:

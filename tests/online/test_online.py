@@ -12,11 +12,10 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, Bullet, Playbook, with_playbook
+from dspy_ace import ACE, Bullet, Playbook, PlaybookStore, with_playbook
 from dspy_ace.errors import SettingsError
 from dspy_ace.online.online import OnlineACE
 from dspy_ace.roles import Reflection
-from dspy_ace.store.store import PlaybookStore
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.schedule import schedule
 from online_helpers import TEST, TRAIN, Notebook, noted, online, until

@@ -13,13 +13,12 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMServerError
 
-from dspy_ace import Playbook
+from dspy_ace import Playbook, PlaybookStore
 from dspy_ace.errors import RunError
 from dspy_ace.online import inbox
 from dspy_ace.online.online import OnlineACE
 from dspy_ace.playbook import Add, Delta
 from dspy_ace.roles import Reflection
-from dspy_ace.store.store import PlaybookStore
 from dspy_ace.testing import OfflineLM
 from online_helpers import Notebook, noted, until
 from paths import HELPERS, ROOT
@@ -173,7 +172,7 @@ import os, sys
 import dspy
 sys.path[:0] = sys.argv[2:]
 from dspy_ace.online.online import OnlineACE
-from dspy_ace.store.store import PlaybookStore
+from dspy_ace import PlaybookStore
 from dspy_ace.testing import OfflineLM
 from tasks import Route
 dspy.configure(lm=OfflineLM())
