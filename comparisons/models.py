@@ -9,8 +9,10 @@ import dspy
 
 from dspy_ace.testing import OfflineLM
 
+from .proposals import answer_proposal
+
 OFFLINE = "offline"
-LABEL = "Offline model: mechanics and cost, not the quality of a method. It is a reader of its prompt, and no mind."
+LABEL = "Offline model: mechanics and cost, not the quality of a method. It reads its prompt and does not think."
 
 
 def connect(name: str, api_base: str | None = None, temperature: float | None = None) -> Any:
@@ -22,7 +24,7 @@ def connect(name: str, api_base: str | None = None, temperature: float | None = 
         temperature: of the replies; None: DSPy's default.
     """
     if name == OFFLINE:
-        return OfflineLM()
+        return OfflineLM(answerers=[answer_proposal])
     settings: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     if api_base is not None:
         settings["api_base"] = api_base

@@ -13,8 +13,8 @@ from typing import Any
 import dspy
 
 from dspy_ace import ACE
-from dspy_ace.testing import OfflineLM
 
+from .models import OFFLINE, connect
 from .tasks import Task, load_task
 
 
@@ -32,7 +32,7 @@ class Content:
 
 def spent(title: str, task: Task, valset: bool) -> tuple[str, int, int]:
     """The calls of one optimizer: its title, metric calls, LM calls."""
-    lm, metric = OfflineLM(), Content()
+    lm, metric = connect(OFFLINE), Content()
     makers = {
         "ACE()": lambda: ACE(metric, num_threads=2, progress=False),
         'ACE(auto="light")': lambda: ACE(metric, auto="light", num_threads=2, progress=False),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dspy_ace.testing import Record
 from dspy_ace.testing.server import OfflineServer, serve
 
 from .methods import METHODS, Setting
+from .proposals import answer_proposal
 from .tasks import Task, load_task
 
 FIXED, PER_PROMPT_TOKEN, PER_COMPLETION_TOKEN = 0.3, 1 / 3000, 1 / 80  # seconds, as a provider of a mid-size model
@@ -125,7 +127,7 @@ class Bench:
         """A server with an empty prompt cache, and DSPy's LM pointing at it."""
         with serve(
             prefix_cache=True,
-            rewrite_limit=REWRITE_LIMIT,
+            answerers=[partial(answer_proposal, limit=REWRITE_LIMIT)],
             latency=FIXED * self.scale,
             latency_per_prompt_token=PER_PROMPT_TOKEN * self.scale,
             latency_per_completion_token=PER_COMPLETION_TOKEN * self.scale,

@@ -58,11 +58,11 @@ def positive(text: str) -> int:
     return number
 
 
-def connect(model: str) -> CallCounter:
-    """Make `model` DSPy's LM and say what it is; returns the counter of its calls."""
+def connect(model: str, answerers: Sequence[Any] = ()) -> CallCounter:
+    """Make `model` DSPy's LM and say what it is; returns the counter of its calls. `answerers`: see `OfflineLM`."""
     counter = CallCounter()
     try:
-        lm = OfflineLM() if model == "offline" else dspy.LM(model)
+        lm = OfflineLM(answerers=answerers) if model == "offline" else dspy.LM(model)
     except Exception as error:  # noqa: BLE001 - whatever a wrong name leads to becomes one line
         fail(f"cannot use the model {model!r}: {_first_line(error)}")
     dspy.configure(lm=lm, callbacks=[counter])

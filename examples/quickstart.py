@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def make_optimizer(args: argparse.Namespace) -> Any:
     if args.optimizer == "mipro":
         return dspy.MIPROv2(metric, auto="light", num_threads=args.threads, seed=args.seed)
     return ACE(metric, epochs=args.epochs, batch_size=args.batch_size, num_threads=args.threads, seed=args.seed)
+
+
+def proposals(optimizer: str) -> list[Any]:
+    """What the offline model answers when GEPA or MIPROv2 asks for instructions; nothing for ACE.
+
+    It stands in `comparisons/`, beside this folder, because `dspy_ace` itself does not need it.
+    """
+    if optimizer == "ace":
+        return []
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from comparisons.proposals import answer_proposal  # noqa: PLC0415 - a checkout has it, an installation does not
+
+    return [answer_proposal]
 
 
 def check(args: argparse.Namespace) -> Path:
@@ -107,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     split = make_split(args.seed)
     print(f"Task: messages to {len(DESKS)} desks, by house rules that no model can know.")
     print(f"Sets: {len(split.train)} training, {len(split.val)} validation, {len(split.test)} test messages.")
-    counter = connect(args.model)
+    counter = connect(args.model, proposals(args.optimizer))
     student = dspy.ChainOfThought(RouteMessage)
     probe(student, split.train[0])
 

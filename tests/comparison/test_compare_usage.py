@@ -9,6 +9,7 @@ import dspy
 import pytest
 
 from compare_helpers import TEST, VAL, Same, billed, compared, metric, spent
+from comparisons.proposals import answer_proposal
 from dspy_ace import ACE
 from dspy_ace.lm import attempts
 from dspy_ace.lm.pricing import price_of
@@ -29,7 +30,8 @@ def test_every_call_of_every_optimizer_is_counted(cache: bool) -> None:
     for needed in ("gepa", "optuna"):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed")
-    with serve(prefix_cache=True, cache_minimum=128) as server, serve() as coach:
+    written: Any = {"answerers": [answer_proposal]}
+    with serve(prefix_cache=True, cache_minimum=128, **written) as server, serve(**written) as coach:
         lm, strong = client(server, cache=cache), client(coach, "openai/coach", cache=cache)
         with dspy.context(lm=lm):
             optimizers = {

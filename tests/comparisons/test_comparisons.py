@@ -19,6 +19,7 @@ from comparisons import ratios
 from comparisons.__main__ import main
 from comparisons.methods import METHODS, Setting, bootstrap, gepa, mipro, simba
 from comparisons.methods.icl import fitting
+from comparisons.proposals import answer_proposal
 from comparisons.published import published
 from comparisons.tasks import load_task
 from dspy_ace.testing import OfflineLM
@@ -230,7 +231,7 @@ def test_a_provider_behind_an_address_is_called_as_often_as_is_reported(
     """With --api-base both models are asked there, and the cells account for every call the server received."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     models = ["--model", "openai/offline", "--reflection-model", "openai/coach"]
-    with serve() as server:
+    with serve(answerers=[answer_proposal]) as server:
         command = ["run", *TINY, "--methods", "gepa,ace,dc", *models, "--api-base", server.url, "--out", str(tmp_path)]
         assert main(command) == 0
         received = server.calls

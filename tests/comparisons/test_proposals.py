@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import dspy
 import pytest
 
+from comparisons.models import OFFLINE, connect
+from comparisons.proposals import answer_proposal
 from dspy_ace.testing import OfflineLM
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -90,7 +93,7 @@ def test_optimizers_run_to_their_end(optimize: Callable[[OfflineLM], dspy.Module
         pytest.skip("MIPROv2 needs optuna, which is not installed")
     if optimize is gepa and importlib.util.find_spec("gepa") is None:
         pytest.skip("GEPA needs the gepa package, which is not installed")
-    lm = OfflineLM()
+    lm = connect(OFFLINE)
     with dspy.context(lm=lm):
         bare = accuracy(dspy.Predict(Pick))
         program = optimize(lm)
@@ -106,7 +109,7 @@ def test_instruction_is_asked_for_in_a_fence() -> None:
         "## Generated Outputs\n### desk\neast\n\n## Feedback\nWrong, expected: north\n\n```\n"
         "Your task is to write a new instruction. Provide the new instructions within ``` blocks."
     )
-    (reply,) = OfflineLM()(request)
+    (reply,) = connect(OFFLINE)(request)
     assert reply.startswith("```\nPick the desk.\n")
     assert "kayak" in reply
     assert "answer north, not east" in reply
@@ -118,7 +121,7 @@ def test_advice_names_every_module() -> None:
         "program_code, program_inputs, oracle_metadata, worse_program_outputs, better_program_outputs, module_names"
         " -> discussion, module_advice: dict[str, str]"
     )
-    with dspy.context(lm=OfflineLM()):
+    with dspy.context(lm=connect(OFFLINE)):
         reply = dspy.Predict(sign)(
             program_code="class P: ...",
             program_inputs='{"note": "the kayak leaks"}',
@@ -133,7 +136,32 @@ def test_advice_names_every_module() -> None:
 
 def test_refine_and_best_of_n_run() -> None:
     """Modules that sample again and ask for advice get both."""
-    with dspy.context(lm=OfflineLM()):
+    with dspy.context(lm=connect(OFFLINE)):
         for kind in (dspy.Refine, dspy.BestOfN):
             module = kind(dspy.Predict(Pick), N=3, reward_fn=lambda args, pred: 0.0, threshold=1.0)
             assert module(note="the kayak leaks").desk in ("east", "north", "south", "west")
+
+
+def test_a_limit_bounds_instructions() -> None:
+    """A rewritten instruction has no more words than allowed."""
+    examples = [
+        {"Inputs": {"note": f"case {n} of rain"}, "Generated Outputs": {"desk": "north"}, "Feedback": "Expected: south"}
+        for n in range(30)
+    ]
+    sign = dspy.Signature(
+        "current_instruction: str, examples_with_feedback: list[dict[str, str]] -> new_instruction: str"
+    )
+    with dspy.context(lm=OfflineLM(answerers=[partial(answer_proposal, limit=30)])):
+        reply = dspy.Predict(sign)(current_instruction="Pick a desk.", examples_with_feedback=examples)
+    assert reply.new_instruction.startswith("Pick a desk.")
+    assert len(reply.new_instruction.split()) <= 30
+
+
+def test_requests_of_others_are_left_to_the_model() -> None:
+    """Neither a task nor ACE's own roles are answered as a proposal."""
+    lm = connect(OFFLINE)
+    with dspy.context(lm=lm):
+        dspy.Predict(Pick)(note="the kayak leaks")
+        dspy.Predict("playbook, reviews -> operations")(playbook="", reviews="Review 1 (x)\n- new lesson")
+        dspy.Predict("instruction, trajectory -> key_insights: list[str]")(instruction="Pick.", trajectory="none")
+    assert [record.role for record in lm.log] == ["task", "curator", "reflector"]
