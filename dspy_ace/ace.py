@@ -11,7 +11,7 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from .errors import MetricError, RunError
-from .lm import BudgetSpentError, priced
+from .lm import LimitReachedError, check_cost
 from .playbook import Playbook
 from .program import Crew, Metric, Scorer, Setup
 from .roles import Curate, Refine, Reflect
@@ -202,9 +202,9 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             except BaseException as error:
                 if ctrl_c.count > 1:  # the second one did not wait for calls under way
                     raise KeyboardInterrupt from error
-                if not (ctrl_c.count or isinstance(error, (KeyboardInterrupt, BudgetSpentError))):
+                if not (ctrl_c.count or isinstance(error, (KeyboardInterrupt, LimitReachedError))):
                     raise
-                stopped = str(error) if isinstance(error, BudgetSpentError) else "interrupted by the user"
+                stopped = str(error) if isinstance(error, LimitReachedError) else "interrupted by the user"
                 state = run.restored(journal)  # a step may just have been written
                 logger.warning("ACE: %s; the best program so far is returned. A second Ctrl-C raises.", stopped)
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
@@ -251,7 +251,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         effort(self)
         if self.max_cost is not None:
             for lm in checks.lms_of(student, self.reflection_lm, self.curator_lm):
-                priced(lm)
+                check_cost(lm, self.max_cost)
         for name in ("failure_score", "perfect_score"):
             checks.check_number(name, getattr(self, name), float("-inf"), whole=False)
         for name in ("reflect", "curate", "refine", "embedder", "setup", "on_step"):

@@ -1,30 +1,35 @@
 """Ask a language model; count and limit what it costs."""
 
 from .allowance import Allowance
-from .attempts import one_by_one
 from .books import Books
-from .budget import Budget, BudgetSpentError, priced
 from .guard import Guard
+from .limits import LimitReachedError, Limits, Spent, check_cost
+from .prices import Price, price_of
 from .reading import Broken, UnreadableError, is_nothing, read_list, read_mapping, restored
 from .replies import ask, working
-from .usage import Meter, Spent, Usage, added, recorded, since
+from .retries import enforced, one_by_one
+from .usage import Measurement, Meter, Usage, added, recorded, since
 
 __all__ = [
     "Allowance",
     "Books",
     "Broken",
-    "Budget",
-    "BudgetSpentError",
     "Guard",
+    "LimitReachedError",
+    "Limits",
+    "Measurement",
     "Meter",
+    "Price",
     "Spent",
     "UnreadableError",
     "Usage",
     "added",
     "ask",
+    "check_cost",
+    "enforced",
     "is_nothing",
     "one_by_one",
-    "priced",
+    "price_of",
     "read_list",
     "read_mapping",
     "recorded",

@@ -62,7 +62,7 @@ class Guard:
         return result
 
     def _call(self, meter: Meter, arguments: tuple[Any, ...]) -> Any:
-        with meter.spending(self._name):
+        with meter.measure(self._name):
             return self._role(*arguments)
 
     def _note(self, error: Exception) -> None:

@@ -1,7 +1,7 @@
-"""Who spent what: LM calls and tokens, per role, in any number of threads.
+"""Usage: the LM calls, tokens and dollars of each role, in any number of threads.
 
 DSPy's own tracker sees no call made in a worker thread (it is copied with the context). The tracker here
-is shared by copies and locked; when its scope ends, a tracker that stood around the compile gets every entry.
+is shared by copies and locked; when its scope ends, a tracker that stood around the run gets every entry.
 """
 
 from __future__ import annotations
@@ -17,25 +17,29 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
-from .pricing import price_of
+from .limits import LimitReachedError
+from .prices import price_of
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What was spent. `a + b` adds up.
+    """LM calls, tokens, dollars and seconds. `a + b` adds up.
+
+    Two are equal when their counts are: dollars follow from them, and seconds never repeat.
 
     Args:
         calls: LM calls answered or failed, those from DSPy's cache included.
-        cached_calls: of these, answered from DSPy's cache: no tokens, no cost. An answer whose LM reports no
-            usage at all cannot be told from one, and counts as one.
+        cached_calls: of these, answered from DSPy's cache: no tokens, no cost.
         failed_calls: of these, ended by an error.
         prompt_tokens, cached_tokens, completion_tokens: as the provider reports them; `cached_tokens` is
             the part of `prompt_tokens` that the provider's prompt cache served.
         retries: failed calls that were made again.
-        dollars: as LiteLLM prices the tokens; None if a model that answered has no price: unknown is not zero.
+        dollars: as LiteLLM prices the tokens; None: unknown, as a model has no price or a reply came without usage.
         seconds: wall time of the role's work, added up over threads.
 
-    Two are equal when their counts are: dollars follow from them, and seconds never repeat.
+    Example:
+        >>> (Usage(calls=1, prompt_tokens=10) + Usage(calls=2, prompt_tokens=5)).prompt_tokens
+        15
     """
 
     calls: int = 0
@@ -55,17 +59,17 @@ class Usage:
 
 
 def since(totals: Mapping[str, Usage], before: Mapping[str, Usage]) -> dict[str, dict[str, int]]:
-    """Calls and tokens by role between two readings of a meter, as plain data; roles that made no call are left out."""
+    """Return calls and tokens by role between two readings of a meter, as plain data; roles without a call left out."""
     kept = ("calls", "prompt_tokens", "completion_tokens")
-    spent = {
+    used = {
         role: {name: getattr(usage, name) - getattr(before.get(role, Usage()), name) for name in kept}
         for role, usage in totals.items()
     }
-    return {role: counts for role, counts in spent.items() if counts["calls"]}
+    return {role: counts for role, counts in used.items() if counts["calls"]}
 
 
 def recorded(steps: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, Usage]:
-    """By role what steps on record spent; their dollars are not known any more."""
+    """Return the usage by role of steps on record; their dollars are not known any more."""
     total: dict[str, Usage] = {}
     for step in steps:
         total = added(total, {role: Usage(**counts, dollars=None) for role, counts in step.items()})
@@ -73,7 +77,7 @@ def recorded(steps: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, Usag
 
 
 def added(first: Mapping[str, Usage], second: Mapping[str, Usage]) -> dict[str, Usage]:
-    """Two accounts by role as one, roles in alphabetical order."""
+    """Return the sum of two usages by role, roles in alphabetical order."""
     return {role: first.get(role, Usage()) + second.get(role, Usage()) for role in sorted({*first, *second})}
 
 
@@ -83,6 +87,7 @@ class _Tracker(UsageTracker):  # type: ignore[misc]  # dspy is untyped
     def __init__(self, meter: Meter) -> None:
         super().__init__()
         self.meter = meter
+        self.answers = 0
         self.dollars: float | None = 0.0
         self._lock = threading.Lock()
 
@@ -90,9 +95,11 @@ class _Tracker(UsageTracker):  # type: ignore[misc]  # dspy is untyped
         return self
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        """Add what DSPy reports of an answer that is not from its cache; without usage its price is unknown."""
         with self._lock:
             super().add_usage(lm, usage_entry)
-            dollars = self.meter.price(lm, usage_entry) if usage_entry else 0.0
+            self.answers += 1
+            dollars = self.meter.price(lm, usage_entry)
             self.dollars = None if dollars is None or self.dollars is None else self.dollars + dollars
 
 
@@ -101,18 +108,21 @@ class _CallCounter(BaseCallback):  # type: ignore[misc]  # dspy is untyped
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
-        self.ended = 0
-        self.failed = 0
-        self.retried = 0
+        self.ended = self.failed = self.retried = 0
+        self.refusal: LimitReachedError | None = None
         self._lock = threading.Lock()
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
-        self.meter.meet(instance)
+        self.meter.meet(instance, inputs)
 
     def on_lm_retry(self) -> None:
-        """A call that failed is made again (see `attempts`)."""
+        """A call that failed is made again (see `retries`)."""
         with self._lock:
             self.retried += 1
+
+    def on_limit_reached(self, error: LimitReachedError) -> None:
+        """A call of this scope was refused (see `Limits`)."""
+        self.refusal = error
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
         with self._lock:
@@ -120,8 +130,8 @@ class _CallCounter(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             self.failed += exception is not None
 
 
-class Spent:
-    """The usage of one `Meter.spending` scope, complete when the scope has ended."""
+class Measurement:
+    """The usage of one `Meter.measure` scope, complete when the scope has ended."""
 
     def __init__(self, meter: Meter) -> None:
         self.tracker = _Tracker(meter)
@@ -129,13 +139,15 @@ class Spent:
         self.started = time.monotonic()
 
     def usage(self) -> Usage:
-        """What was spent so far."""
+        """Return the usage so far."""
         entries = [entry for _, entry in self.entries()]
-        answered = self.counter.ended - self.counter.failed
+        failed, reported = self.counter.failed, max(self.tracker.answers, len(entries))
+        # a program that replaces DSPy's callbacks hides calls from the counter, not from the tracker
+        answered = max(self.counter.ended - failed, reported)
         return Usage(
-            calls=self.counter.ended,
-            cached_calls=max(0, answered - len(entries)),
-            failed_calls=self.counter.failed,
+            calls=answered + failed,
+            cached_calls=answered - reported,
+            failed_calls=failed,
             prompt_tokens=sum(_count(entry, "prompt_tokens") for entry in entries),
             cached_tokens=sum(_count(entry.get("prompt_tokens_details"), "cached_tokens") for entry in entries),
             completion_tokens=sum(_count(entry, "completion_tokens") for entry in entries),
@@ -145,47 +157,56 @@ class Spent:
         )
 
     def entries(self) -> list[tuple[str, dict[str, Any]]]:
-        """Model and usage of every call that was answered and paid for."""
+        """Return model and usage of every call that was answered and paid for."""
         return [(lm, entry) for lm, several in list(self.tracker.usage_data.items()) for entry in list(several)]
 
 
 class Meter:
-    """Adds up usage per role (`task`, `reflector`, `curator`, …). Thread-safe.
+    """Adds up usage by role (`task`, `reflector`, `curator`, …). Thread-safe.
 
     A `dspy.track_usage()` in force where the meter is made is passed every entry.
 
     Args:
-        on_dollars: told what each answered call cost, before the call has ended.
+        on_dollars: told what each answered call cost, before the call has ended; None for an unknown cost.
         whole: the meter that this one is a part of: it gets every scope as well.
     """
 
-    def __init__(self, on_dollars: Callable[[float], None] | None = None, whole: Meter | None = None) -> None:
+    def __init__(self, on_dollars: Callable[[float | None], None] | None = None, whole: Meter | None = None) -> None:
         self._on_dollars, self._whole = on_dollars, whole
-        self._listed: set[str] = set()
+        self._tiers: dict[str, str | None] = {}  # models met → service tier
         self._outer = dspy.settings.usage_tracker if whole is None else None
         self._totals: dict[str, Usage] = {}
         self._scopes: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def spending(self, role: str, *callbacks: BaseCallback) -> Iterator[Spent]:
-        """A scope whose LM calls, in this thread and those it starts, count for `role`.
+    def measure(self, role: str, *callbacks: BaseCallback) -> Iterator[Measurement]:
+        """Open a scope whose LM calls, in this thread and those it starts, count for `role`.
 
-        A scope inside a scope keeps its calls to itself. `callbacks` are DSPy's, for this scope alone.
+        A scope inside a scope keeps its calls to itself.
+
+        Args:
+            role: whose calls they are.
+            callbacks: of DSPy, for this scope alone; they come first, so a call that they end reserves nothing.
+
+        Raises:
+            LimitReachedError: a call in the scope was refused for a limit, and the program went on without it.
         """
-        spent = Spent(self)
+        made = Measurement(self)
         inherited = [c for c in dspy.settings.get("callbacks") or [] if getattr(c, "meter", None) is not self]
         try:
-            with dspy.context(usage_tracker=spent.tracker, callbacks=[*inherited, *callbacks, spent.counter]):
-                yield spent
+            with dspy.context(usage_tracker=made.tracker, callbacks=[*callbacks, *inherited, made.counter]):
+                yield made
         finally:
-            self._book(role, spent.usage(), spent.entries())
+            self._add(role, made.usage(), made.entries())
+        if made.counter.refusal is not None:
+            raise made.counter.refusal
 
     def part(self) -> Meter:
-        """A meter for a part of what this one counts."""
+        """Return a meter for a part of what this one counts."""
         return Meter(self._on_dollars, self)
 
-    def _book(self, role: str, usage: Usage, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    def _add(self, role: str, usage: Usage, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
         with self._lock:
             self._totals[role] = self._totals.get(role, Usage()) + usage
             self._scopes[role] = self._scopes.get(role, 0) + 1
@@ -193,31 +214,34 @@ class Meter:
                 for lm, entry in entries:
                     self._outer.add_usage(lm, entry)
         if self._whole is not None:
-            self._whole._book(role, usage, entries)
+            self._whole._add(role, usage, entries)
 
-    def meet(self, lm: Any) -> None:
+    def meet(self, lm: Any, inputs: Mapping[str, Any] | None = None) -> None:
         """Note an LM that is about to be called: only a provider's model can stand in a price list."""
         if isinstance(lm, dspy.LM) and isinstance(getattr(lm, "_engine_spec", "auto"), str):
-            self._listed.add(lm.model)
+            self._tiers[lm.model] = {**lm.kwargs, **((inputs or {}).get("kwargs") or {})}.get("service_tier")
 
     def price(self, lm: str, entry: Mapping[str, Any]) -> float | None:
-        """Dollars of one answered call; None if there is no price for its model."""
-        price = price_of(lm) if lm in self._listed else None
-        if price is None:
-            return None
-        cached = _count(entry.get("prompt_tokens_details"), "cached_tokens")
-        dollars = price.of(_count(entry, "prompt_tokens"), cached, _count(entry, "completion_tokens"))
+        """Return the dollars of one answered call; None if its model has no price, or its reply no usage."""
+        price = price_of(lm, self._tiers[lm]) if lm in self._tiers and entry else None
+        dollars = None
+        if price is not None:
+            details = entry.get("prompt_tokens_details")
+            cached = _count(details, "cached_tokens")
+            written = _count(details, "cache_creation_tokens") or _count(entry, "cache_creation_input_tokens")
+            completion = _count(entry, "completion_tokens")
+            dollars = price.of(_count(entry, "prompt_tokens"), cached, completion, written)
         if self._on_dollars is not None:
             self._on_dollars(dollars)
         return dollars
 
     def scopes(self, role: str) -> int:
-        """How many scopes of `role` have ended: for `task`, the number of rollouts."""
+        """Return how many scopes of `role` have ended: for `task`, the number of rollouts."""
         with self._lock:
             return self._scopes.get(role, 0)
 
     def totals(self) -> dict[str, Usage]:
-        """What each role has spent so far, roles in alphabetical order."""
+        """Return the usage of each role so far, roles in alphabetical order."""
         with self._lock:
             return dict(sorted(self._totals.items()))
 

@@ -13,7 +13,7 @@ import dspy
 from dspy.utils.exceptions import LMError, LMInvalidRequestError
 
 from ..errors import RunError
-from ..lm import BudgetSpentError, Guard, Usage, since
+from ..lm import Guard, LimitReachedError, Usage, since
 from ..playbook import Playbook, operation_to_json
 from ..program import Crew, Trajectory, there
 from ..training import Batch, Maker, Record, Run, State, Step, record_of
@@ -69,7 +69,7 @@ class Learner:
                 made = self._made_of(told)
             except BaseException as error:
                 self.inbox.put_back(told)
-                if not isinstance(error, BudgetSpentError):
+                if not isinstance(error, LimitReachedError):
                     raise
                 self._stop(str(error))
                 return None
@@ -88,7 +88,7 @@ class Learner:
                 return None
             try:
                 made = self._made_of([Told(trajectory, True) for trajectory in trajectories], positions)
-            except BudgetSpentError as error:
+            except LimitReachedError as error:
                 self._stop(str(error))
                 return None
             return None if made is None else self._keep(*made)

@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 
 from ..errors import SettingsError
-from ..lm import Meter, Spent, Usage, one_by_one
+from ..lm import Measurement, Meter, Usage, one_by_one
 from ..playbook import Playbook
 from ..program import (
     Call,
@@ -155,7 +155,7 @@ class Serving:
         trace = CallTrace()
         started = Started(self._rolled._name, trace)
         outer = dspy.settings.usage_tracker
-        spending, task_lm = self._meter.spending("task", started), one_by_one(dspy.settings.lm)
+        spending, task_lm = self._meter.measure("task", started), one_by_one(dspy.settings.lm)
         try:
             with spending as spent, recording() as cited, dspy.context(trace=trace, lm=task_lm):
                 yield result
@@ -182,7 +182,7 @@ class Serving:
         trace: CallTrace,
         started: Started,
         cited: Cited,
-        spent: Spent,
+        spent: Measurement,
         error: Failure | None,
     ) -> None:
         calls = started.among([self._rolled._call(*entry) for entry in list(trace)])

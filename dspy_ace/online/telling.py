@@ -69,7 +69,7 @@ class Teller:
         return Told(trajectory, judge or alone)
 
     def _scored(self, made: Made, example: dspy.Example, result: Any) -> Feedback:
-        with self.meter.spending("metric"), dspy.context(trace=[]):
+        with self.meter.measure("metric"), dspy.context(trace=[]):
             try:
                 return self.scorer(example, result, made.steps, made.predictor)
             except Exception as error:

@@ -122,7 +122,7 @@ class Rollouts:
     def _run(self, example: dspy.Example, source: str) -> Trajectory:
         trace = CallTrace()
         started = Started(self._name, trace)
-        with self.meter.spending("task", started) as spent, recording() as cited, dspy.context(trace=trace):
+        with self.meter.measure("task", started) as spent, recording() as cited, dspy.context(trace=trace):
             try:
                 prediction, failure = in_time(lambda: self.program(**example.inputs()), self.timeout), None
             except OutOfTimeError as error:
@@ -153,7 +153,7 @@ class Rollouts:
 
     def _score(self, example: dspy.Example, prediction: Any, trace: CallTrace) -> tuple[Feedback, Failure | None]:
         last = self._name(trace[-1][0]) if trace else None
-        with self.meter.spending("metric"), dspy.context(trace=[]):
+        with self.meter.measure("metric"), dspy.context(trace=[]):
             try:
                 return self.scorer(example, prediction, list(trace), last), None
             except Exception as error:  # noqa: BLE001 - a user's metric may raise anything; the trajectory says so

@@ -8,7 +8,7 @@ from typing import Any
 
 import dspy
 
-from ..lm import Allowance, Books, Budget, Guard, Meter, Usage, added, one_by_one, recorded
+from ..lm import Allowance, Books, Guard, Limits, Meter, Usage, added, enforced, one_by_one, recorded
 from ..playbook import Playbook
 from ..program import PLAYBOOK_HEADER, Scorer, carried_playbook, own_instructions, save_state, showing, with_playbook
 from ..roles import Curator, GrowAndRefine, Refine, Reflector
@@ -63,7 +63,7 @@ class Run:
             max_prompt_tokens=2 * ace.max_prompt_tokens,
         )
         self.num_threads = ace.num_threads or dspy.settings.num_threads or 8
-        self.budget = Budget(ace.max_lm_calls, ace.max_cost, ace.max_seconds)
+        self.limits = Limits(None, ace.max_lm_calls, ace.max_cost, ace.max_seconds)
         self.allowance = Allowance(ace.max_metric_calls, len(valset), self.effort.validate == "end")
         if valset and not self.allowance.validates:
             logger.warning(
@@ -74,7 +74,7 @@ class Run:
             )
             self.valset = []
         self.scale = abs(ace.perfect_score - ace.failure_score) or 1.0
-        self.books = Books(Meter(self.budget.spend), self.allowance)
+        self.books = Books(Meter(self.limits.spend), self.allowance)
         self.roller = Roller(
             self.scorer,
             failure_score=ace.failure_score,
@@ -93,8 +93,7 @@ class Run:
 
     def spending(self) -> Any:
         """A scope in which every LM call passes the budget, retries included."""
-        callbacks = [self.budget, *(dspy.settings.get("callbacks") or [])]
-        return dspy.context(callbacks=callbacks, lm=one_by_one(dspy.settings.lm))
+        return enforced(self.limits)
 
     def showing(self, journal: Journal, steps: int) -> Progress:
         """The progress bar over `steps`, from those in the journal on; a context manager."""

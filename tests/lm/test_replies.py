@@ -281,7 +281,7 @@ def ask_sum(lm: Any, parts: dict[str, str] | None = None, max_tokens: int = 1000
 def test_an_unreadable_reply_is_asked_for_once_more_with_the_error() -> None:
     """Exactly two calls, both counted; the second one shows what was wrong with the first."""
     lm, meter = scripted([chat(note="n", items="prose"), chat(note="n", items=["a"])]), Meter()
-    with meter.spending("curator"):
+    with meter.measure("curator"):
         assert ask_sum(lm) == ["a"]
     assert meter.totals()["curator"].calls == len(lm.script.requests) == 2
     assert "problem_with_last_reply" not in fields_of(lm.script.requests[0])

@@ -197,12 +197,12 @@ def test_scopes_keep_to_themselves_and_pass_on() -> None:
     program = dspy.Predict("question -> answer")
     with dspy.context(lm=scripted(GOOD)), dspy.track_usage() as outside:
         meter = Meter()
-        with meter.spending("reflector"):
+        with meter.measure("reflector"):
             program(question="a")
-            with meter.spending("task"):
+            with meter.measure("task"):
                 program(question="b")
             inner = Meter()
-            with inner.spending("task"):
+            with inner.measure("task"):
                 program(question="c")
     assert meter.totals() == {"reflector": Usage(2, 0, 0, 20, 8, 4), "task": Usage(1, 0, 0, 10, 4, 2)}
     assert inner.totals() == {"task": Usage(1, 0, 0, 10, 4, 2)}
@@ -216,7 +216,7 @@ def test_a_scope_that_fails_is_booked() -> None:
     program = dspy.Predict("question -> answer")
 
     def spend() -> None:
-        with dspy.context(lm=scripted([GOOD, rate_limited()])), meter.spending("task"):
+        with dspy.context(lm=scripted([GOOD, rate_limited()])), meter.measure("task"):
             program(question="a")
             program(question="b")
 
@@ -283,7 +283,7 @@ def test_meters_add_up_from_many_threads() -> None:
 
     def work() -> None:
         for _ in range(20):
-            with dspy.context(lm=lm), meter.spending("task"):
+            with dspy.context(lm=lm), meter.measure("task"):
                 dspy.Predict("question -> answer")(question="q")
 
     threads = [threading.Thread(target=work) for _ in range(8)]

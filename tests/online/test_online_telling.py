@@ -347,7 +347,7 @@ def test_a_budget_ends_the_learning_and_not_the_service() -> None:
         usage = program.results.usage
         assert usage["task"].calls >= 8
         assert sum(used.calls for used in usage.values()) == lm.calls <= 8 + 3
-        assert "max_lm_calls=3 is spent" in str(program.stopped)
+        assert "max_lm_calls=3 is reached" in str(program.stopped)
         assert program.pending > 0
         curve = program.run(TRAIN[:2])
         assert len(curve.scores) == 2

@@ -1,4 +1,4 @@
-"""Budgets are never exceeded, by the count of whoever was paid: the metric, or the server."""
+"""Limits are never exceeded, by the count of whoever was paid: the metric, or the server."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy.utils.callback import ACTIVE_CALL_ID
 
-from dspy_ace.lm import attempts
-from dspy_ace.lm.budget import Budget, BudgetSpentError
-from dspy_ace.lm.pricing import price_of
+from dspy_ace.errors import SettingsError
+from dspy_ace.lm import retries
+from dspy_ace.lm.limits import LimitReachedError, Limits
+from dspy_ace.lm.prices import price_of
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import OfflineServer, serve
 from runs import client, compiled, faulty
@@ -21,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
 ]
 PRICED = "openai/gpt-4o-mini"
+LONGEST = 1000  # max_tokens
 
 
 class Counted:
@@ -83,7 +86,7 @@ def test_max_lm_calls_is_never_exceeded(limit: int, threads: int) -> None:
 
 def test_max_lm_calls_counts_every_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries that a provider's faults ask for are calls like any other."""
-    monkeypatch.setattr(attempts, "_LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.0)
     with faulty({"rate_limit": 0.4}) as server:
         results = compiled(client(server), max_lm_calls=25, num_threads=8).detailed_results
         assert server.calls == 25
@@ -108,12 +111,17 @@ def test_max_lm_calls_holds_for_threads_of_the_program() -> None:
     assert "max_lm_calls" in results.stopped
 
 
-@pytest.mark.parametrize("limit", [0.0, 0.001, 0.011, 0.0125])
+def asked(server: OfflineServer | str, **settings: Any) -> Any:
+    """A client with a price and a bound on its answers."""
+    return client(server, PRICED, **{"max_tokens": LONGEST, **settings})
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.001, 0.0025, 0.003])
 @pytest.mark.parametrize("threads", [1, 8])
 def test_max_cost_is_never_exceeded(limit: float, threads: int) -> None:
     """By the server's own log and the list's price, threads in flight included."""
     with serve(prefix_cache=True) as server:
-        results = compiled(client(server, PRICED), max_cost=limit, num_threads=threads, epochs=3).detailed_results
+        results = compiled(asked(server), max_cost=limit, num_threads=threads, epochs=3).detailed_results
         spent = dollars(server)
     assert spent <= limit
     assert "max_cost" in results.stopped
@@ -122,29 +130,35 @@ def test_max_cost_is_never_exceeded(limit: float, threads: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 8])
 def test_max_cost_is_spent_before_it_ends_a_run(threads: int) -> None:
-    """What calls under way may cost delays the next one; the run ends when that one would not fit if it were alone."""
+    """Calls under way delay the next one; the run ends when that one would not fit if it were alone."""
     price = price_of(PRICED)
     assert price is not None
-    assert price.longest is not None
-    longest = price.longest * price.completion
+    reserved = LONGEST * price.completion
     with serve() as server:
-        lm, limit = client(server, PRICED), longest + 0.003
-        results = compiled(lm, max_cost=limit, num_threads=threads, epochs=9).detailed_results
+        results = compiled(asked(server), max_cost=reserved + 0.003, num_threads=threads, epochs=9).detailed_results
         spent = dollars(server)
         longest_reply = max(record.completion_tokens for record in server.log)
     assert "max_cost" in results.stopped
-    # weighed with the longest reply there can be, a call is made only up to 0.003; its real reply comes on top
+    # weighed with the longest answer, a call is made only up to 0.003; its real answer comes on top
     assert 0.002 < spent <= 0.003 + longest_reply * price.completion
-    assert spent <= limit
 
 
 def test_max_cost_that_is_not_reached_changes_nothing() -> None:
-    """A run that costs less than it may ends as it would without the budget."""
+    """A run that costs less than it may ends as it would without the limit."""
     with serve() as server:
-        free = compiled(client(server, PRICED))
-        bounded = compiled(client(server, PRICED), max_cost=2 * dollars(server) + 0.05, num_threads=8)
+        free = compiled(asked(server))
+        bounded = compiled(asked(server), max_cost=2 * dollars(server) + 0.05, num_threads=8)
     assert bounded.playbook == free.playbook
     assert bounded.detailed_results.records == free.detailed_results.records
+
+
+def test_max_cost_without_max_tokens_is_refused_where_one_answer_could_take_most_of_it() -> None:
+    """Found before the first call; the message names the way out. A limit that is large enough needs none."""
+    with serve() as server:
+        with pytest.raises(SettingsError, match=r"16,384 tokens and cost \$0\.0098\. Set max_tokens, as in dspy\.LM"):
+            compiled(client(server, PRICED), max_cost=0.05)
+        assert server.calls == 0
+        compiled(client(server, PRICED), max_cost=0.1)
 
 
 def test_max_cost_stops_at_a_model_without_a_price() -> None:
@@ -156,7 +170,7 @@ def test_max_cost_stops_at_a_model_without_a_price() -> None:
             with dspy.context(lm=judge):
                 return bool(dspy.Predict("desk -> verdict")(desk=prediction.desk).verdict)
 
-        results = compiled(client(server, PRICED), metric=metric, max_cost=1.0).detailed_results
+        results = compiled(asked(server), metric=metric, max_cost=1.0).detailed_results
         assert unpriced.calls == 0
     assert "no-such-model" in results.stopped
 
@@ -171,30 +185,38 @@ def test_max_seconds_starts_no_call_later() -> None:
 
 def test_a_call_waits_for_the_money_that_others_may_need() -> None:
     """A call that fits only once others have ended waits for them; one that never fits is refused at once."""
-    budget, lm = Budget(max_cost=0.015), client("http://127.0.0.1:9/v1", PRICED)
-    budget.on_lm_start("first", lm, {"prompt": "hello"})
+    limits, lm = Limits(max_cost=0.001), asked("http://127.0.0.1:9/v1", num_retries=0)
+    limits.on_lm_start("first", lm, {"prompt": "hello"})
     passed = threading.Event()
 
     def second() -> None:
-        budget.on_lm_start("second", lm, {"prompt": "hello"})
+        limits.on_lm_start("second", lm, {"prompt": "hello"})
         passed.set()
 
     thread = threading.Thread(target=second, daemon=True)
     thread.start()
     assert not passed.wait(0.2)
-    budget.spend(0.001)
-    budget.on_lm_end("first", None)
+    reported(limits, "first", 0.0001)
     assert passed.wait(5)
     thread.join()
-    budget.spend(0.009)
-    budget.on_lm_end("second", None)
-    with pytest.raises(BudgetSpentError, match="max_cost"):
-        budget.on_lm_start("third", lm, {"prompt": "hello"})
+    reported(limits, "second", 0.0006)
+    with pytest.raises(LimitReachedError, match="max_cost"):
+        limits.on_lm_start("third", lm, {"prompt": "hello"})
+    assert limits.dollars == pytest.approx(0.0007)
+    assert limits.reached is not None
+
+
+def reported(limits: Limits, call: str, cost: float | None) -> None:
+    """End a call as DSPy does: its usage first, in the call's context."""
+    token = ACTIVE_CALL_ID.set(call)
+    limits.spend(cost)
+    ACTIVE_CALL_ID.reset(token)
+    limits.on_lm_end(call, None)
 
 
 def test_a_call_inside_a_call_does_not_wait_for_itself() -> None:
     """An LM that asks another one in the same thread is refused where both do not fit."""
-    budget, lm = Budget(max_cost=0.015), client("http://127.0.0.1:9/v1", PRICED)
-    budget.on_lm_start("outer", lm, {"prompt": "hello"})
-    with pytest.raises(BudgetSpentError, match="under way"):
-        budget.on_lm_start("inner", lm, {"prompt": "hello"})
+    limits, lm = Limits(max_cost=0.001), asked("http://127.0.0.1:9/v1", num_retries=0)
+    limits.on_lm_start("outer", lm, {"prompt": "hello"})
+    with pytest.raises(LimitReachedError, match="under way"):
+        limits.on_lm_start("inner", lm, {"prompt": "hello"})
