@@ -85,7 +85,6 @@ def run(recipe: Recipe, student: dspy.Module, trainset: list[dspy.Example], vals
             max_reflection_rounds=0,
             reflect_on="failures",
             batch_size=16,
-            curation_group=16,
             reflection_lm=recipe.reflection_lm,
             num_threads=recipe.num_threads,
             seed=recipe.seed,

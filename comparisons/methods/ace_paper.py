@@ -17,7 +17,6 @@ def make(setting: Setting, seed: int) -> ACE:
         reflection_lm=setting.reflection_lm,
         epochs=setting.paper_epochs,
         batch_size=1,
-        curation_group=1,
         max_reflection_rounds=ROUNDS,
         max_metric_calls=setting.budget,
         num_threads=setting.num_threads,

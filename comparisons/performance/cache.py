@@ -46,7 +46,7 @@ CASES: Mapping[str, dict[str, Any]] = {
     "5 epochs, ADD alone": {"epochs": 5, "adds_only": True},  # as the paper's code has it
     "5 epochs, a noisy model": {"epochs": 5, "noise": NOISE},
     "5 epochs from 200 bullets": {"epochs": 5, "bullets": 200},
-    "batches of one from 200 bullets": {"batch_size": 1, "curation_group": 1, "bullets": 200},
+    "batches of one from 200 bullets": {"batch_size": 1, "bullets": 200},
 }
 AIMS = {"task": 0.90, "curator": 0.80, "inference": 0.98}
 TITLES = {
@@ -200,8 +200,8 @@ def run(
     roles = ("task", "reflector", "curator", "inference")
     lms = {role: overheard(role, requests, scale, noise or {}) for role in roles}
     optimizer = ACE(
-        task.metric, reflection_lm=lms["reflector"], curator_lm=lms["curator"], playbook=seed, on_step=on_step,
-        curate=AddsOnly(lms["curator"]) if adds_only else None, num_threads=threads, progress=False,
+        task.metric, reflection_lm=lms["reflector"], playbook=seed, on_step=on_step,
+        curate=AddsOnly(lms["curator"]) if adds_only else Curator(lms["curator"]), num_threads=threads, progress=False,
         max_playbook_tokens=20_000 if bullets else 10_000, **settings,
     )  # fmt: skip
     with dspy.context(lm=lms["task"]):

@@ -1,12 +1,11 @@
 """How near a run comes to its critical path: `python -m comparisons.performance.schedule`.
 
 Every LM call takes a time drawn at random, 0.2 to 2 s (times `--scale`), by a hash of its request. The critical path is
-the longest chain of calls of which each must wait for the one before, with threads without number: in a step the
-rollout of an example, its reflection, its retry, then the curation of the group it is in, a group waiting for all
-examples before it; then the next step, which needs the playbook (with `overlap=1` its curations alone do), and at the
-end the last look at the valset. Nothing waits for the other looks. No step can take less than its work divided by the
-threads, nor can the run. That the first calls are made a few at a time, so that a dead model costs little, is not in
-the critical path.
+the longest chain of calls of which each must wait for the one before. In a step this is the slowest example (rollout,
+reflection, retries, one after the other), then the curation of the batch. Steps follow one another, because each needs
+the playbook of the one before. At the end comes the slowest rollout of the validation. No step, and no validation, can
+take less than its work divided by the threads. The first calls of a run are made a few at a time, so that a dead model
+costs little: that is not in the critical path.
 """
 
 from __future__ import annotations
@@ -16,61 +15,70 @@ import hashlib
 import statistics
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
 from dspy_ace import ACE, Curator, Playbook, Reflector
-from dspy_ace.program import Trajectory
-from dspy_ace.program.rollout import rollouts
-from dspy_ace.roles import Reflection
+from dspy_ace.program import Trajectory, rollouts
 from dspy_ace.testing import OfflineLM
 
 from ..tasks import load_task
 from .timing import machine
 
 SHORTEST, LONGEST = 0.2, 2.0  # seconds
-SETTINGS: tuple[dict[str, Any], ...] = ({}, {"auto": "light"}, {"overlap": 1}, {"overlap": 1, "batch_size": 8})
+SETTINGS: tuple[dict[str, Any], ...] = ({}, {"auto": "light"}, {"batch_size": 8})
 
 
-class Delayed(OfflineLM):  # type: ignore[misc]  # dspy is untyped
-    """The offline model; each reply comes after a time of its own, the same one for the same request and draw."""
+def delayed(scale: float, draw: int) -> OfflineLM:
+    """Make an offline model with a delay before each reply, the same one for the same request and draw."""
+    lm = OfflineLM()
+    answer = lm.backend.serve
 
-    def __init__(self, scale: float, draw: int) -> None:
-        super().__init__()
-        self.scale, self.draw = scale, draw
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer, no sooner than drawn."""
+    def serve(request: Any, *settings: Any) -> Any:
         began = time.monotonic()
-        reply = super().forward(*args, **kwargs)
-        request = f"{self.draw or ''}{kwargs.get('messages') or args}"
-        drawn = int(hashlib.sha256(request.encode()).hexdigest()[:8], 16) / 2**32
+        reply = answer(request, *settings)
+        drawn = int(hashlib.sha256(f"{draw or ''}{request.text}".encode()).hexdigest()[:8], 16) / 2**32
         # the stand-in's own computing is no part of a provider's latency
-        time.sleep(max(0.0, (SHORTEST + (LONGEST - SHORTEST) * drawn) * self.scale - (time.monotonic() - began)))
+        time.sleep(max(0.0, (SHORTEST + (LONGEST - SHORTEST) * drawn) * scale - (time.monotonic() - began)))
         return reply
+
+    lm.backend.serve = serve  # type: ignore[method-assign, assignment]  # copies of the model share it
+    return lm
+
+
+@dataclass(frozen=True)
+class Span:
+    """One thing that took time: `kind` is "rollout", "reflect" or "curate", `example` its inputs as text."""
+
+    kind: str
+    example: str
+    seconds: float
 
 
 class Clock:
-    """How long what took, and when it ended."""
+    """The spans of a run, in parts: each step is one, so is a validation."""
 
     def __init__(self) -> None:
-        self.spans: list[tuple[str, tuple[str, ...], float]] = []  # in the order they ended
+        self.parts: list[list[Span]] = [[]]
         self._lock = threading.Lock()
 
     @contextmanager
-    def span(self, kind: str, *names: str) -> Iterator[None]:
+    def span(self, kind: str, example: str = "") -> Iterator[None]:
         """Note how long the block takes."""
         began = time.perf_counter()
         yield
         with self._lock:
-            self.spans.append((kind, names, time.perf_counter() - began))
+            self.parts[-1].append(Span(kind, example, time.perf_counter() - began))
 
-    def of(self, kind: str) -> list[tuple[tuple[str, ...], float]]:
-        """Names and seconds of the spans of a kind."""
-        return [(names, seconds) for what, names, seconds in self.spans if what == kind]
+    def next_part(self, *_: Any) -> None:
+        """Begin another part, as `on_step`."""
+        with self._lock:
+            self.parts.append([])
 
 
 class Watched(dspy.Module):  # type: ignore[misc]  # dspy is untyped
@@ -82,66 +90,65 @@ class Watched(dspy.Module):  # type: ignore[misc]  # dspy is untyped
 
     def forward(self, **inputs: Any) -> Any:
         """Run the program."""
-        with self.clock.span("rollout", str(inputs)):
+        with self.clock.span("rollout", str(sorted(inputs.items()))):
             return self.program(**inputs)
 
 
-def path(
-    clock: Clock, records: Sequence[Any], trainset: Sequence[dspy.Example], threads: int, overlap: int = 0
-) -> float:
-    """Seconds of the critical path of a run of one epoch, whose valset holds none of the trainset."""
-    chains = {str(position): 0.0 for position in range(len(trainset))}  # rollout, reflection, retry, reflection
-    sources = {str(dict(example.inputs())): str(position) for position, example in enumerate(trainset)}
-    looks: list[float] = []
-    for (inputs,), seconds in clock.of("rollout"):
-        if inputs in sources:
-            chains[sources[inputs]] += seconds
-        else:
-            looks.append(seconds)
-    for (source,), seconds in clock.of("reflect"):
-        chains[source] += seconds
-    ends = [0.0]
-    for record in (record for record in records if record.batch):
-        begins = ends[max(0, len(ends) - 1 - overlap)]
-        names = [str(position) for position in record.batch]
-        until, so_far = {}, begins
-        for source in names:
-            so_far = max(so_far, begins + chains[source])
-            until[source] = so_far
-        curated = [(own, seconds) for own, seconds in clock.of("curate") if own[0] in until]
-        groups = [max(ends[-1], *(until[source] for source in own)) + seconds for own, seconds in curated]
-        work = sum(chains[source] for source in names) + sum(seconds for _, seconds in curated)
-        ends.append(max(ends[-1], so_far, begins + work / threads, *groups))
-    last = [] if records[-1].batch else looks[-records[-1].rollouts :]
-    after = max([*last, sum(last) / threads])
-    return max(ends[-1] + after, sum(seconds for *_, seconds in clock.spans) / threads)
+def critical_path(parts: Sequence[Sequence[Span]], threads: int) -> float:
+    """Return the seconds that a run with so many threads takes at least."""
+    return sum(shortest(part, threads) for part in parts)
+
+
+def shortest(part: Sequence[Span], threads: int) -> float:
+    """Return the seconds that a step (or a validation: rollouts alone) takes at least.
+
+    Example:
+        >>> one, other = [Span("rollout", "a", 1), Span("reflect", "a", 2)], [Span("rollout", "b", 2)]
+        >>> shortest([*one, *other, Span("curate", "", 1)], threads=2)
+        4
+    """
+    curation = sum(span.seconds for span in part if span.kind == "curate")
+    calls = [span for span in part if span.kind != "curate"]
+    work = sum(span.seconds for span in calls) / threads
+    if all(span.kind == "rollout" for span in calls):  # nothing waits for another rollout
+        return max([work, *(span.seconds for span in calls)]) + curation
+    chains: dict[str, float] = defaultdict(float)
+    for span in calls:
+        chains[span.example] += span.seconds
+    return max([work, *chains.values()]) + curation
 
 
 def measured(threads: int, scale: float, settings: dict[str, Any], draw: int = 0) -> tuple[float, float, int]:
-    """Wall clock and critical path of one compile in seconds, and its LM calls."""
-    task, clock, lm = load_task("quickstart"), Clock(), Delayed(scale, draw)
+    """Return wall clock and critical path of one compile in seconds, and its LM calls."""
+    task, clock, lm = load_task("quickstart"), Clock(), delayed(scale, draw)
     reflector, curator = Reflector(), Curator()
 
-    def reflect(playbook: Playbook, trajectory: Trajectory) -> Reflection:
-        with clock.span("reflect", trajectory.source):
+    def reflect(playbook: Playbook, trajectory: Trajectory) -> Any:
+        with clock.span("reflect", str(sorted(trajectory.inputs.items()))):
             return reflector(playbook, trajectory)
 
-    def curate(playbook: Playbook, reflections: Sequence[Reflection]) -> Any:
-        with clock.span("curate", *(r.trajectory.source for r in reflections if r.trajectory is not None)):
-            return curator(playbook, reflections)
+    def curate(*given: Any) -> Any:
+        with clock.span("curate"):
+            return curator(*given)
 
-    optimizer = ACE(task.metric, reflect=reflect, curate=curate, num_threads=threads, progress=False, **settings)
-    train = list(task.train)
+    optimizer = ACE(
+        task.metric,
+        reflect=reflect,
+        curate=curate,
+        on_step=clock.next_part,
+        num_threads=threads,
+        progress=False,
+        **settings,
+    )
     with dspy.context(lm=lm):
         began = time.perf_counter()
-        program = optimizer.compile(Watched(task.program, clock), train, valset=list(task.val))
+        optimizer.compile(Watched(task.program, clock), list(task.train), valset=list(task.val))
         wall = time.perf_counter() - began
-    records = program.detailed_results.records
-    return wall, path(clock, records, train, threads, settings.get("overlap", 0)), lm.calls
+    return wall, critical_path(clock.parts, threads), lm.calls
 
 
 def overhead(repeats: int) -> tuple[float, float]:
-    """CPU of a bare run of the program, and of a rollout by `dspy_ace` beyond that: medians, in milliseconds."""
+    """Return the CPU of a bare run of the program, and what `dspy_ace` adds to it: medians, in milliseconds."""
     task, lm = load_task("quickstart"), OfflineLM()
     examples = list(task.train)
     bare, ours = [], []

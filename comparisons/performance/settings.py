@@ -2,8 +2,8 @@
 
 The quickstart's task under an offline model with the noise of a real one: slips, wrong lessons, the same lesson in
 other words, replies that cannot be read. For each value of a setting: the mean score on held-out messages over seeds,
-its difference to the default paired by seed and message with a 95 % interval, bullets, near-duplicates left, rollouts,
-reflections and curations (calls of the reflector and of the curator, those asked again included), LM calls of all.
+its difference to the default paired by seed and message with a 95 % interval, bullets, rollouts, reflections and
+curations (calls of the reflector and of the curator, those asked again included), LM calls of all.
 
 `wall` makes one run of each entry of the grid `batch` over HTTP with a provider's latency, scaled down. It shows the
 wall clock divided by the scale: an estimate of that at full latency, and too high, since computing is not scaled down.
@@ -23,7 +23,7 @@ from typing import Any
 
 import dspy
 
-from dspy_ace import ACE, GrowAndRefine, Playbook
+from dspy_ace import ACE, GrowAndRefine
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 
@@ -35,37 +35,17 @@ from .timing import machine
 NOISE: dict[str, float] = {"slips": 0.05, "wrong_lessons": 0.1, "paraphrase": 0.2, "unparsable": 0.02}
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "batch": [
-        {"batch_size": size, "curation_group": group}
-        for size, group in itertools.product((1, 2, 4, 8, 16, 32), repeat=2)
-        if group <= size
-    ],
+    "batch": [{"batch_size": size} for size in (1, 2, 4, 8, 16, 32)],
     "reflect_on": [{"reflect_on": which} for which in ("all", "failures")],
     "rounds": [{"max_reflection_rounds": rounds} for rounds in (0, 1, 2, 5)],
     "epochs": [{"epochs": epochs} for epochs in (1, 2, 5)],
-    "dedup": [{"dedup_threshold": threshold} for threshold in (0.5, 0.65, 0.8, 1.0)],
     "prune": [
         {"refine": GrowAndRefine(prune_min_uses=uses, prune_harm_ratio=ratio)}
         for uses, ratio in ((1, 0.6), (2, 0.6), (3, 0.6), (3, 0.75), (None, 0.6))
     ],
     "validate": [{"validate": "along"}, {"validate": "end"}, {"valset": False}],
-    "gate": [
-        {"validate_every": 1},
-        {"validate_every": 2},
-        {},
-        {"validate": "end"},
-        {"valset": False},
-        {"validate_every": 1, "patience": 1},
-        {"validate_every": 1, "patience": 2},
-        {"patience": 1},
-        {"patience": 2},
-    ],
     "auto": [{}, {"auto": "light"}, {"auto": "medium"}, {"auto": "heavy"}],
-    "overlap": [
-        {"overlap": 1},
-        *({"batch_size": size, "overlap": overlap} for size in (4, 8) for overlap in (0, 1)),
-    ],
-    "default": [{}, {"batch_size": 1, "curation_group": 1}, {"batch_size": 1}],
+    "default": [{}, {"batch_size": 1}],
 }
 
 
@@ -77,7 +57,7 @@ class Outcome:
         scores: one a message.
         rollouts: runs of the program: batches, retries, validation.
         reflections, curations, calls: LM calls of the reflector, of the curator, and of all roles.
-        bullets, repeats: of the playbook; those that a refiner with a lower threshold would still merge away.
+        bullets: of the playbook.
         wall, cpu: seconds of the compile, by the clock and of computing (all threads of the process).
     """
 
@@ -87,7 +67,6 @@ class Outcome:
     curations: int
     calls: int
     bullets: int
-    repeats: int
     wall: float
     cpu: float
 
@@ -113,16 +92,9 @@ def outcome(task: Task, settings: Mapping[str, Any], seed: int, lm: Any, judge: 
         calls.get("curator", 0),
         sum(calls.values()),
         len(program.playbook),
-        repeats_in(program.playbook),
         wall,
         cpu,
     )
-
-
-def repeats_in(playbook: Playbook) -> int:
-    """Bullets that a refiner with a lower threshold would still merge away."""
-    delta = GrowAndRefine(threshold=0.4)(playbook)
-    return sum(len(operation.ids) - 1 for operation in delta.operations if operation.op == "merge")
 
 
 def named(settings: Mapping[str, Any]) -> str:
@@ -167,7 +139,7 @@ def line(name: str, runs: Sequence[Outcome], base: Sequence[Outcome]) -> str:
         return sum(getattr(run, what) for run in runs) / len(runs)
 
     return (
-        f"| {name} | {sum(mean) / len(mean):.3f} | {shown} | {average('bullets'):.0f} | {average('repeats'):.1f} "
+        f"| {name} | {sum(mean) / len(mean):.3f} | {shown} | {average('bullets'):.0f} "
         f"| {average('rollouts'):.0f} | {average('reflections'):.0f} | {average('curations'):.0f} "
         f"| {average('calls'):.0f} |"
     )
@@ -175,16 +147,13 @@ def line(name: str, runs: Sequence[Outcome], base: Sequence[Outcome]) -> str:
 
 def _half_width(values: Sequence[float]) -> float:
     """Half of a 95 % interval of the mean of two values or more, by Student's t."""
-    from scipy.stats import t  # noqa: PLC0415 - comes with scikit-learn
+    from scipy import stats  # noqa: PLC0415 - comes with scikit-learn
 
-    n = len(values)
-    mean = sum(values) / n
-    deviation = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
-    return float(t.ppf(0.975, n - 1)) * deviation / n**0.5
+    return float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
 
 
 def walls(sizes: Sequence[int], scale: float, threads: int) -> Iterator[str]:
-    """Wall clock of one run for each batch size of `sizes` with each curation group, over HTTP; a line each."""
+    """Measure the wall clock of one run for each batch size of `sizes` over HTTP; a line each."""
     latency = {
         "latency": FIXED * scale,
         "latency_per_prompt_token": PER_PROMPT_TOKEN * scale,
@@ -202,7 +171,6 @@ def walls(sizes: Sequence[int], scale: float, threads: int) -> Iterator[str]:
         first = first or run
         cells = (
             settings["batch_size"],
-            settings["curation_group"],
             f"{run.wall / scale:.0f} s",
             f"{run.wall / first.wall:.2f}",
             f"{run.cpu:.1f} s",
@@ -217,12 +185,13 @@ def walls(sizes: Sequence[int], scale: float, threads: int) -> Iterator[str]:
 
 
 WALLS = (
-    "| batch size | curation group | wall clock, latencies × 1 | to the first | CPU time | CPU | rollouts "
-    "| reflections | curations | LM calls | to the first |\n" + "|---" * 11 + "|"
+    "| batch size | wall clock, latencies × 1 | vs the first | CPU time | CPU | rollouts | reflections | curations "
+    "| LM calls | vs the first |\n" + "|---" * 10 + "|"
 )
 SCORES = (
-    "| setting | held-out score | to the default | bullets | repeats left | rollouts | reflections | curations "
-    "| LM calls |\n" + "|---" * 9 + "|"
+    "| setting | held-out score | vs the default | bullets | rollouts | reflections | curations | LM calls |\n"
+    + "|---" * 8
+    + "|"
 )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from comparisons.performance import hostile, settings, thresholds
+from comparisons.performance import hostile, schedule, settings, thresholds
+from comparisons.performance.schedule import Span
 from comparisons.performance.settings import GRIDS, Outcome
 from comparisons.performance.thresholds import Pair
 from dspy_ace import ACE, Bullet, Playbook
-from dspy_ace.training.effort import effort
 from paths import SHARED
 
 SHARED = SHARED / "data"
@@ -122,37 +122,30 @@ def test_no_threshold_below_the_default_finds_more() -> None:
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_all_settings_of_the_grids_go_together(name: str) -> None:
-    """No entry of a grid contradicts itself, and none comes twice."""
+    """Each entry of a grid has arguments that ACE takes, and none comes twice."""
     shown = []
     for entry in GRIDS[name]:
-        effort(ACE(lambda example, prediction: 1, **{key: value for key, value in entry.items() if key != "valset"}))
+        ACE(lambda example, prediction: 1, **{key: value for key, value in entry.items() if key != "valset"})
         shown.append(settings.named(entry))
     assert len(set(shown)) == len(shown)
 
 
-def test_every_batch_size_meets_every_group_that_fits() -> None:
-    """Powers of two from 1 to 32: 21 pairs."""
-    pairs = [(entry["batch_size"], entry["curation_group"]) for entry in GRIDS["batch"]]
-    assert pairs == [(2**size, 2**group) for size in range(6) for group in range(size + 1)]
-
-
 def test_a_row_of_settings() -> None:
     """Means over seeds; the difference is paired, with an interval as soon as there are two seeds."""
-    base = [Outcome((1.0, 0.0), 30, 10, 4, 44, 7, 0, 1.0, 0.5), Outcome((1.0, 1.0), 32, 12, 6, 50, 9, 1, 1.0, 0.5)]
-    best = [Outcome((1.0, 1.0), 30, 10, 4, 44, 7, 0, 1.0, 0.5), Outcome((1.0, 1.0), 30, 10, 2, 42, 9, 0, 1.0, 0.5)]
-    assert settings.line("a", base, base) == "| a | 0.750 | – | 8 | 0.5 | 31 | 11 | 5 | 47 |"
-    assert settings.line("b", best, base) == "| b | 1.000 | +0.250 ± 3.177 | 8 | 0.0 | 30 | 10 | 3 | 43 |"
-    assert settings.line("c", best[:1], base[:1]) == "| c | 1.000 | +0.500 | 7 | 0.0 | 30 | 10 | 4 | 44 |"
+    base = [Outcome((1.0, 0.0), 30, 10, 4, 44, 7, 1.0, 0.5), Outcome((1.0, 1.0), 32, 12, 6, 50, 9, 1.0, 0.5)]
+    best = [Outcome((1.0, 1.0), 30, 10, 4, 44, 7, 1.0, 0.5), Outcome((1.0, 1.0), 30, 10, 2, 42, 9, 1.0, 0.5)]
+    assert settings.line("a", base, base) == "| a | 0.750 | – | 8 | 31 | 11 | 5 | 47 |"
+    assert settings.line("b", best, base) == "| b | 1.000 | +0.250 ± 3.177 | 8 | 30 | 10 | 3 | 43 |"
+    assert settings.line("c", best[:1], base[:1]) == "| c | 1.000 | +0.500 | 7 | 30 | 10 | 4 | 44 |"
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_settings_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """Calls by role stand beside scores; a batch of one makes no groups, so that its group changes nothing."""
+    """Calls by role stand beside scores; a row for each entry of the grid, the default first."""
     settings.main(["default", "--seeds", "0"])
     head, _, *rows = cells(capsys.readouterr().out)
     assert head[-4:] == ["rollouts", "reflections", "curations", "LM calls"]
-    assert [row[0] for row in rows] == ["the default", "batch_size=1, curation_group=1", "batch_size=1"]
-    assert rows[1][1:] == rows[2][1:]
+    assert [row[0] for row in rows] == ["the default", "batch_size=1"]
     for row in rows:
         rollouts, reflections, curations, calls = map(int, row[-4:])
         assert reflections >= 100 > curations > 0
@@ -161,11 +154,39 @@ def test_the_benchmark_of_settings_runs(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_wall_clock_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """A row for each group of the batch sizes asked for; ratios are to the first, and CPU time stands beside."""
-    settings.main(["wall", "--sizes", "2", "--scale", "0.001"])
+    """A row for each batch size asked for; ratios are to the first, and CPU time stands beside."""
+    settings.main(["wall", "--sizes", "2", "16", "--scale", "0.001"])
     out = capsys.readouterr().out
     assert "latencies × 0.001" in out.splitlines()[0]
     head, _, *rows = cells(out)
-    assert [row[:2] for row in rows] == [["2", "1"], ["2", "2"]]
-    assert (rows[0][3], rows[0][-1]) == ("1.00", "1.00")
+    assert [row[0] for row in rows] == ["2", "16"]
+    assert (rows[0][2], rows[0][-1]) == ("1.00", "1.00")
     assert all(row[head.index("CPU")].endswith("%") for row in rows)
+
+
+# --- the critical path
+
+
+def test_a_step_takes_its_slowest_example_and_the_curation() -> None:
+    """Rollout, reflection and retry of an example follow each other; examples do not wait for one another."""
+    slow = [Span("rollout", "a", 1.0), Span("reflect", "a", 2.0), Span("rollout", "a", 1.0)]
+    part = [*slow, Span("rollout", "b", 2.0), Span("reflect", "b", 0.5), Span("curate", "", 3.0)]
+    assert schedule.shortest(part, threads=16) == 7.0
+    assert schedule.shortest(part, threads=1) == 9.5  # all of the work
+
+
+def test_a_validation_takes_its_slowest_rollout() -> None:
+    """Seed and last playbook meet side by side: two rollouts of one example do not follow each other."""
+    part = [Span("rollout", "a", 1.0), Span("rollout", "a", 2.0), Span("rollout", "b", 0.5)]
+    assert schedule.shortest(part, threads=16) == 2.0
+    assert schedule.shortest(part, threads=1) == 3.5
+    assert schedule.critical_path([part, part, []], threads=16) == 4.0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_critical_path_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each setting and number of threads, and the CPU of a rollout."""
+    schedule.main(["--scale", "0.01", "--threads", "8", "--repeats", "1"])
+    out = capsys.readouterr().out
+    assert [row[0] for row in cells(out)[2:]] == ["default", "auto=light", "batch_size=8"]
+    assert "CPU of a rollout" in out
