@@ -48,8 +48,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             `auto="light"` and there is a metric.
         max_playbook_tokens: token budget of the playbook, kept by code.
         max_prompt_tokens: bound on what one reflector call is shown, in estimated tokens; the curator's is twice it.
-        prompt_bullets, prompt_tokens: each call shows at most so many bullets, or estimated tokens of them, those that
-            matter most for its inputs; None: the whole playbook, which is better as long as it fits, and cached.
+        prompt_bullets: each call shows at most so many bullets, those that matter most for its inputs; None: the whole
+            playbook, which is better as long as it fits, and cached.
         dedup_threshold: cosine from which two bullets may be the same; None: the default of `GrowAndRefine`.
         embedder: `list[str] -> (n, d) array` or a dspy.Embedder for bullet vectors; None: lexical vectors.
         refine_mode: "proactive": refine at each step; "lazy": only past the token budget (ACE §3.3).
@@ -99,7 +99,6 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         max_playbook_tokens: int = 10_000,
         max_prompt_tokens: int = 16_000,
         prompt_bullets: int | None = None,
-        prompt_tokens: int | None = None,
         dedup_threshold: float | None = None,
         embedder: Callable[[list[str]], Any] | None = None,
         refine_mode: str = "proactive",
@@ -138,7 +137,6 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.max_playbook_tokens = max_playbook_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self.prompt_bullets = prompt_bullets
-        self.prompt_tokens = prompt_tokens
         self.dedup_threshold = dedup_threshold
         self.embedder = embedder
         self.refine_mode = refine_mode
@@ -232,7 +230,6 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             "batch_size",
             "curation_group",
             "prompt_bullets",
-            "prompt_tokens",
             "epochs",
             "validate_every",
             "patience",

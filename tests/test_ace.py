@@ -11,8 +11,7 @@ import pytest
 
 from dspy_ace import ACE, Playbook, with_playbook
 from dspy_ace.errors import JournalError, MetricError, RunError, SettingsError
-from dspy_ace.playbook import Add, Delete, Delta
-from dspy_ace.program.instruct import PLAYBOOK_HEADER
+from dspy_ace.playbook import PLAYBOOK_HEADER, Add, Delete, Delta
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.journal import line_of

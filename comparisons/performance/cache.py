@@ -28,8 +28,8 @@ from typing import Any
 import dspy
 
 from dspy_ace import ACE, Curator, Playbook
-from dspy_ace.playbook import Add, Delta
-from dspy_ace.program.instruct import NOTE_HEADER, PLAYBOOK_HEADER
+from dspy_ace.playbook import PLAYBOOK_HEADER, Add, Delta
+from dspy_ace.program.instruct import NOTE_HEADER
 from dspy_ace.testing import OfflineLM
 
 from ..ratios import FIXED, PER_COMPLETION_TOKEN, PER_PROMPT_TOKEN

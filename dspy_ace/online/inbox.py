@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import dspy
 
 from ..playbook import Delta, Playbook, Rejected, apply
-from ..program import Call, Failure, Feedback, Trajectory
-from ..program.transcript import _value
+from ..program import Call, Failure, Feedback, Trajectory, render_value
 from ..store import PlaybookStore
 
 logger = logging.getLogger("dspy.ace")
@@ -252,5 +251,5 @@ def _plain(value: Any) -> tuple[Any, bool]:
     try:
         again = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
-        return _value(value), False
-    return (again, True) if again == value else (_value(value), False)
+        return render_value(value), False
+    return (again, True) if again == value else (render_value(value), False)

@@ -46,7 +46,7 @@ class Made:
         inputs: what the program was given, by field.
         trace: the predictors' calls in order.
         steps: DSPy's own trace, if the metric wants one; else None, since it holds the prediction.
-        predictor: the last predictor that ran.
+        predictor: the predictor of a program that has one; None: it has several, or did not run.
         task, shown, cited, usage, error: as in a `Trajectory`.
         version: of the playbook it met.
         told: whether its feedback has come.
@@ -153,7 +153,7 @@ class Serving:
         """A scope around one call; what it returned or raised takes a note of it."""
         result: list[Any] = []
         trace = CallTrace()
-        started = Started(self._rolled._name, trace)
+        started = Started(self._rolled, trace)
         outer = dspy.settings.usage_tracker
         spending, task_lm = self._meter.measure("task", started), one_by_one(dspy.settings.lm)
         try:
@@ -185,14 +185,14 @@ class Serving:
         spent: Measurement,
         error: Failure | None,
     ) -> None:
-        calls = started.among([self._rolled._call(*entry) for entry in list(trace)])
+        calls = started.calls()
         shown = self._rolled.shown_in(started.names.union(call.predictor for call in calls), cited)
         made = Made(
             owner=self._owner,
             inputs=inputs,
             trace=calls,
             steps=list(trace) if self._keeps_steps else None,
-            predictor=calls[-1].predictor if calls else None,
+            predictor=self._rolled.only_predictor if calls else None,
             task=self._rolled.task,
             shown=shown,
             cited=tuple(name for name in shown if name in cited) if cited else (),

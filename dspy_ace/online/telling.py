@@ -71,7 +71,11 @@ class Teller:
     def _scored(self, made: Made, example: dspy.Example, result: Any) -> Feedback:
         with self.meter.measure("metric"), dspy.context(trace=[]):
             try:
-                return self.scorer(example, result, made.steps, made.predictor)
+                return self.scorer(
+                    example,
+                    result,
+                    *((made.steps, made.predictor, made.steps[-1:]) if made.steps and made.predictor else ()),
+                )
             except Exception as error:
                 raise MetricError(
                     f"The metric cannot score what was told: {words_of(error)}. Give the right outputs "

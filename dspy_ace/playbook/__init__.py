@@ -21,11 +21,13 @@ from .events import Event, Rollback, fold, returned, versions
 from .files import append_line, hold_folder, whole_lines, write_whole
 from .forget import Forgotten, forget, known_sources, quotes, rewrite
 from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, brief
+from .prompt import PLAYBOOK_HEADER, playbook_block, take_out
 from .rebase import rebase
 from .text import count_tokens, cut_middle, defuse, fit, section_key
 
 __all__ = [
     "DEFAULT_SECTIONS",
+    "PLAYBOOK_HEADER",
     "Account",
     "Add",
     "Bullet",
@@ -57,12 +59,14 @@ __all__ = [
     "known_sources",
     "operation_from_json",
     "operation_to_json",
+    "playbook_block",
     "quotes",
     "rebase",
     "rejected_as",
     "returned",
     "rewrite",
     "section_key",
+    "take_out",
     "versions",
     "whole_lines",
     "write_whole",

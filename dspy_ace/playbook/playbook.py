@@ -190,6 +190,24 @@ class Playbook:
             bullets[name.casefold()] = Bullet(name, line.section, line.content, line.helpful, line.harmful)
         return cls(tuple(bullets.values()), tuple(sections), high_water)
 
+    @classmethod
+    def from_program(cls, program: Any) -> Playbook:
+        """Read back the playbook that stands in a program's prompts; an empty one if there is none.
+
+        It works for a program loaded from JSON, and after a hand edit of its instructions. Counters and sources are
+        there only if `program.playbook` is at hand, which DSPy's JSON state does not keep.
+
+        Example:
+            >>> program.load("program.json")
+            >>> playbook = Playbook.from_program(program)
+
+        Raises:
+            PlaybookError: `program` is no DSPy program.
+        """
+        from .prompt import playbook_of  # noqa: PLC0415 - prompt.py makes playbooks: at the top it were a circle
+
+        return playbook_of(program)
+
     def forget(
         self,
         *,

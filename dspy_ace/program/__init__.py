@@ -1,26 +1,23 @@
 """The boundary to DSPy programs: put a playbook in, take it out, run, trace, score."""
 
 from .citation import Cited, recording
-from .copies import copy_program, save_state
-from .feedback import Executed, Judged, ReadyMade, Validated
 from .instruct import (
-    PLAYBOOK_HEADER,
     carried_playbook,
+    copy_program,
     own_instructions,
-    playbook_block,
+    save_state,
     showing,
     with_playbook,
     with_reflection,
 )
-from .metric import Metric, Scorer, called, feedback_of
+from .metric import Executed, Judged, Metric, ReadyMade, Scorer, Validated, called, feedback_of
 from .parallel import WHENEVER, Crew, OutOfTimeError, in_time, ordered_map, resolve, there
 from .rollout import CallTrace, Rollouts, Setup, Started, kind_of, rollouts, words_of
 from .trajectory import NO_EVIDENCE, Call, Failure, Feedback, Insight, Trajectory
-from .transcript import images_of, render_calls, render_fields, render_outcome
+from .transcript import images_of, render_calls, render_fields, render_outcome, render_value
 
 __all__ = [
     "NO_EVIDENCE",
-    "PLAYBOOK_HEADER",
     "WHENEVER",
     "Call",
     "CallTrace",
@@ -49,11 +46,11 @@ __all__ = [
     "kind_of",
     "ordered_map",
     "own_instructions",
-    "playbook_block",
     "recording",
     "render_calls",
     "render_fields",
     "render_outcome",
+    "render_value",
     "resolve",
     "rollouts",
     "save_state",

@@ -1,167 +1,272 @@
-"""The boundary to DSPy: put a playbook into a program.
+"""Put a playbook into a program, and take it out again.
 
-The student is never changed. A copy shares everything with it but its module tree: tools, demos, LMs,
-retrievers and whatever else it holds are the same objects.
+The student is never changed. A copy shares everything with it but its module tree: tools, demos, LMs, retrievers and
+whatever else it holds are the same objects.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 
-from ..errors import SettingsError
-from ..playbook import Playbook, defuse
-from .citation import ask_for_citations
-from .copies import Program, copy_program
-from .selecting import MARK, Shows, select_by_inputs
+from ..errors import Count, SettingsError, checked
+from ..playbook import Playbook, defuse, playbook_block, take_out
+from ..similarity import nearest
+from .citation import ask_for_citations, displayed
 from .trajectory import Insight
+from .transcript import render_value
 
-PLAYBOOK_HEADER = """## Playbook
-Lessons learned on earlier cases of this task, one block each: [id] (section) lesson. Before you answer, find
-the bullets that apply to the case at hand and follow them; a bullet that fits the case exactly goes before a
-general one. Ignore bullets that do not apply."""
+Program = TypeVar("Program", bound=dspy.Module)
 
 NOTE_HEADER = """## Reflection on your previous attempt
 Your previous answer to this very case was not right. Keep to this now:"""
+_NOTE = re.compile(rf"(?:\A|\n\n){re.escape(NOTE_HEADER)}.*\Z", re.DOTALL)
+_SELECTS = "dspy_ace_prompt_bullets"  # the attribute of a program that selects; its copies keep it
 
 
 def with_playbook(
-    student: Program,
-    playbook: Playbook,
-    cite: bool = False,
-    *,
-    prompt_bullets: int | None = None,
-    prompt_tokens: int | None = None,
+    student: Program, playbook: Playbook, cite: bool = False, *, prompt_bullets: int | None = None
 ) -> Program:
-    """A copy of `student` with the playbook below each predictor's own instructions.
+    """Return a copy of `student` with the playbook below each predictor's own instructions.
 
     Args:
-        student: any program with predictors; it is not changed. A playbook that was put into it before
-            (`student.playbook`) is replaced, not repeated.
+        student: any program with predictors; it is not changed. A playbook that stands in its instructions is
+            replaced, also if the program was loaded from JSON or edited by hand. Text below that playbook is kept.
         playbook: what to show. Without bullets the instructions are exactly the student's.
-        cite: for training copies: the predictors also ask for the ids of the bullets they relied on. No
-            field is added to a signature, a demo or a prediction; `rollouts` collects the ids.
-
-        prompt_bullets, prompt_tokens: for a playbook that outgrows a prompt: each call shows at most so many bullets,
-            or estimated tokens of them, those that matter most for its inputs (`nearest`). None: as the student
-            has it; if it has none, the whole playbook, which is better and stays in the provider's cache. What is
-            saved holds the whole playbook: of a loaded program, make one that selects with this function.
+        cite: True in training copies: the predictors also name the bullets they relied on. No field is added to a
+            signature, a demo or a prediction; `rollouts` collects the ids.
+        prompt_bullets: for a playbook that outgrows a prompt: each call shows at most so many bullets, those that
+            matter most for its inputs. None: as the student has it; by default the whole playbook, which is better
+            and stays in the provider's cache. What is saved holds the whole playbook: to make a loaded program select
+            again, call this function.
 
     Returns:
         A plain DSPy program of the same class. `forward`, tools, demos, LMs and fields are the student's.
         It carries `.playbook`; its JSON state loads where dspy_ace is not installed.
 
     Raises:
-        SettingsError: the student uses the attribute `playbook` for something else, or a number is below 1.
+        SettingsError: the student uses the attribute `playbook` for something else, or `prompt_bullets` is below 1.
+
+    Example:
+        >>> program = with_playbook(dspy.Predict("question -> answer"), Playbook.load("playbook.json"))
     """
-    return _instructed(student, playbook, cite, shows=_shows(student, prompt_bullets, prompt_tokens))
-
-
-def showing(student: Program, bullets: int | None, tokens: int | None) -> Program:
-    """The student; with a number, a copy that shows so much of whatever playbook is put into it."""
-    shows = _shows(student, bullets, tokens)
-    if shows is None or shows == getattr(student, MARK, None):
-        return student
-    program = copy_program(student)
-    setattr(program, MARK, shows)
-    return program
-
-
-def _shows(student: dspy.Module, bullets: int | None, tokens: int | None) -> Shows | None:
-    if bullets is None and tokens is None:
-        kept = getattr(student, MARK, None)
-        return kept if isinstance(kept, Shows) else None
-    for name, value in (("prompt_bullets", bullets), ("prompt_tokens", tokens)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise SettingsError(f"{name} must be a whole number, 1 or more; got {value!r}.")
-    return Shows(bullets, tokens)
+    checked("prompt_bullets", prompt_bullets, Count | None)
+    return _instructed(student, playbook, cite, prompt_bullets=prompt_bullets)
 
 
 def with_reflection(student: Program, playbook: Playbook, insights: Iterable[str | Insight]) -> Program:
-    """A training copy for a retry: the playbook, and below it the insights of a reflection (ACE §3.2).
+    """Return a training copy for a retry: the playbook, and below it the insights of a reflection (ACE §3.2).
 
     An insight for one predictor stands in its prompt alone.
     """
     given = [Insight(insight) if isinstance(insight, str) else insight for insight in insights]
-    return _instructed(student, playbook, True, given, _shows(student, None, None))
+    return _instructed(student, playbook, True, given)
 
 
-def _instructed(
-    student: Program, playbook: Playbook, cite: bool, insights: Sequence[Insight] = (), shows: Shows | None = None
-) -> Program:
-    carried_playbook(student)
-    own = own_instructions(student)
+def showing(student: Program, prompt_bullets: int | None) -> Program:
+    """Return a copy of `student` that shows at most so many bullets of any playbook put into it; None: `student`."""
+    if prompt_bullets in (None, getattr(student, _SELECTS, None)):
+        return student
     program = copy_program(student)
-    for name, predictor in program.named_predictors():
-        wanted = "\n\n".join(
-            part for part in (own[name], playbook_block(playbook, name), _note(insights, name)) if part
-        )
-        if wanted != predictor.signature.instructions:
-            predictor.signature = predictor.signature.with_instructions(wanted)
-            if wanted != predictor.signature.instructions:  # DSPy writes a default text where there is none
-                predictor.signature.instructions = wanted
-        if shows is not None:
-            select_by_inputs(predictor, name, playbook, shows)
-        if cite:
-            ask_for_citations(predictor, name, playbook)
-    program.playbook = playbook
-    if shows is not None:
-        setattr(program, MARK, shows)
+    setattr(program, _SELECTS, prompt_bullets)
     return program
 
 
-def carried_playbook(program: dspy.Module) -> Playbook | None:
-    """The playbook that was put into `program`, or None.
+def carried_playbook(program: dspy.Module) -> Playbook:
+    """Return the playbook in the prompts of `program`, see `Playbook.from_program`; an empty one if there is none.
 
     Raises:
         SettingsError: its attribute `playbook` is something else.
     """
+    _check_attribute(program)
+    return Playbook.from_program(program)
+
+
+def own_instructions(program: dspy.Module) -> dict[str, str]:
+    """Return each predictor's instructions without the playbook and the note that stand in them."""
+    return {
+        name: take_out(_NOTE.sub("", str(predictor.signature.instructions)))[0]
+        for name, predictor in program.named_predictors()
+    }
+
+
+def _check_attribute(program: dspy.Module) -> None:
     playbook = getattr(program, "playbook", None)
     if playbook is not None and not isinstance(playbook, Playbook):
         raise SettingsError(
             f"{type(program).__name__}.playbook must be a Playbook or absent: compiled programs carry theirs there; "
             f"got {type(playbook).__name__}. Rename the attribute."
         )
-    return playbook
 
 
-def playbook_block(playbook: Playbook, predictor: str) -> str:
-    """What stands below the own instructions of `predictor`: a header and its bullets, or `""`."""
-    bullets = playbook.render(predictor)
-    return f"{PLAYBOOK_HEADER}\n\n{bullets}" if bullets else ""
+def _instructed(
+    student: Program,
+    playbook: Playbook,
+    cite: bool,
+    insights: Sequence[Insight] = (),
+    prompt_bullets: int | None = None,
+) -> Program:
+    _check_attribute(student)
+    own = own_instructions(student)
+    program = showing(copy_program(student), prompt_bullets)
+    for name, predictor in program.named_predictors():
+        parts = (own[name], playbook_block(playbook, name), _note(insights, name))
+        wanted = "\n\n".join(part for part in parts if part)
+        if wanted != predictor.signature.instructions:
+            predictor.signature = predictor.signature.with_instructions(wanted)
+            if wanted != predictor.signature.instructions:  # DSPy writes a default text where there is none
+                predictor.signature.instructions = wanted
+        if hasattr(program, _SELECTS):
+            _select_by_inputs(predictor, name, playbook, getattr(program, _SELECTS))
+        if cite:
+            ask_for_citations(predictor, name, playbook)
+    program.playbook = playbook
+    return program
 
 
 def _note(insights: Sequence[Insight], predictor: str) -> str:
-    """What a retry's prompt of `predictor` says below the playbook, or `""`."""
+    """Return what a retry's prompt of `predictor` says below the playbook, or `""`."""
     own = [insight.content for insight in insights if insight.predictor in (None, predictor)]
     listed = ["\n  ".join(defuse(insight).expandtabs(4).splitlines()) for insight in own]
     return "\n".join([NOTE_HEADER, *(f"- {insight}" for insight in listed)]) if listed else ""
 
 
-def own_instructions(program: dspy.Module) -> dict[str, str]:
-    """Each predictor's instructions without the playbook (`program.playbook`) and note put below them.
+# --- playbooks that outgrow a prompt
 
-    What someone wrote below the playbook since is kept.
+if TYPE_CHECKING:
+    from dspy import Predict as _Predict
+else:
+    _Predict = object
+
+
+def _select_by_inputs(predictor: dspy.Predict, name: str, playbook: Playbook, most: int) -> None:
+    """Make a predictor show, call by call, the `most` bullets that matter for its inputs.
+
+    Its class becomes a subclass of its own. Its signature, and so its saved state, holds the whole playbook.
     """
-    playbook = getattr(program, "playbook", None)
-    own = {}
-    for name, predictor in program.named_predictors():
-        instructions = str(predictor.signature.instructions)
-        block = playbook_block(playbook, name) if isinstance(playbook, Playbook) else ""
-        instructions = _without(instructions, NOTE_HEADER, r"(?s:\n.*)?\Z")
-        own[name] = _without(instructions, block, r"(?=\n\n\S)|\Z") if block else instructions
-    return own
+    if playbook.for_predictor(name):
+        predictor.__class__ = _selecting(type(predictor))  # type: ignore[arg-type]  # a class is hashable
+        predictor.__dict__["_dspy_ace_selection"] = (playbook, name, most)
 
 
-def _without(instructions: str, below: str, after: str) -> str:
-    """`instructions` without the last `below`, at the top or under a blank line, and what `after` matches behind it."""
-    start = instructions.rfind(below)
-    while start >= 0:
-        end = re.compile(after).match(instructions, start + len(below))
-        if end and (start == 0 or instructions.endswith("\n\n", 0, start)):
-            rest = instructions[end.end() :]
-            return instructions[: start - 2] + rest if start else rest.removeprefix("\n\n")
-        start = instructions.rfind(below, 0, start + len(below) - 1)
-    return instructions
+class _SelectingPredictor(_Predict):  # type: ignore[misc]  # dspy is untyped
+    """Mixin: each call runs under a signature with the bullets that matter for its inputs."""
+
+    _dspy_ace_selection: tuple[Playbook, str, int]
+
+    def forward(self, **kwargs: Any) -> Any:
+        return super().forward(**self._selected(kwargs))
+
+    async def aforward(self, **kwargs: Any) -> Any:
+        return await super().aforward(**self._selected(kwargs))
+
+    def _selected(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        playbook, name, most = self._dspy_ace_selection
+        signature = kwargs.get("signature") or self.signature
+        whole, instructions = playbook.render(name), str(signature.instructions)
+        if whole not in instructions:  # somebody took the playbook out, or edited it
+            return dict(kwargs)
+        asked = "\n".join(render_value(kwargs[field]) for field in signature.input_fields if field in kwargs)
+        chosen = nearest(playbook, asked, most, predictor=name)
+        displayed(bullet.id for bullet in chosen)
+        part = "\n".join(bullet.block for bullet in chosen)
+        return {**kwargs, "signature": signature.with_instructions(instructions.replace(whole, part, 1))}
+
+
+@functools.lru_cache(maxsize=256)
+def _selecting(kind: type[Any]) -> type[Any]:
+    return kind if issubclass(kind, _SelectingPredictor) else type(kind.__name__, (_SelectingPredictor, kind), {})
+
+
+# --- copies
+
+
+def copy_program(program: Program) -> Program:
+    """Return a copy of the module tree; everything that is not a module or a container is shared, not copied.
+
+    Methods of the tree's own modules (a `forward` set on an instance, a tool) are those of the copy.
+    `Module.deepcopy` would clone pinned LMs, tools bound to an object and retrievers, and drop callbacks.
+    """
+    copied: Program = _Copier(program)(program)
+    return copied
+
+
+def save_state(program: dspy.Module, path: Path) -> None:
+    """Write the program's plain DSPy state to `path` (`….json`), without its pinned LMs: some cannot be saved."""
+    plain = copy_program(program)
+    for _, predictor in plain.named_predictors():
+        predictor.lm = None
+    plain.save(str(path))
+
+
+def _tree(program: dspy.Module) -> set[int]:
+    """Return the ids of the program's modules: those in attributes and containers, not in DSPy's record of calls."""
+    modules, seen, left = set(), set(), [program]
+    while left:
+        value = left.pop()
+        if id(value) in seen or not isinstance(value, (dspy.Module, list, tuple, dict)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, dspy.Module):
+            modules.add(id(value))
+            left.extend(item for name, item in vars(value).items() if name != "history")
+        else:
+            left.extend(value.values() if isinstance(value, dict) else value)
+    return modules
+
+
+class _Copier:
+    """Copies one module tree; what stands in it twice or in a cycle stands so in the copy."""
+
+    def __init__(self, program: dspy.Module) -> None:
+        self.tree = _tree(program)
+        self.seen: dict[int, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if id(value) in self.seen:
+            return self.seen[id(value)]
+        if isinstance(value, dspy.Module):
+            if id(value) not in self.tree:  # a tool's or a partial's own module
+                return value
+            self.seen[id(value)] = clone = object.__new__(type(value))
+            clone.__dict__.update({name: self(item) for name, item in vars(value).items() if name != "history"})
+            clone.history = []
+            return clone
+        if isinstance(value, (list, dict)):
+            return self._container(value)
+        if isinstance(value, tuple):
+            items = [self(item) for item in value]
+            if all(new is old for new, old in zip(items, value, strict=True)):
+                return value
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return self._bound(value)
+
+    def _container(self, value: Any) -> Any:
+        plain = type(value) in (list, dict)
+        inside = list(value.values()) if isinstance(value, dict) else list(value)
+        if not plain and not any(isinstance(item, dspy.Module) for item in inside):
+            return value
+        self.seen[id(value)] = clone = copy.copy(value)
+        keys = list(value) if isinstance(value, dict) else range(len(inside))
+        for key, item in zip(keys, inside, strict=True):
+            new = self(item)
+            if new is not item:
+                clone[key] = new
+        return clone
+
+    def _bound(self, value: Any) -> Any:
+        """Return a method, or a tool made of one, that belongs to the copy of its module."""
+        if isinstance(value, types.MethodType) and id(value.__self__) in self.tree:
+            return types.MethodType(value.__func__, self(value.__self__))
+        if isinstance(value, functools.partial) and (new := self(value.func)) is not value.func:
+            return functools.partial(new, *value.args, **value.keywords)
+        if isinstance(value, dspy.Tool) and (new := self(value.func)) is not value.func:
+            return value.model_copy(update={"func": new})
+        return value

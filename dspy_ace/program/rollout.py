@@ -1,4 +1,4 @@
-"""Run a program on examples, and say what happened: the trace, the score, and every way to fail."""
+"""Run a program on examples and score it: the trace, the usage, and every way to fail."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, LMError
 
-from ..lm import Meter
+from ..errors import SettingsError
+from ..lm import LimitReachedError, Meter
 from ..playbook import Playbook
 from .citation import Cited, recording
 from .instruct import own_instructions
 from .metric import Metric, Scorer
 from .parallel import OutOfTimeError, in_time, ordered_map
 from .trajectory import Call, Failure, FailureKind, Feedback, Trajectory
+from .transcript import shortened
 
 logger = logging.getLogger("dspy.ace")
 
 Setup = Callable[[dspy.Example], AbstractContextManager[Any]]
-"""Opens the environment of one rollout: `setup(example)` is entered in the rollout's thread before the program runs,
-and left after the metric, whatever happened. Tools find what it opened in a `contextvars.ContextVar` that it sets."""
+"""Opens the environment of one rollout. `setup(example)` is entered in the rollout's thread before the program runs.
+It is left after the metric, whatever happened. Tools find what it opened in a `contextvars.ContextVar` that it sets."""
+
+_ENDS_THE_RUN = (KeyboardInterrupt, LimitReachedError)  # all else ends one rollout: SystemExit, a cancelled task, …
+_MESSAGE = 10_000  # characters of an error's text
 
 
 def rollouts(
@@ -44,38 +50,40 @@ def rollouts(
 
     Args:
         program: run as it is, by all threads; `program.playbook` tells which bullets it shows.
-        examples: with inputs set. What they hold besides reaches the metric and nothing else.
+        examples: with inputs set. Their other fields reach the metric and nothing else.
         metric: see `Scorer`; None: a rollout that does not fail is a success.
         sources: the examples' names; their positions by default.
         num_threads: at most so many at once.
-        meter: where the calls are booked, as `task` and `metric`.
-        failure_score: the score of a rollout that failed, whatever the reason: none leaves the denominator.
-        perfect_score: a score from here on is a success.
-        timeout: seconds after which a rollout has failed (kind `program`); it is left alone and makes no further LM
-            call; what a call under way still costs is not booked. None: as long as it takes, once.
-        setup: opens the environment of each rollout, see `Setup`; None: there is none.
+        meter: counts the calls, as `task` and `metric`.
+        failure_score, perfect_score, timeout, setup: see `Rollouts`.
 
     Returns:
         One trajectory an example, in order. An example that fails raises nothing: its trajectory says
         whether the provider, the reply's format, the program, the metric or its environment failed.
+
+    Raises:
+        SettingsError: see `Rollouts.one`.
     """
     scorer = metric if isinstance(metric, Scorer) else Scorer(metric)
-    run = Rollouts(
-        program,
-        scorer,
-        meter or Meter(),
-        failure_score=failure_score,
-        perfect_score=perfect_score,
-        timeout=timeout,
-        setup=setup,
-    )
+    settings: dict[str, Any] = {"failure_score": failure_score, "perfect_score": perfect_score}
+    run = Rollouts(program, scorer, meter or Meter(), timeout=timeout, setup=setup, **settings)
     names = [str(i) for i in range(len(examples))] if sources is None else sources
-
     return ordered_map(lambda pair: run.one(*pair), list(zip(examples, names, strict=True)), num_threads)
 
 
 class Rollouts:
-    """What the rollouts of one call share."""
+    """Runs one program on one example after the other; threads may share it.
+
+    Args:
+        program: run as it is; `program.playbook` tells which bullets it shows.
+        scorer: the metric.
+        meter: counts the calls, as `task` and `metric`.
+        failure_score: the score of a rollout that failed, whatever the reason.
+        perfect_score: a score from here on is a success.
+        timeout: seconds after which a rollout has failed (kind `program`). It is left alone then and makes no further
+            LM call; what a call under way still costs is not counted. None: it takes as long as it takes.
+        setup: opens the environment of each rollout, see `Setup`; None: there is none.
+    """
 
     def __init__(
         self,
@@ -92,48 +100,112 @@ class Rollouts:
         self.failure_score, self.perfect_score, self.timeout = failure_score, perfect_score, timeout
         self.setup = setup
         playbook = getattr(program, "playbook", None)
+        self.instructed = isinstance(playbook, Playbook)
         self.playbook = playbook if isinstance(playbook, Playbook) else Playbook()
-        predictors = program.named_predictors()
-        self.names: dict[int, str] = {id(predictor): name for name, predictor in predictors}
-        # BestOfN and Refine run deep copies: a predictor's `stage` survives a copy, its id does not
-        self.stages: dict[str, str] = {predictor.stage: name for name, predictor in predictors}
+        self.predictors: dict[str, Any] = dict(program.named_predictors())
         self.task = own_instructions(program)
         self.shown = functools.lru_cache(maxsize=64)(self._shown)
+        self._names = {id(predictor): name for name, predictor in self.predictors.items()}
+        # BestOfN and Refine run deep copies: a predictor's `stage` survives a copy, its id does not
+        self._stages = {predictor.stage: name for name, predictor in self.predictors.items()}
+        self._warned = False
 
     def one(self, example: dspy.Example, source: str) -> Trajectory:
-        """Run, then score, in an environment of its own if there is one. Every way to fail ends in a trajectory."""
+        """Run the program on an example and score it, in an environment of its own if there is one.
+
+        Every way to fail ends in a trajectory, also SystemExit from a tool and a cancelled task. Ctrl-C and a limit
+        that is reached pass through.
+
+        Raises:
+            SettingsError: the program cannot learn as it is used here. The example has an input that no predictor
+                knows, where one waits for another; or the adapter leaves the instructions out of every prompt.
+        """
         if self.setup is None:
             return self._run(example, source)
         environment = ExitStack()
         try:
             environment.enter_context(self.setup(example))
-        except Exception as error:  # noqa: BLE001 - a user's setup may raise anything; the trajectory says so
+        except _ENDS_THE_RUN:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a user's setup may raise anything; the trajectory says so
             failure = Failure("setup", words_of(error))
             feedback = Feedback(self.failure_score, failure.message)
             return Trajectory(example, None, (), feedback, source=source, task=self.task, error=failure)
         try:
-            return self._run(example, source)
+            trajectory = self._run(example, source)
+            # the metric may look into the environment, which is closed when the trajectory is reflected on
+            return trajectory if trajectory.success else self._asked_by_predictor(trajectory)
         finally:
             try:
                 environment.close()
-            except Exception:  # the rollout is over: its result is not lost to the tidying up
+            except _ENDS_THE_RUN:
+                raise
+            except BaseException:  # the rollout is over: its result is not lost to the tidying up
                 logger.warning("ACE: setup= could not close the environment of example %s.", source, exc_info=True)
+
+    def ask_by_predictor(self, trajectory: Trajectory) -> Trajectory:
+        """Ask the metric about each predictor that ran, as GEPA does; for trajectories that are reflected on.
+
+        A metric of five arguments is told the predictor's name and its last call. Its words go into
+        `predictor_feedback`, unless they say what it said of the whole. Of a program of one predictor, of a rollout
+        that failed, and with other metrics, nothing is asked. With `setup=` failures were asked about at once, while
+        the environment was open.
+
+        Returns:
+            The trajectory with the words. A call that fails costs its words alone.
+        """
+        return trajectory if self.setup is not None else self._asked_by_predictor(trajectory)
+
+    def _asked_by_predictor(self, trajectory: Trajectory) -> Trajectory:
+        if not self.scorer.by_predictor or len(self.predictors) < 2 or trajectory.error is not None:
+            return trajectory
+        entries = [(call.predictor, self._entry(call)) for call in trajectory.trace if call.predictor and call.outputs]
+        trace = [entry for _, entry in entries]
+        words: dict[str, str] = {}
+        for name, last in dict(entries).items():
+            with self.meter.measure("metric"), dspy.context(trace=[]):
+                try:
+                    said = self.scorer(trajectory.example, trajectory.prediction, trace, name, [last])
+                except _ENDS_THE_RUN:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - a user's metric may raise anything; the score stands
+                    if not self._warned:
+                        logger.warning("ACE: the metric has no words on predictor %s: %s", name, words_of(error))
+                    self._warned = True
+                    continue
+            if said.text and said.text != trajectory.feedback.text:
+                words[name] = said.text
+        return replace(trajectory, predictor_feedback=words)
+
+    def _entry(self, call: Call) -> tuple[Any, dict[str, Any], dspy.Prediction]:
+        """Return a call as DSPy's trace holds it."""
+        prediction = dspy.Prediction()
+        for name, value in call.outputs.items():
+            prediction[name] = value
+        return self.predictors[call.predictor], dict(call.inputs), prediction
 
     def _run(self, example: dspy.Example, source: str) -> Trajectory:
         trace = CallTrace()
-        started = Started(self._name, trace)
+        started = Started(self, trace)
+        prediction, failure = None, None
         with self.meter.measure("task", started) as spent, recording() as cited, dspy.context(trace=trace):
             try:
-                prediction, failure = in_time(lambda: self.program(**example.inputs()), self.timeout), None
+                started.inputs = inputs = dict(example.inputs().items())
+                prediction = in_time(lambda: self.program(**inputs), self.timeout)
+            except _MistakeError as error:
+                raise SettingsError(str(error)) from None
             except OutOfTimeError as error:
                 started.abandoned = True
-                prediction, failure = None, Failure("program", f"rollout_timeout: {error}")
-            except Exception as error:  # noqa: BLE001 - a user's program may raise anything; it is told apart here
-                prediction, failure = None, Failure(kind_of(error), words_of(error))
+                failure = Failure("program", f"rollout_timeout: {error}")
+            except _ENDS_THE_RUN:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a user's program may raise anything; it is told apart here
+                failure = Failure(kind_of(error), words_of(error))
+        started.check()
         if isinstance(prediction, dspy.Prediction):
             prediction.set_lm_usage(spent.tracker.get_total_tokens())
         feedback = Feedback(self.failure_score, failure.message) if failure else None
-        calls = started.among([self._call(*entry) for entry in trace])
+        calls = started.calls()
         if feedback is None:
             feedback, failure = self._score(example, prediction, trace)
         shown, named = self.shown_in(started.names.union(call.predictor for call in calls), cited), set(cited)
@@ -152,56 +224,95 @@ class Rollouts:
         )
 
     def _score(self, example: dspy.Example, prediction: Any, trace: CallTrace) -> tuple[Feedback, Failure | None]:
-        last = self._name(trace[-1][0]) if trace else None
+        only = self.only_predictor
+        calls = [entry for entry in trace if only and self.name_of(entry[0]) == only]
+        given = (list(trace), only, calls[-1:]) if calls else ()
         with self.meter.measure("metric"), dspy.context(trace=[]):
             try:
-                return self.scorer(example, prediction, list(trace), last), None
-            except Exception as error:  # noqa: BLE001 - a user's metric may raise anything; the trajectory says so
+                return self.scorer(example, prediction, *given), None
+            except _ENDS_THE_RUN:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a user's metric may raise anything; the trajectory says so
                 failure = Failure("metric", words_of(error))
                 return Feedback(self.failure_score, failure.message), failure
 
+    @property
+    def only_predictor(self) -> str | None:
+        """The predictor of a program that has one: a metric of five arguments is asked once, with its name."""
+        return next(iter(self.predictors)) if len(self.predictors) == 1 else None
+
     def shown_in(self, ran: Iterable[str], cited: Cited) -> tuple[str, ...]:
-        """The ids that stood in the prompts of the predictors that ran."""
+        """Return the ids that stood in the prompts of the predictors that ran."""
         shown = self.shown(frozenset(ran))
         return shown if cited.displayed is None else tuple(name for name in shown if name in cited.displayed)
 
     def _shown(self, ran: frozenset[str]) -> tuple[str, ...]:
         return tuple(bullet.id for bullet in self.playbook if any(bullet.is_for(name) for name in ran if name))
 
-    def _name(self, predictor: Any) -> str:
+    def name_of(self, predictor: Any) -> str:
+        """Return a predictor's path in the program; `""` for one that is not of the program."""
         stage = getattr(predictor, "stage", "")
-        return self.names.get(id(predictor)) or self.stages.get(stage, "") if isinstance(stage, str) else ""
+        return self._names.get(id(predictor)) or self._stages.get(stage, "") if isinstance(stage, str) else ""
 
-    def _call(self, predictor: Any, inputs: Mapping[str, Any], prediction: Any) -> Call:
+    def call_of(self, predictor: Any, inputs: Mapping[str, Any], prediction: Any) -> Call:
+        """Return an entry of DSPy's trace as a call."""
         outputs = prediction if isinstance(prediction, (dspy.Example, Mapping)) else {"output": prediction}
-        return Call(self._name(predictor), dict(inputs), dict(outputs.items()))
+        return Call(self.name_of(predictor), dict(inputs), dict(outputs.items()))
 
 
 class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
-    """The predictors that were called: one that fails leaves no trace, but its prompt showed bullets too."""
+    """Watches the calls of one rollout as they begin: one that fails leaves no trace, but its prompt showed bullets.
 
-    def __init__(self, name_of: Callable[[Any], str], trace: Sequence[Any] = ()) -> None:
+    Args:
+        run: knows the program's predictors.
+        trace: DSPy's trace of the rollout.
+
+    Attributes:
+        names: the predictors that were called; `""` stands for modules that are none of the program's predictors.
+        inputs: the example's inputs, by field.
+        abandoned: True once the rollout is out of time.
+    """
+
+    def __init__(self, run: Rollouts, trace: Sequence[Any]) -> None:
         self.names: set[str] = set()
+        self.inputs: Mapping[str, Any] = {}
         self.abandoned = False
-        self._name_of, self._trace = name_of, trace
+        self._run, self._trace = run, trace
         self._open: dict[str, tuple[int, Call]] = {}  # calls without an answer, each with its place in the trace
+        self._adapter, self._reached = "", False
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Note a predictor and what it was given."""
-        name = self._name_of(instance)
+        name = self._run.name_of(instance)
         self.names.add(name)
         if name:
-            fields = instance.signature.input_fields
-            given = {field: value for field, value in inputs.get("kwargs", {}).items() if field in fields}
-            self._open[call_id] = len(self._trace), Call(name, _as_it_stands(given), {})
+            fields, given = instance.signature.input_fields, inputs.get("kwargs", {})
+            self._check_names(name, fields, given)
+            known = {field: value for field, value in given.items() if field in fields}
+            self._open[call_id] = len(self._trace), Call(name, _as_it_stands(known), {})
+
+    def _check_names(self, name: str, fields: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        unknown = [field for field in given if field in self.inputs and field not in fields]
+        if not unknown:
+            return
+        known = {field for predictor in self._run.predictors.values() for field in predictor.signature.input_fields}
+        missing = [field for field, info in fields.items() if field not in given and _is_needed(info)]
+        unknown = [field for field in unknown if field not in known]
+        if unknown and missing:
+            raise _MistakeError(
+                f"The examples have the input {', '.join(unknown)}, which no predictor of the program knows, and its "
+                f"predictor {name!r} was called without {', '.join(missing)}. Name the inputs of the examples as the "
+                "signature does."
+            )
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
-        """A call that was answered is in the trace."""
+        """Forget a call that was answered: it is in the trace."""
         if exception is None:
             self._open.pop(call_id, None)
 
-    def among(self, answered: Sequence[Call]) -> tuple[Call, ...]:
-        """The calls that were answered, and in their places those that were not, without outputs."""
+    def calls(self) -> tuple[Call, ...]:
+        """Return the calls that were answered, and in their places those that were not, without outputs."""
+        answered = [self._run.call_of(*entry) for entry in list(self._trace)]
         calls: list[Call] = []
         for place in range(len(answered) + 1):
             calls += [call for at, call in list(self._open.values()) if at == place]
@@ -209,13 +320,51 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         return tuple(calls)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
-        """End a rollout that is out of time before it makes another call."""
+        """End a rollout that is out of time before it makes another call; look if instructions reach the prompt."""
         if self.abandoned:
             raise _AbandonedError
+        if self._run.instructed and not self._reached and self.names - {""}:
+            self._adapter = type(dspy.settings.adapter or dspy.ChatAdapter()).__name__
+            self._reached = self._reaches(" ".join(_text(inputs.get("messages") or inputs.get("prompt")).split()))
+
+    def _reaches(self, prompt: str) -> bool:
+        """Say if a prompt holds a bullet, or a line of the instructions, of a predictor that was called."""
+        for name in self.names - {""}:
+            bullets = self._run.playbook.for_predictor(name)
+            lines = [f"[{bullet.id}]" for bullet in bullets] or self._run.task[name].splitlines() or [""]
+            if any(" ".join(line.split()) in prompt for line in lines if line.strip() or len(lines) == 1):
+                return True
+        return False
+
+    def check(self) -> None:
+        """Raise SettingsError if LMs were called and the instructions reached none of them."""
+        if self._adapter and not self._reached:
+            raise SettingsError(
+                f"The adapter {self._adapter} leaves the predictors' instructions out of its prompts. So no playbook "
+                "can reach the model. Use an adapter that writes signature.instructions, as dspy.ChatAdapter does."
+            )
+
+
+class _MistakeError(BaseException):
+    """Ends a rollout before it makes a call that teaches nothing. Not an Exception: no program swallows it."""
 
 
 class _AbandonedError(BaseException):
     """Ends a rollout that is out of time at its next LM call. Not an Exception: no program swallows it."""
+
+
+def _is_needed(field: Any) -> bool:
+    """Say if an input field has to be given: it has no default, and does not take None."""
+    return field.is_required() and type(None) not in get_args(field.annotation)
+
+
+def _text(messages: Any) -> str:
+    """Return the text of an LM's messages, whatever their parts are."""
+    if isinstance(messages, str):
+        return messages
+    if isinstance(messages, Mapping):
+        return _text(messages.get("content", messages.get("text")))
+    return "\n".join(map(_text, messages)) if isinstance(messages, (list, tuple)) else ""
 
 
 class CallTrace(list[Any]):
@@ -240,15 +389,23 @@ def _as_it_stands(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(error: BaseException) -> FailureKind:
-    """Whether the provider, the reply's format or the program's own code is behind an error."""
-    if isinstance(error, LMError):
-        return "provider"
-    if isinstance(error, AdapterParseError):
-        return "format"
-    return kind_of(error.__cause__) if error.__cause__ is not None else "program"
+    """Say if the provider, the reply's format or the program's own code is behind an error."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:  # `raise error from error` leads back to itself
+        if isinstance(cause, LMError):
+            return "provider"
+        if isinstance(cause, AdapterParseError):
+            return "format"
+        seen.add(id(cause))
+        cause = cause.__cause__
+    return "program"
 
 
-def words_of(error: Exception) -> str:
-    """The error's type and text."""
-    text = str(error).strip()
+def words_of(error: BaseException) -> str:
+    """Return the error's type and text."""
+    try:
+        text = shortened(str(error).strip(), _MESSAGE)
+    except Exception:  # noqa: BLE001 - an error of the user's may fail in any way to say what it is
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""What one rollout of the program leaves behind: a `Trajectory` and the `Feedback` it earned."""
+"""The values that one rollout of a program leaves behind: its calls, its score, and what failed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..lm import Usage
 
 FailureKind = Literal["provider", "format", "program", "metric", "setup"]
 NO_EVIDENCE: tuple[FailureKind, ...] = ("provider", "metric", "setup")
-"""Kinds of failure that say nothing of the program."""
+"""Kinds of failure that say nothing about the program."""
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a metric said of a prediction.
+    """A metric's judgement of a prediction.
 
     Args:
         score: any finite number, higher is better; `perfect_score` (1.0) is success.
@@ -31,12 +31,12 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a rollout has no score of its own.
+    """The reason why a rollout has no score of its own.
 
     Args:
-        kind: `provider` (the LM call failed), `format` (the reply could not be parsed), `program` (the
-            program's own code or a tool raised), `metric` (the metric raised or returned no score), `setup` (the
-            environment of the rollout could not be opened).
+        kind: the part that failed. `provider`: the LM call; `format`: the reply could not be parsed; `program`: the
+            program's own code or a tool, or its time was up; `metric`: the metric raised or returned no score;
+            `setup`: the environment of the rollout could not be opened.
         message: the error's type and text.
     """
 
@@ -50,8 +50,8 @@ class Call:
 
     Args:
         predictor: the predictor's path in the program.
-        inputs: what it was given, by field.
-        outputs: what it answered, by field.
+        inputs: the values it was given, by field.
+        outputs: the values it answered, by field; empty if it gave no answer.
     """
 
     predictor: str
@@ -61,14 +61,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Insight:
-    """One lesson in words: specific, and reusable on other inputs.
+    """One insight of a reflection: specific, and reusable on other inputs.
 
     Args:
-        content: the lesson.
+        content: the insight in words.
         predictor: the predictor (its path in the program) it is for; None: for all.
 
     Raises:
-        RoleError: the content is no text, or empty.
+        RoleError: the content is not a text, or is empty.
     """
 
     content: str
@@ -86,16 +86,17 @@ class Trajectory:
     Args:
         example: the example; without its expected outputs when labels are not in use.
         prediction: what the program returned; None if it raised.
-        trace: the predictors' calls in order; a call that gave no answer has no outputs.
+        trace: the predictors' calls in order.
         feedback: the score and its text; a failed rollout has `failure_score`.
         source: the example's name: its index in the trainset, as text.
         task: the instructions the predictors were given, by predictor, without the playbook.
         shown: ids of the bullets that stood in the prompts of the predictors that ran.
         cited: those of them that the program's replies name, in playbook order.
-        error: what failed, or None.
-        usage: the calls and tokens it took (ACE's Generator: the task role).
-        success: whether the score is perfect; a success is kept, a failure may be tried again.
+        error: what failed; None: nothing did.
+        usage: its LM calls and tokens (ACE's Generator: the task role).
+        success: True if the score is `perfect_score` or more.
         attempt: the reflection in view when this attempt was made; None for the first attempt.
+        predictor_feedback: the metric's words on single predictors, see `Rollouts.ask_by_predictor`.
     """
 
     example: dspy.Example
@@ -110,18 +111,19 @@ class Trajectory:
     usage: Usage = field(default_factory=Usage)
     success: bool = False
     attempt: Any = None
+    predictor_feedback: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The example's inputs, by field."""
+        """The inputs of the example, by field."""
         return dict(self.example.inputs().items())
 
     @property
     def expected(self) -> dict[str, Any]:
-        """The example's expected outputs, by field; empty when labels are not in use."""
+        """The expected outputs of the example, by field; empty when labels are not in use."""
         return dict(self.example.labels().items())
 
     @property
     def teaches(self) -> bool:
-        """Whether there is something to learn: a dead provider or a broken metric says nothing of the task."""
+        """True if there is something to learn: a dead provider or a broken metric says nothing about the task."""
         return self.error is None or self.error.kind not in NO_EVIDENCE

@@ -1,19 +1,25 @@
-"""A trajectory as text that a role reads."""
+"""A trajectory as text that a role reads.
+
+No text here is longer than `MOST` characters, and none longer than that is built on the way: a tool may return a log of
+20 MB. Files, images and bytes are shown by what they are, never by their data.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dspy
+import pydantic
 
 from .trajectory import Call, Trajectory
 
-_MEDIA = (dspy.Image, dspy.Audio)
+MOST = 200_000  # characters: some 50,000 tokens, more than a role is shown by default
+_DEEPEST = 20  # levels of lists in lists
 
 
 def images_of(trajectory: Trajectory) -> tuple[dspy.Image, ...]:
-    """The images of a rollout, each once: those of the case's inputs, then of its calls and of what it returned."""
+    """Return the images of a rollout, each once: those of the inputs, then of the calls, then of what was returned."""
     values = [
         *trajectory.inputs.values(),
         *(value for call in trajectory.trace for value in (*call.inputs.values(), *call.outputs.values())),
@@ -22,59 +28,141 @@ def images_of(trajectory: Trajectory) -> tuple[dspy.Image, ...]:
     return tuple({image.url: image for value in values for image in _images(value)}.values())
 
 
+def shortened(text: str, most: int = MOST) -> str:
+    """Return `text`, cut in the middle, visibly, if it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters cut …]\n{text[-half:]}"
+
+
 def render_fields(fields: Mapping[str, Any], images: Sequence[dspy.Image] = ()) -> str:
-    """Fields as `name: value`, one below the other; values of DSPy's own types by their kind only.
+    """Return fields as `name: value`, one below the other.
 
     Args:
-        fields: by name.
-        images: the images that have a number, from 1; of one alone no number is needed.
+        fields: by name; any values.
+        images: the images that have a number, counted from 1; an image that stands alone needs none.
     """
-    return "\n".join(f"{name}: {_value(value, images)}" for name, value in fields.items())
+    return shortened("\n".join(f"{name}: {render_value(value, images)}" for name, value in fields.items()))
+
+
+def render_value(value: Any, images: Sequence[dspy.Image] = ()) -> str:
+    """Return a value of any type as text, see the module."""
+    if isinstance(value, str):
+        return shortened(value)
+    if isinstance(value, dspy.History):
+        return shortened("\n".join(render_fields(turn, images) for turn in value.messages))
+    return shortened(_written(value, images, MOST, _DEEPEST))
+
+
+def _written(value: Any, images: Sequence[dspy.Image], most: int, depth: int) -> str:
+    """Return a value as `str` writes it inside a list, but bounded, and without the data of files."""
+    if isinstance(value, str):
+        return repr(shortened(value, most))
+    if type(value) in (int, float, bool):  # of these there may be many
+        return repr(value)
+    if (kind := _kind(value, images)) is not None:
+        return kind
+    if depth == 0 and isinstance(value, (list, tuple, dict, set, frozenset, pydantic.BaseModel)):
+        return "…"
+    inside = (images, depth - 1)
+    if isinstance(value, dict):
+        return f"{{{_listed(((f'{key!r:.200}: ', item) for key, item in value.items()), most, *inside)}}}"
+    if isinstance(value, (set, frozenset)):
+        items = sorted(_written(item, images, most, depth - 1) for item in value)  # the same in every process
+        return f"{{{', '.join(items)}}}" if items else f"{type(value).__name__}()"
+    if isinstance(value, list):
+        return f"[{_listed((('', item) for item in value), most, *inside)}]"
+    if isinstance(value, tuple):
+        return f"({_listed((('', item) for item in value), most, *inside)}{',' if len(value) == 1 else ''})"
+    if isinstance(value, pydantic.BaseModel) and type(value).__str__ is pydantic.BaseModel.__str__:
+        return f"{type(value).__name__}({_listed(((f'{name}=', item) for name, item in value), most, *inside)})"
+    try:
+        return shortened(str(value), most)
+    except Exception as error:  # noqa: BLE001 - an object of the user's may fail in any way to say what it is
+        return f"({type(value).__name__}, which cannot be shown: {type(error).__name__})"
+
+
+def _listed(items: Iterable[tuple[str, Any]], most: int, images: Sequence[dspy.Image], depth: int) -> str:
+    """Return items in a row, each behind its label; those that find no room within `most` are left out, visibly."""
+    written, left = [], most
+    for label, item in items:
+        if left <= 0:
+            written.append("…")
+            break
+        written.append(label + _written(item, images, left, depth))
+        left -= len(written[-1]) + 2
+    return ", ".join(written)
+
+
+def _kind(value: Any, images: Sequence[dspy.Image]) -> str | None:
+    """Return what a file, an image or bytes are; None for any other value."""
+    if isinstance(value, dspy.Image):
+        number = next((n for n, image in enumerate(images, 1) if image.url == value.url), 0)
+        return f"(image {number})" if number and len(images) > 1 else "(image)"
+    if isinstance(value, dspy.Audio):
+        return "(audio)"
+    if isinstance(value, dspy.File):
+        header, _, data = (value.file_data or "").partition(",")
+        kind = header.removeprefix("data:").partition(";")[0]
+        known = [value.filename or value.file_id, kind, f"{len(data.rstrip('=')) * 3 // 4:,} bytes" if data else ""]
+        return f"({', '.join(['file', *filter(None, known)])})"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"({len(value):,} bytes)"
+    return None
 
 
 def render_calls(trajectory: Trajectory, images: Sequence[dspy.Image] = ()) -> str:
-    """Every call of every predictor; what stands in the case's inputs or in an earlier call is not repeated.
+    """Return every call of every predictor; what stands in the case's inputs or in an earlier call is not repeated.
 
-    An agent hands its steps from call to call, to the call that sums them up, and back to its caller.
+    An agent hands its steps from call to call, to the call that sums them up, and back to its caller. What the metric
+    said of a predictor stands below that predictor's last call.
     """
-    given = {_value(value, images) for value in trajectory.inputs.values()}
+    given = {render_value(value, images) for value in trajectory.inputs.values()}
     before: dict[tuple[str | None, str], str] = {}  # by predictor and field; under None, whoever had the field last
+    last = {call.predictor: number for number, call in enumerate(trajectory.trace, 1)}
+    said: set[tuple[str, str]] = set()  # fields and values that a predictor gave
     blocks = []
     for number, call in enumerate(trajectory.trace, 1):
         lines = [f"Call {number}: {call.predictor or 'predictor'}"]
-        for name, value in call.inputs.items():
-            shown = _value(value, images)
-            earlier = next(
-                (
-                    text
-                    for who in (call.predictor, None)
-                    if (text := before.get((who, name))) and shown.startswith(text)
-                ),
-                "",
-            )
-            before[call.predictor, name] = before[None, name] = shown
-            if shown in given:
-                continue
-            if earlier:
-                shown = f"(as before, then) {shown[len(earlier) :].strip() or '(nothing new)'}"
-            lines.append(f"  {name}: {shown}")
-        lines += [f"  → {name}: {_value(value, images)}" for name, value in call.outputs.items()]
-        if not call.outputs:
-            lines.append("  (it gave no answer)")
+        lines += _inputs_of(call, images, given, before)
+        outputs = {name: render_value(value, images) for name, value in call.outputs.items()}
+        said.update(outputs.items())
+        lines += [f"  → {name}: {text}" for name, text in outputs.items()] or ["  (it gave no answer)"]
+        if number == last[call.predictor] and (words := trajectory.predictor_feedback.get(call.predictor)):
+            lines.append(f"  Feedback on {call.predictor}: {shortened(words)}")
         blocks.append("\n".join(lines))
     told = "\n".join(blocks)
     final = {
-        name: value
+        name: text
         for name, value in _items(trajectory.prediction)
-        if not _said(trajectory.trace, name, value) and not _stands_in(told, value)
+        if (name, text := render_value(value, images)) not in said and not _stands_in(told, value)
     }
     if final:
-        blocks.append("Returned:\n" + render_fields(final, images))
-    return "\n".join(blocks) or "(no call was completed)"
+        blocks.append("Returned:\n" + "\n".join(f"{name}: {text}" for name, text in final.items()))
+    return shortened("\n".join(blocks)) or "(no call was completed)"
+
+
+def _inputs_of(
+    call: Call, images: Sequence[dspy.Image], given: set[str], before: dict[tuple[str | None, str], str]
+) -> list[str]:
+    """Return a line for each input that is new; `before` is brought up to date."""
+    lines = []
+    for name, value in call.inputs.items():
+        shown = render_value(value, images)
+        known = (before.get((who, name)) for who in (call.predictor, None))
+        earlier = next((text for text in known if text and shown.startswith(text)), "")
+        before[call.predictor, name] = before[None, name] = shown
+        if shown in given:
+            continue
+        if earlier:
+            shown = f"(as before, then) {shown[len(earlier) :].strip() or '(nothing new)'}"
+        lines.append(f"  {name}: {shown}")
+    return lines
 
 
 def render_outcome(trajectory: Trajectory, perfect_score: float) -> str:
-    """How the attempt ended: success, a score short of it, or which part failed."""
+    """Return how the attempt ended: success, a score short of it, or which part failed."""
     attempt = " This attempt was a retry, made with the earlier reflection in view." if trajectory.attempt else ""
     if trajectory.error is not None:
         error = trajectory.error
@@ -85,26 +173,12 @@ def render_outcome(trajectory: Trajectory, perfect_score: float) -> str:
 
 
 def _unfinished(prediction: Any) -> str:
-    """Of an agent that ended at its step limit (dspy.ReAct): that it did."""
+    """Return a sentence on an agent that ended at its step limit (dspy.ReAct), or `""`."""
     steps = getattr(prediction, "trajectory", None) if isinstance(prediction, dspy.Prediction) else None
     tools = [value for name, value in steps.items() if name.startswith("tool_name_")] if isinstance(steps, dict) else []
     if not tools or tools[-1] == "finish":
         return ""
     return f" The agent was stopped after {len(tools)} steps, before it had called finish."
-
-
-def _value(value: Any, images: Sequence[dspy.Image] = ()) -> str:
-    if isinstance(value, dspy.History):
-        return "\n".join(render_fields(message, images) for message in value.messages)
-    if isinstance(value, dspy.Image) and len(images) > 1:
-        return next((f"(image {n})" for n, image in enumerate(images, 1) if image.url == value.url), "(image)")
-    if isinstance(value, (dspy.Image, dspy.Audio)):
-        return f"({type(value).__name__.lower()})"
-    if isinstance(value, (list, tuple)) and any(isinstance(item, _MEDIA) for item in value):
-        return f"[{', '.join(_value(item, images) for item in value)}]"
-    if isinstance(value, dict) and any(isinstance(item, _MEDIA) for item in value.values()):
-        return f"{{{', '.join(f'{key}: {_value(item, images)}' for key, item in value.items())}}}"
-    return str(value)
 
 
 def _images(value: Any) -> Iterator[dspy.Image]:
@@ -124,9 +198,5 @@ def _items(prediction: Any) -> list[tuple[str, Any]]:
 
 
 def _stands_in(told: str, value: Any) -> bool:
-    """Whether all entries of a mapping were told already, as an agent's steps are."""
-    return isinstance(value, dict) and bool(value) and all(str(entry) in told for entry in value.values())
-
-
-def _said(trace: tuple[Call, ...], name: str, value: Any) -> bool:
-    return any(name in call.outputs and call.outputs[name] == value for call in trace)
+    """Say if all entries of a mapping were told already, as an agent's steps are."""
+    return isinstance(value, dict) and bool(value) and all(render_value(entry) in told for entry in value.values())

@@ -27,7 +27,6 @@ def check_program(student: Any) -> None:
     if not callable(getattr(type(student), "forward", None)) and "forward" not in vars(student):
         hint = " It has aforward only: give dspy.syncify(student)." if hasattr(student, "aforward") else ""
         raise SettingsError(f"student must have a forward method; {type(student).__name__} has none.{hint}")
-    carried_playbook(student)
     _warn_of_async_tools(student)
     try:
         predictors = student.named_predictors()
@@ -37,6 +36,7 @@ def check_program(student: Any) -> None:
             "keep such a reference outside of the modules' attributes."
         ) from error
     if predictors:
+        carried_playbook(student)
         return
     modules = [type(module).__name__ for _, module in student.named_sub_modules()]
     if "Flex" in modules:

@@ -11,8 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import JournalError, SettingsError
-from ..playbook import Account, Forgotten, Playbook, Selection, counted, known_sources, quotes, rewrite, versions
-from ..program import PLAYBOOK_HEADER, playbook_block
+from ..playbook import (
+    PLAYBOOK_HEADER,
+    Account,
+    Forgotten,
+    Playbook,
+    Selection,
+    counted,
+    known_sources,
+    playbook_block,
+    quotes,
+    rewrite,
+    versions,
+)
 from .fingerprint import fingerprint
 from .history import Record, State
 from .journal import CLOSED, Journal, line_of

@@ -10,7 +10,7 @@ import dspy
 
 from ..lm import Allowance, Books, Guard, Limits, Meter, Usage, added, enforced, one_by_one, recorded
 from ..playbook import Playbook
-from ..program import PLAYBOOK_HEADER, Scorer, carried_playbook, own_instructions, save_state, showing, with_playbook
+from ..program import Scorer, carried_playbook, save_state, showing, with_playbook
 from ..roles import Curator, GrowAndRefine, Refine, Reflector
 from .effort import effort
 from .fingerprint import (
@@ -42,14 +42,13 @@ class Run:
     def __init__(
         self, ace: Any, student: dspy.Module, trainset: list[dspy.Example], valset: list[dspy.Example]
     ) -> None:
-        self.ace, self.student = ace, showing(student, ace.prompt_bullets, ace.prompt_tokens)
+        self.ace, self.student = ace, showing(student, ace.prompt_bullets)
         student = self.student
         self.labels = ace.metric is not None if ace.labels is None else ace.labels
         # without labels, nothing that holds one is handed on: not to a role, not to the metric
         self.trainset = trainset if self.labels else [example.inputs() for example in trainset]
         self.valset = valset if self.labels else [example.inputs() for example in valset]
-        carried = carried_playbook(student) or Playbook()
-        self.seed = carried if ace.playbook is None else ace.playbook
+        self.seed = carried_playbook(student) if ace.playbook is None else ace.playbook
         self.scorer, self.refine = Scorer(ace.metric), refiner(ace)
         own = next((p.lm for _, p in student.named_predictors() if p.lm), None) or dspy.settings.lm
         lm = one_by_one(ace.reflection_lm or own)
@@ -85,11 +84,6 @@ class Run:
         self.before: dict[str, Usage] = {}  # what earlier processes spent, by their records
         self.progress = Progress(0, show=False)
         self.reflect, self.curate = Guard(self.reflector, "reflector"), Guard(self.curator, "curator")
-        if any(PLAYBOOK_HEADER in own for own in own_instructions(student).values()):
-            logger.warning(
-                "ACE: the student's instructions already hold a playbook that came without its values (a program "
-                "loaded from JSON?). It is kept as plain instructions; to go on with it, set student.playbook first."
-            )
 
     def spending(self) -> Any:
         """A scope in which every LM call passes the budget, retries included."""

@@ -92,7 +92,7 @@ FULL = (EXAMPLE, PREDICTION, TRACE, "p2", TRACE[-1:])
 def test_a_metric_is_called_as_its_signature_asks(name: str, received: tuple[Any, ...]) -> None:
     """Two, three or five arguments, defaults, *args and keyword-only options; bound methods."""
     recorder = Recorder()
-    assert Scorer(getattr(recorder, name))(EXAMPLE, PREDICTION, TRACE, "p2") == Feedback(0.5)
+    assert Scorer(getattr(recorder, name))(EXAMPLE, PREDICTION, TRACE, "p2", TRACE[-1:]) == Feedback(0.5)
     assert recorder.calls == [received]
 
 

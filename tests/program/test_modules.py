@@ -210,7 +210,7 @@ def test_several_images_are_numbered_and_each_is_sent_once() -> None:
     assert images == [A.url, B.url, C.url]
     assert fields["task_inputs"] == "photos: [(image 1), (image 2)]\nhistory: photo: (image 2)\nanswer: no"
     assert "  → drawn: (image 3)" in fields["trajectory"]
-    assert "  by: {one: (image 3), n: 2}" in fields["trajectory"]
+    assert "  by: {'one': (image 3), 'n': 2}" in fields["trajectory"]
     assert len(images_of(trajectory(example=example, trace=calls))) == 3
 
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from dspy_ace import Bullet, Playbook, with_playbook
 from dspy_ace.errors import SettingsError
-from dspy_ace.program.copies import copy_program
-from dspy_ace.program.instruct import NOTE_HEADER, PLAYBOOK_HEADER, own_instructions, with_reflection
+from dspy_ace.playbook import PLAYBOOK_HEADER
+from dspy_ace.program.instruct import NOTE_HEADER, copy_program, own_instructions, with_reflection
 from paths import HELPERS
 from scripted import scripted
 from strategies import contents

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import time
+import tracemalloc
 from typing import Any
 
 import dspy
+import numpy as np
+import pydantic
 import pytest
 
+from dspy_ace import Executed
 from dspy_ace.program.rollout import rollouts
-from dspy_ace.program.transcript import render_calls, render_outcome
+from dspy_ace.program.trajectory import Call, Feedback, Trajectory
+from dspy_ace.program.transcript import MOST, render_calls, render_outcome, render_value
 from dspy_ace.testing import OfflineLM
 
 pytestmark = pytest.mark.compat
@@ -55,3 +62,116 @@ def test_what_a_program_returns_of_its_own_is_still_told() -> None:
     with dspy.context(lm=OfflineLM()):
         told = render_calls(rollouts(Priced(), [CASE])[0])
     assert "Returned:\nprice: {'euro': 12.5}" in told
+
+
+DATA = base64.b64encode(bytes(range(256)) * 200).decode()  # 51 kB
+IMAGE = dspy.Image(url=f"data:image/png;base64,{DATA}")
+FILE = dspy.File(file_data=f"data:application/pdf;base64,{DATA}", filename="a.pdf")
+
+
+class Page(pydantic.BaseModel):
+    number: int
+    scan: dspy.Image
+
+
+class Table:
+    """Compares cell by cell, as arrays and tables do: it has no truth value."""
+
+    def __eq__(self, other: object) -> Any:
+        return np.zeros(3)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return "a  b\n1  2"
+
+
+class Mute:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("two\nlines", "two\nlines"),
+        (["a", 1, {"x": None}], "['a', 1, {'x': None}]"),
+        (("a",), "('a',)"),
+        ({"b", "a"}, "{'a', 'b'}"),
+        (set(), "set()"),
+        (IMAGE, "(image)"),
+        ({"page": [IMAGE]}, "{'page': [(image)]}"),
+        ([Page(number=1, scan=IMAGE)], "[Page(number=1, scan=(image))]"),
+        (dspy.Audio(data=DATA, audio_format="wav"), "(audio)"),
+        (FILE, "(file, a.pdf, application/pdf, 51,200 bytes)"),
+        ([dspy.File(file_id="f-1")], "[(file, f-1)]"),
+        (b"\x89PNG" * 500, "(2,000 bytes)"),
+        (np.array([1.5, 2.0]), "[1.5 2. ]"),
+        (Table(), "a  b\n1  2"),
+        (Mute(), "(Mute, which cannot be shown: RuntimeError)"),
+        (dspy.Reasoning(content="because"), "because"),
+        (None, "None"),
+    ],
+)
+def test_a_value_is_shown_by_what_it_says(value: Any, text: str) -> None:
+    """Plain values as Python writes them; files, images and bytes by name, kind and size, wherever they stand."""
+    assert render_value(value) == text
+
+
+class Returns(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+    """Returns a value that its predictor did not give."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.say = dspy.Predict("question -> answer")
+        self.value = value
+
+    def forward(self, question: str) -> Any:
+        return dspy.Prediction(answer=self.say(question=question).answer, value=self.value)
+
+
+@pytest.mark.parametrize("value", [np.zeros((2, 2)), Table(), [np.zeros(3)], {"a": Table()}])
+def test_values_that_have_no_truth_kill_no_rollout(value: Any) -> None:
+    """Arrays and tables are returned, scored, judged by a ready-made metric, and told."""
+    with dspy.context(lm=OfflineLM()):
+        trajectory = rollouts(Returns(value), [CASE], Executed())[0]
+    assert trajectory.success
+    assert "Returned:\nvalue: " in render_calls(trajectory)
+
+
+def nested(depth: int) -> Any:
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "word " * 4_000_000,
+        ["word " * 4_000_000],
+        {"log": ["word " * 100_000] * 40},
+        list(range(3_000_000)),
+        [[0] * 1000] * 3000,
+        nested(100_000),
+        ValueError("word " * 4_000_000),
+    ],
+    ids=["text", "list", "log", "numbers", "rows", "nested", "object"],
+)
+def test_a_large_output_is_bounded_before_it_is_written(value: Any) -> None:
+    """20 MB of a tool cost a moment and little memory, and what is left out is said."""
+    trajectory = Trajectory(CASE, dspy.Prediction(value=value), (Call("a", {"x": value}, {"y": value}),), Feedback(0.0))
+    started = time.perf_counter()
+    told = render_calls(trajectory)
+    seconds = time.perf_counter() - started
+    tracemalloc.start()
+    try:
+        render_value(value)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(told) <= MOST + 100
+    assert "…" in told
+    assert seconds < 3
+    assert peak < 60_000_000

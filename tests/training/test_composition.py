@@ -14,7 +14,7 @@ import dspy
 import pytest
 
 from dspy_ace import ACE
-from dspy_ace.program.instruct import PLAYBOOK_HEADER
+from dspy_ace.playbook import PLAYBOOK_HEADER
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.journal import line_of
 from paths import HELPERS, ROOT

@@ -8,9 +8,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE
+from dspy_ace import ACE, Executed, Judged, Validated
 from dspy_ace.errors import MetricError
-from dspy_ace.program.feedback import Executed, Judged, Validated
 from dspy_ace.testing import OfflineLM
 from modulezoo import MODULES
 from scripted import scripted
