@@ -132,6 +132,7 @@ def when_step_is_done(folder: Path, step: int) -> None:
     raise AssertionError(f"step {step} was not done in time")
 
 
+@pytest.mark.slow
 @needs_fork
 def test_ctrl_c_gives_the_best_program_so_far_and_a_second_one_ends_it(tmp_path: Path) -> None:
     """SIGINT: a warning and what was learned so far; two of them: KeyboardInterrupt. Both leave it on disk."""
@@ -205,6 +206,7 @@ def test_ctrl_c_that_others_take_for_an_error_is_not_lost(place: str) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 @needs_fork
 def test_sigterm_leaves_what_was_learned_on_disk(tmp_path: Path) -> None:
     """A terminated run has its steps and its best playbook in the folder, and continues to the same end."""
