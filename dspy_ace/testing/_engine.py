@@ -1,4 +1,4 @@
-"""The DSPy 3.4 form: a `dspy.LM` whose engine is the offline machine."""
+"""The base of `OfflineLM` from DSPy 3.4 on: a `dspy.LM` whose engine asks the backend."""
 
 from __future__ import annotations
 
@@ -23,14 +23,48 @@ _ERRORS: dict[str, type[lm15.LM15Error]] = {
 }
 
 
-class OfflineEngine:
-    """Answers lm15 requests from the machine."""
+class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
+    """A `dspy.LM` over a backend."""
+
+    def __init__(self, model: str, backend: Backend, **settings: Any) -> None:
+        self.backend = backend
+        super().__init__(model, engine=_Engine(backend), async_engine=_AsyncEngine(backend), **settings)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model as `dspy.LM` does, and hand the rollout id to the engine, whose request lacks it."""
+        token = _rollout.set(self._rollout_id(kwargs))
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            _rollout.reset(token)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model as `__call__` does, without blocking the event loop."""
+        token = _rollout.set(self._rollout_id(kwargs))
+        try:
+            return await super().acall(*args, **kwargs)
+        finally:
+            _rollout.reset(token)
+
+    def _rollout_id(self, kwargs: dict[str, Any]) -> str:
+        return str(kwargs.get("rollout_id", self.kwargs.get("rollout_id")) or "")
+
+    def _copied(self, backend: Backend, changes: dict[str, Any]) -> OfflineBase:
+        if backend is not self.backend:
+            changes = {**changes, "engine": _Engine(backend), "async_engine": _AsyncEngine(backend)}
+        copied: OfflineBase = super().copy(**changes)
+        copied.backend = backend
+        return copied
+
+
+class _Engine:
+    """Answers lm15 requests from the backend."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
     def complete(self, request: lm15.Request) -> lm15.Response:
-        """One reply, or the lm15 error of a fault."""
+        """Return the reply, or raise the lm15 error of a fault."""
         try:
             served = self.backend.serve(_as_request(request), _rollout.get(), request.config.max_tokens)
         except FaultError as fault:
@@ -38,21 +72,21 @@ class OfflineEngine:
         return _response(request, served)
 
     def stream(self, request: lm15.Request) -> Iterator[Any]:
-        """The reply as events, in one piece."""
+        """Return the reply as events, in one piece."""
         return iter(lm15.response_to_events(self.complete(request)))
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is no connection."""
 
 
-class AsyncOfflineEngine:
-    """The asynchronous side of `OfflineEngine`: waits without blocking the event loop."""
+class _AsyncEngine:
+    """Does what `_Engine` does, without blocking the event loop."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
-        """One reply, or the lm15 error of a fault."""
+        """Return the reply, or raise the lm15 error of a fault."""
         try:
             served = await self.backend.aserve(_as_request(request), _rollout.get(), request.config.max_tokens)
         except FaultError as fault:
@@ -60,12 +94,12 @@ class AsyncOfflineEngine:
         return _response(request, served)
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
-        """The reply as events, in one piece."""
+        """Yield the reply as events, in one piece."""
         for event in lm15.response_to_events(await self.complete(request)):
             yield event
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is no connection."""
 
 
 def _error(fault: FaultError) -> lm15.LM15Error:
@@ -86,7 +120,7 @@ def _as_request(request: lm15.Request) -> Request:
 
 
 def _part(part: Any) -> str:
-    """A message part as text; what is no text is named by its sort."""
+    """Return a message part as text; one that is not text is named by its type."""
     text = getattr(part, "text", None)
     if isinstance(text, str):
         return text
@@ -109,49 +143,3 @@ def _response(request: lm15.Request, served: Served) -> lm15.Response:
     message = lm15.Message.assistant([lm15.TextPart(served.text)])
     finish = "length" if served.truncated else "stop"
     return lm15.Response(id=None, model=request.model, message=message, finish_reason=finish, usage=usage)
-
-
-class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
-    """A `dspy.LM` over a machine."""
-
-    def __init__(self, model: str, backend: Backend, **settings: Any) -> None:
-        self.backend = backend
-        super().__init__(
-            model,
-            engine=OfflineEngine(self.backend),
-            async_engine=AsyncOfflineEngine(self.backend),
-            **settings,
-        )
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `dspy.LM.__call__`; the rollout id reaches the dice."""
-        token = _rollout.set(str(kwargs.get("rollout_id", self.kwargs.get("rollout_id")) or ""))
-        try:
-            return super().__call__(*args, **kwargs)
-        finally:
-            _rollout.reset(token)
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """As `dspy.LM.acall`; the rollout id reaches the dice."""
-        token = _rollout.set(str(kwargs.get("rollout_id", self.kwargs.get("rollout_id")) or ""))
-        try:
-            return await super().acall(*args, **kwargs)
-        finally:
-            _rollout.reset(token)
-
-    def launch(self, launch_kwargs: dict[str, Any] | None = None) -> None:
-        """Nothing to launch."""
-
-    def kill(self, launch_kwargs: dict[str, Any] | None = None) -> None:
-        """Nothing to stop."""
-
-    def _copied(self, backend: Backend, changes: dict[str, Any]) -> OfflineBase:
-        if backend is not self.backend:
-            changes = {
-                **changes,
-                "engine": OfflineEngine(backend),
-                "async_engine": AsyncOfflineEngine(backend),
-            }
-        copied: OfflineBase = super().copy(**changes)
-        copied.backend = backend
-        return copied

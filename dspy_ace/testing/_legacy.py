@@ -1,4 +1,4 @@
-"""The DSPy 3.3 form: a `dspy.BaseLM` whose `forward` asks the offline machine."""
+"""The base of `OfflineLM` on DSPy 3.3: a `dspy.BaseLM` whose `forward` asks the backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ERRORS: dict[str, Any] = {
 
 
 class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
-    """A `dspy.BaseLM` over a machine. `num_retries` faults that can pass are retried, as `dspy.LM` does."""
+    """A `dspy.BaseLM` over a backend. It retries passing faults `num_retries` times, as `dspy.LM` does."""
 
     forward_contract = "legacy"
 
@@ -32,29 +32,31 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
         self.backend = backend
 
     def forward(self, prompt: str | None = None, messages: Any = None, **kwargs: Any) -> Any:
-        """One reply in the shape of an OpenAI completion, or the DSPy error of a fault."""
+        """Return the reply in the shape of an OpenAI completion, or raise the DSPy error of a fault."""
         request, salt, limit, count = self._prepared(prompt, messages, kwargs)
-        served = []
-        for _ in range(count):
-            for attempt in range(self.num_retries + 1):
-                try:
-                    served.append(self.backend.serve(request, salt, limit))
-                    break
-                except FaultError as fault:
-                    self._give_up(fault, attempt)
+        served: list[Served] = []
+        attempt = 0
+        while len(served) < count:
+            try:
+                served.append(self.backend.serve(request, salt, limit))
+                attempt = 0
+            except FaultError as fault:
+                self._give_up(fault, attempt)
+                attempt += 1
         return _completion(self.model, served)
 
     async def aforward(self, prompt: str | None = None, messages: Any = None, **kwargs: Any) -> Any:
-        """As `forward`, without blocking the event loop while it waits."""
+        """Answer as `forward` does, without blocking the event loop."""
         request, salt, limit, count = self._prepared(prompt, messages, kwargs)
-        served = []
-        for _ in range(count):
-            for attempt in range(self.num_retries + 1):
-                try:
-                    served.append(await self.backend.aserve(request, salt, limit))
-                    break
-                except FaultError as fault:
-                    self._give_up(fault, attempt)
+        served: list[Served] = []
+        attempt = 0
+        while len(served) < count:
+            try:
+                served.append(await self.backend.aserve(request, salt, limit))
+                attempt = 0
+            except FaultError as fault:
+                self._give_up(fault, attempt)
+                attempt += 1
         return _completion(self.model, served)
 
     def _give_up(self, fault: FaultError, attempt: int) -> None:
@@ -67,14 +69,8 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
         request = request_of(messages or [{"role": "user", "content": prompt or ""}], settings)
         return request, str(settings.get("rollout_id") or ""), limit, int(settings.get("n") or 1)
 
-    def launch(self, launch_kwargs: dict[str, Any] | None = None) -> None:
-        """Nothing to launch."""
-
-    def kill(self, launch_kwargs: dict[str, Any] | None = None) -> None:
-        """Nothing to stop."""
-
     def _copied(self, backend: Backend, changes: dict[str, Any]) -> OfflineBase:
-        copied = copy.copy(self)
+        copied = copy.copy(self)  # `BaseLM.copy` of DSPy 3.3 copies callbacks deeply: theirs would count apart
         copied.history = []
         copied.callbacks = list(self.callbacks)
         copied.kwargs = dict(self.kwargs)

@@ -1,14 +1,7 @@
-"""Token counts and a provider-like prompt cache, both deterministic.
+"""The offline model without DSPy: a request in, a reply with its usage out, everything logged.
 
-A token is a run of up to eight letters, of up to three digits, or one other visible character. The count is close
-to what common tokenizers give for English prose, needs no vocabulary, and is the same on every machine.
-
-
-Which role a request wants filled, told by the shape of the request alone.
-
-One request in, one reply out: reading, role, noise. A pure function of the request, the knobs and the salt.
-
-The offline provider without DSPy: one request in, one reply with usage out, everything logged.
+A token is a run of up to eight letters, of up to three digits, or one other visible character. The count is close to
+that of common tokenizers for English prose, needs no vocabulary, and is the same everywhere.
 """
 
 from __future__ import annotations
@@ -32,30 +25,106 @@ from .reflect import reflect
 from .reply import write
 from .request import Ask, Request, read
 
+TASK, REFLECTOR, CURATOR, PROPOSER = "task", "reflector", "curator", "proposer"
+
+Answerer = Callable[[Ask, Dice], tuple[str, dict[str, Any]] | None]
+"""Answers one sort of request: (request as read, dice for it) → (role for the log, output field → value).
+
+None leaves the request to the next answerer. The result may depend on the two arguments alone.
+"""
+
+_CLOSE = 0.3
+"""Margin of a verdict below which samples of one request may differ."""
 _TOKEN = re.compile(r"[^\W\d_]{1,8}|\d{1,3}|[^\w\s]|_")
+_FAULTS = {
+    "rate_limit": (429, "rate_limit_exceeded", "requests", "rate limit reached"),
+    "server_error": (503, "server_error", "server_error", "the server is overloaded"),
+    "timeout": (408, "timeout", "timeout", "the request timed out"),
+    "context_overflow": (400, "context_length_exceeded", "invalid_request_error",
+                         "This model's maximum context length is exceeded"),
+    "auth": (401, "invalid_api_key", "invalid_request_error", "Incorrect API key provided"),
+}  # fmt: skip
+
+
+class FaultError(Exception):
+    """A provider fault that the settings ask for.
+
+    Attributes:
+        kind: its name, one of `FAULTS`.
+        status, code, type: the HTTP status, and the code and type of the error object, that OpenAI's API would send.
+    """
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        self.kind = kind
+        self.status, self.code, self.type, message = _FAULTS[kind]
+        super().__init__(f"offline: {message}" + (f" ({detail})" if detail else ""))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One request received.
+
+    Attributes:
+        role: `task`, `reflector`, `curator`, or the role that an answerer named.
+        prompt_tokens, completion_tokens: as `count_tokens` counts them.
+        cached_tokens: how many of the prompt tokens came from the prefix cache.
+        fault: name of the fault that was raised instead of a reply, or None.
+        request, reply: the texts.
+    """
+
+    role: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    fault: str | None
+    request: str
+    reply: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """A reply with its usage in tokens. `truncated`: it was cut at `max_tokens`; `seconds`: how long it takes."""
+
+    text: str
+    role: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    truncated: bool
+    seconds: float
 
 
 def count_tokens(text: str) -> int:
-    """Number of tokens in `text`."""
+    """Count the tokens of `text`."""
     return len(_TOKEN.findall(text))
 
 
+def clip_tokens(text: str, limit: int | None) -> tuple[str, bool]:
+    """Return the first `limit` tokens of `text`, and True if something was cut."""
+    if limit is None:
+        return text, False
+    for number, match in enumerate(_TOKEN.finditer(text)):
+        if number >= limit:
+            return text[: match.start()].rstrip(), True
+    return text, False
+
+
 class PrefixCache:
-    """Remembers prompt prefixes in whole blocks, as provider prompt caches do. Thread-safe.
+    """Remembers prompt prefixes in whole blocks, as the prompt caches of providers do. Thread-safe.
 
     Args:
-        block: tokens per block; only whole blocks are shared.
-        minimum: shared prefixes shorter than this many tokens count as nothing.
+        block: tokens of a block.
+        minimum: a shared prefix of fewer tokens counts as nothing.
     """
 
     def __init__(self, block: int = 128, minimum: int = 1024) -> None:
-        self.block = max(1, block)
-        self.minimum = max(0, minimum)
+        self.block = block
+        self.minimum = minimum
         self._seen: set[int] = set()
         self._lock = threading.Lock()
 
     def visit(self, text: str) -> int:
-        """Tokens of the longest known prefix of `text` (0 below `minimum`); `text` is known from now on."""
+        """Count the tokens of the longest known prefix of `text`, and remember `text`."""
         pieces = _TOKEN.findall(text)
         keys: list[int] = []
         key = 0
@@ -68,70 +137,118 @@ class PrefixCache:
         shared = known * self.block
         return shared if shared >= self.minimum else 0
 
-    def clear(self) -> None:
-        """Forget every prefix."""
+
+class Backend:
+    """Serves requests under some knobs.
+
+    Copies, deep ones too, are the same backend: they share the log, the prefix cache and the dice.
+
+    Args:
+        knobs: the settings.
+        answerers: asked in their order, before the model's own roles.
+        log: gets a `Record` of each request, in the order in which they were answered.
+        cache: the prefix cache.
+    """
+
+    def __init__(
+        self,
+        knobs: Knobs,
+        answerers: Sequence[Answerer] = (),
+        log: list[Record] | None = None,
+        cache: PrefixCache | None = None,
+    ) -> None:
+        self.knobs = knobs
+        self.answerers = tuple(answerers)
+        self.log = [] if log is None else log  # appending to a list is atomic
+        self.cache = PrefixCache(knobs.cache_block, knobs.cache_minimum) if cache is None else cache
+        self._attempts: Counter[int] = Counter()
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
+        return self
+
+    def __copy__(self) -> Backend:
+        return self
+
+    def with_knobs(self, **changes: Any) -> Backend:
+        """Return a backend with other knobs that writes to the same log."""
+        return Backend(replace(self.knobs, **changes), self.answerers, self.log, self.cache)
+
+    def serve(self, request: Request, salt: str = "", max_tokens: int | None = None) -> Served:
+        """Answer `request` after the latency that the knobs ask for.
+
+        Args:
+            request: the chat request.
+            salt: tells apart samples of one request (a rollout id).
+            max_tokens: where the reply is cut.
+
+        Raises:
+            FaultError: a fault that the knobs ask for, after the fixed latency.
+        """
+        served, fault = self._work(request, salt, max_tokens)
+        time.sleep(served.seconds)
+        if fault:
+            raise fault
+        return served
+
+    async def aserve(self, request: Request, salt: str = "", max_tokens: int | None = None) -> Served:
+        """Answer as `serve` does, without blocking the event loop."""
+        served, fault = self._work(request, salt, max_tokens)
+        await asyncio.sleep(served.seconds)
+        if fault:
+            raise fault
+        return served
+
+    def _work(self, request: Request, salt: str, max_tokens: int | None) -> tuple[Served, FaultError | None]:
+        text, knobs = request.text, self.knobs
+        prompt = count_tokens(text)
+        fault = self._fault(text, salt, prompt)
+        said, role = respond(request, knobs, salt, self.answerers)  # for a fault as well: the log names the role
+        if fault:
+            self.log.append(Record(role, prompt, 0, 0, fault.kind, text, ""))
+            return Served("", role, prompt, 0, 0, False, knobs.latency), fault
+        said, truncated = clip_tokens(said, max_tokens)
+        cached = self.cache.visit(text) if knobs.prefix_cache else 0
+        completion = count_tokens(said)
+        self.log.append(Record(role, prompt, cached, completion, None, text, said))
+        seconds = knobs.latency + (prompt - cached) * knobs.latency_per_prompt_token
+        seconds += completion * knobs.latency_per_completion_token
+        return Served(said, role, prompt, cached, completion, truncated, seconds), None
+
+    def _fault(self, text: str, salt: str, prompt: int) -> FaultError | None:
+        window = self.knobs.context_window
+        if window is not None and prompt > window:
+            return FaultError("context_overflow", f"{prompt} tokens, {window} allowed")
+        chances = dict[str, float](self.knobs.faults.items())
+        if not any(chances.values()):
+            return None
+        key = hash((text, salt))
         with self._lock:
-            self._seen.clear()
+            attempt = self._attempts[key]
+            self._attempts[key] += 1
+        dice = Dice(f"{self.knobs.seed}\x1f{salt}\x1f{attempt}\x1f{text}")
+        hit = next((kind for kind in FAULTS if dice.happens(kind, chances.get(kind, 0.0))), None)
+        return FaultError(hit) if hit else None
 
 
-def clip_tokens(text: str, limit: int | None) -> tuple[str, bool]:
-    """The first `limit` tokens of `text`, and whether something was cut."""
-    if limit is None:
-        return text, False
-    for number, match in enumerate(_TOKEN.finditer(text)):
-        if number >= limit:
-            return text[: match.start()].rstrip(), True
-    return text, False
-
-
-TASK, REFLECTOR, CURATOR, PROPOSER = "task", "reflector", "curator", "proposer"
+def respond(request: Request, knobs: Knobs, salt: str = "", answerers: Sequence[Answerer] = ()) -> tuple[str, str]:
+    """Return the reply to `request` and the role it was written in. A pure function of its arguments."""
+    ask = read(request)
+    dice = Dice(f"{knobs.seed}\x1f{salt}\x1f{request.text}")
+    answers = (answered for answerer in answerers for answered in (answerer(ask, dice),) if answered is not None)
+    role, values = next(answers, None) or _own_answer(ask, knobs, dice, bool(salt))
+    text = write(ask, values)
+    return spoil(text, dice) if dice.happens("unparsable", knobs.unparsable) else text, role
 
 
 def role_of(ask: Ask) -> str:
-    """`task`, `reflector`, `curator` or `proposer`."""
+    """Return `task`, `reflector`, `curator` or `proposer`, by the fields of the request alone."""
     names, given = ask.asks_for, set(ask.values) | {f.name for f in ask.inputs}
     if "operations" in names and any("playbook" in name or "review" in name for name in given):
         return CURATOR
     if any("insight" in name for name in names) or "bullet_tags" in names:
         return REFLECTOR
     return PROPOSER if asks_for_text(ask) else TASK
-
-
-Answerer = Callable[[Ask, Dice], tuple[str, dict[str, Any]] | None]
-"""Answers one sort of request: (request as read, dice for it) → (role for the log, output field → value).
-
-None leaves the request to the next answerer. It depends on its two arguments alone.
-"""
-
-_OPEN = 0.3
-"""Margin below which samples of one request may differ."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The reply text and the role it was written in."""
-
-    text: str
-    role: str
-
-
-def respond(request: Request, knobs: Knobs, salt: str = "", answerers: Sequence[Answerer] = ()) -> Reply:
-    """Reply to `request`: the first of `answerers` that answers it, else the offline model itself.
-
-    Args:
-        request: the chat request.
-        knobs: how the model behaves; `unparsable` applies to the replies of `answerers`, too.
-        salt: tells apart samples of one request (a rollout id).
-        answerers: asked in their order, before the model's own roles.
-    """
-    ask = read(request)
-    dice = Dice(f"{knobs.seed}\x1f{salt}\x1f{request.text}")
-    answers = (answered for answerer in answerers for answered in (answerer(ask, dice),) if answered is not None)
-    role, values = next(answers, None) or _own_answer(ask, knobs, dice, bool(salt))
-    text = write(ask, values)
-    if dice.happens("unparsable", knobs.unparsable):
-        text = spoil(text, dice)
-    return Reply(text, role)
 
 
 def _own_answer(ask: Ask, knobs: Knobs, dice: Dice, sampled: bool) -> tuple[str, dict[str, Any]]:
@@ -151,173 +268,10 @@ def _own_answer(ask: Ask, knobs: Knobs, dice: Dice, sampled: bool) -> tuple[str,
 
 
 def _pick(dice: Dice, knobs: Knobs, sampled: bool, name: str, verdict: Verdict) -> int:
-    """The option answered: among samples of one request those that the evidence leaves open differ; then slips."""
+    """Choose an option: the best one; among samples of one request any that is close to it; then slips."""
     best = verdict.best
-    if sampled and verdict.margin < _OPEN:
+    if sampled and verdict.margin < _CLOSE:
         ranked = sorted(range(len(verdict.scores)), key=lambda i: (-verdict.scores[i], i))
-        close = [i for i in ranked if verdict.scores[i] >= (1 - _OPEN) * verdict.scores[best]] or ranked
+        close = [i for i in ranked if verdict.scores[i] >= (1 - _CLOSE) * verdict.scores[best]] or ranked
         best = close[dice.below(f"sample {name}", len(close))]
     return dice.other(f"slip {name}", best, len(verdict.scores), knobs.slips)
-
-
-_FAULTS = {
-    "rate_limit": (429, "offline: rate limit reached"),
-    "server_error": (503, "offline: the server is overloaded"),
-    "timeout": (408, "offline: the request timed out"),
-    "context_overflow": (400, "offline: This model's maximum context length is exceeded"),
-    "auth": (401, "offline: Incorrect API key provided"),
-}
-
-
-class FaultError(Exception):
-    """A provider fault that was asked for. `kind`: one of `FAULTS`; `status`: the HTTP status it stands for."""
-
-    def __init__(self, kind: str, detail: str = "") -> None:
-        self.kind = kind
-        self.status, message = _FAULTS[kind]
-        super().__init__(message + (f" ({detail})" if detail else ""))
-
-
-@dataclass(frozen=True)
-class Record:
-    """One request received. Tokens are counted by `count_tokens`; `cached` of the prompt tokens came from the prefix
-    cache; `fault` is the name of the fault that was raised instead of a reply, or None.
-    """
-
-    role: str
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    fault: str | None
-    request: str
-    reply: str
-
-
-@dataclass(frozen=True)
-class Served:
-    """A reply with its usage in tokens. `truncated`: it was cut at `max_tokens`."""
-
-    text: str
-    role: str
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    truncated: bool
-    seconds: float
-
-
-class Log:
-    """Records of all requests, in the order they were finished. Thread-safe; shared by copies of a model."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._records: list[Record] = []
-
-    def add(self, record: Record) -> int:
-        """Append a record; returns its number, from 1."""
-        with self._lock:
-            self._records.append(record)
-            return len(self._records)
-
-    def records(self) -> list[Record]:
-        """A copy of the records so far."""
-        with self._lock:
-            return list(self._records)
-
-    def clear(self) -> None:
-        """Forget all records."""
-        with self._lock:
-            self._records.clear()
-
-    def __len__(self) -> int:
-        with self._lock:
-            return len(self._records)
-
-
-class Backend:
-    """Serves requests under some knobs. Copies (deep ones too) are the same machine: one log, one prefix cache."""
-
-    def __init__(
-        self,
-        knobs: Knobs,
-        answerers: Sequence[Answerer] = (),
-        log: Log | None = None,
-        cache: PrefixCache | None = None,
-    ) -> None:
-        self.knobs = knobs
-        self.answerers = tuple(answerers)
-        self.log = Log() if log is None else log
-        self.cache = PrefixCache(knobs.cache_block, knobs.cache_minimum) if cache is None else cache
-        self._attempts: Counter[int] = Counter()
-        self._lock = threading.Lock()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
-        return self
-
-    def __copy__(self) -> Backend:
-        return self
-
-    def with_knobs(self, **changes: Any) -> Backend:
-        """A machine with other knobs that writes to the same log."""
-        return Backend(replace(self.knobs, **changes), self.answerers, self.log, self.cache)
-
-    def serve(self, request: Request, salt: str = "", max_tokens: int | None = None) -> Served:
-        """Answer after the latency that the knobs ask for.
-
-        Raises:
-            FaultError: a fault that the knobs ask for, after the fixed latency.
-        """
-        served, fault = self._work(request, salt, max_tokens)
-        time.sleep(served.seconds)
-        if fault:
-            raise fault
-        return served
-
-    async def aserve(self, request: Request, salt: str = "", max_tokens: int | None = None) -> Served:
-        """As `serve`, without blocking the event loop while it waits."""
-        served, fault = self._work(request, salt, max_tokens)
-        await asyncio.sleep(served.seconds)
-        if fault:
-            raise fault
-        return served
-
-    def _work(self, request: Request, salt: str, max_tokens: int | None) -> tuple[Served, FaultError | None]:
-        text = request.text
-        prompt = count_tokens(text)
-        fault = self._fault(text, salt, prompt)
-        reply = respond(request, self.knobs, salt, self.answerers)  # for a fault as well: the log names the role
-        if fault:
-            self.log.add(Record(reply.role, prompt, 0, 0, fault.kind, text, ""))
-            return Served("", reply.role, prompt, 0, 0, False, self.knobs.latency), fault
-        said, truncated = clip_tokens(reply.text, max_tokens)
-        cached = self.cache.visit(text) if self.knobs.prefix_cache else 0
-        completion = count_tokens(said)
-        self.log.add(Record(reply.role, prompt, cached, completion, None, text, said))
-        return Served(
-            said,
-            reply.role,
-            prompt,
-            cached,
-            completion,
-            truncated,
-            self._seconds(prompt - cached, completion),
-        ), None
-
-    def _seconds(self, uncached: int, completion: int) -> float:
-        knobs = self.knobs
-        written = completion * knobs.latency_per_completion_token
-        return knobs.latency + uncached * knobs.latency_per_prompt_token + written
-
-    def _fault(self, text: str, salt: str, prompt: int) -> FaultError | None:
-        window = self.knobs.context_window
-        if window is not None and prompt > window:
-            return FaultError("context_overflow", f"{prompt} tokens, {window} allowed")
-        if not any(self.knobs.faults.values()):
-            return None
-        key = hash((text, salt))
-        with self._lock:
-            attempt = self._attempts[key]
-            self._attempts[key] += 1
-        dice = Dice(f"{self.knobs.seed}\x1f{salt}\x1f{attempt}\x1f{text}")
-        hit = next((kind for kind in FAULTS if dice.happens(kind, self.knobs.faults.get(kind, 0.0))), None)
-        return FaultError(hit) if hit else None

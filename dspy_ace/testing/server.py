@@ -1,7 +1,7 @@
-"""The offline model behind an OpenAI-compatible endpoint on this machine, for exercising a true client.
+"""The offline model as an OpenAI-compatible HTTP server on the loopback, for tests with a true client.
 
-`python -m dspy_ace.testing.server --port 0 --log calls.jsonl --slips 0.05` prints its base URL as its first line.
 In a process: `with serve(seed=1) as server: dspy.LM("openai/offline", api_base=server.url, api_key="none")`.
+In a shell: `python -m dspy_ace.testing.server --port 0 --log calls.jsonl --slips 0.05` prints its base URL first.
 
 Faults become what a client of a provider sees: status 429, 503, 401, 400 with `context_length_exceeded`, and for a
 timeout a connection that is closed without a reply after `stall` seconds.
@@ -23,22 +23,15 @@ from .backend import Answerer, Backend, FaultError, Record, Served
 from .noise import FAULTS, Knobs
 from .request import request_of
 
-_CODES = {
-    "rate_limit": ("rate_limit_exceeded", "requests"),
-    "server_error": ("server_error", "server_error"),
-    "context_overflow": ("context_length_exceeded", "invalid_request_error"),
-    "auth": ("invalid_api_key", "invalid_request_error"),
-    "timeout": ("timeout", "timeout"),
-}
-
 
 class OfflineServer(ThreadingHTTPServer):
-    """The HTTP server. `url`: base URL for clients; `log`, `calls`: requests received so far.
+    """The HTTP server.
 
     Args:
-        knobs: how the model behaves.
-        host, port: where to listen; port 0 takes a free one.
-        journal: a file that gets one JSON line per request, or None.
+        knobs: the settings of the model.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        journal: a file that gets one JSON line for each request, or None.
         stall: seconds that a timed-out request stays unanswered before its connection is closed.
         answerers: as `OfflineLM` takes them.
     """
@@ -64,48 +57,48 @@ class OfflineServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Base URL, as `api_base` wants it."""
+        """Base URL for clients, as their `api_base`."""
         return f"http://{self.server_address[0]!s}:{self.server_address[1]}/v1"
 
     @property
     def log(self) -> list[Record]:
-        """Records of the requests received, oldest first (a copy)."""
-        return self.backend.log.records()
+        """Records of the requests received, oldest first (a copy of the list)."""
+        return list(self.backend.log)
 
     @property
     def calls(self) -> int:
         """Number of requests received."""
         return len(self.backend.log)
 
-    def note(self, status: int, role: str, served: Served | None, fault: str | None) -> None:
-        """Write one line to the journal: number, status, role, tokens, fault."""
-        with self._lock:
+    def note(self, status: int, served: Served | None = None, fault: str | None = None) -> None:
+        """Write a request to the journal."""
+        if self._journal is None:
+            return
+        with self._lock, self._journal.open("a", encoding="utf-8") as file:
             self._number += 1
             line = {
                 "number": self._number,
                 "status": status,
-                "role": role,
+                "role": served.role if served else "task",
                 "prompt_tokens": served.prompt_tokens if served else 0,
                 "cached_tokens": served.cached_tokens if served else 0,
                 "completion_tokens": served.completion_tokens if served else 0,
                 "fault": fault,
             }
-            if self._journal is not None:
-                with self._journal.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no error of this server."""
+        """Ignore a client that hangs up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # one write per reply: a header alone on the wire costs a delayed acknowledgement
+    wbufsize = -1  # one write a reply: headers sent alone wait for a delayed acknowledgement
     disable_nagle_algorithm = True
     server: OfflineServer
 
     def log_message(self, *args: Any) -> None:
-        """Keep quiet: the journal is the log."""
+        """Print nothing: the journal has every request."""
 
     def do_GET(self) -> None:
         """List the one model."""
@@ -125,64 +118,46 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             body = None
         if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
-            self.server.note(400, "task", None, None)
+            self.server.note(400)
             self._send(400, _error("messages must be a list", "invalid_request", "invalid_request_error"))
             return
         self._complete(body)
 
     def _complete(self, body: dict[str, Any]) -> None:
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
-        request = request_of(body["messages"], body)
         wanted = body.get("n")
         count = wanted if isinstance(wanted, int) and wanted > 0 else 1
+        request = request_of(body["messages"], body)
         try:
-            served = [self.server.backend.serve(request, max_tokens=limit if isinstance(limit, int) else None)]
-            served += served[:1] * (count - 1)
+            served = self.server.backend.serve(request, max_tokens=limit if isinstance(limit, int) else None)
         except FaultError as fault:
             self._fail(fault)
             return
-        self.server.note(200, served[0].role, served[0], None)
-        reply = _completion(str(body.get("model", "offline")), served, self.server.calls)
+        self.server.note(200, served)
+        reply = _completion(str(body.get("model", "offline")), served, count, self.server.calls)
         if body.get("stream"):
-            self._stream(reply)
+            self._write(200, _events(reply), "text/event-stream")
         else:
             self._send(200, reply)
 
     def _fail(self, fault: FaultError) -> None:
-        self.server.note(fault.status, "task", None, fault.kind)
+        self.server.note(fault.status, fault=fault.kind)
         if fault.kind == "timeout":
             time.sleep(self.server.stall)
             self.close_connection = True
-            return
-        code, kind = _CODES[fault.kind]
-        self._send(fault.status, _error(str(fault), code, kind), {"Retry-After": "0"} if fault.status == 429 else {})
+        else:
+            self._send(fault.status, _error(str(fault), fault.code, fault.type))
 
-    def _send(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
-        raw = json.dumps(body).encode()
+    def _send(self, status: int, body: Mapping[str, Any]) -> None:
+        self._write(status, json.dumps(body), "application/json")
+
+    def _write(self, status: int, text: str, kind: str) -> None:
+        raw = text.encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(raw)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def _stream(self, reply: dict[str, Any]) -> None:
-        base = {key: reply[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-        text = reply["choices"][0]["message"]["content"]
-        finish = reply["choices"][0]["finish_reason"]
-        chunks = (
-            {
-                **base,
-                "choices": [{"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}],
-            },
-            {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
-            {**base, "choices": [], "usage": reply["usage"]},
-        )
-        raw = ("".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n").encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Content-Length", str(len(raw)))
+        if status == 429:
+            self.send_header("Retry-After", "0")
         self.end_headers()
         self.wfile.write(raw)
 
@@ -191,36 +166,52 @@ def _error(message: str, code: str, kind: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def _completion(model: str, served: Sequence[Served], number: int) -> dict[str, Any]:
-    first = served[0]
-    written = sum(s.completion_tokens for s in served)
+def _completion(model: str, served: Served, count: int, number: int) -> dict[str, Any]:
+    """Return a chat completion with `count` equal choices."""
+    finish = "length" if served.truncated else "stop"
+    message = {"role": "assistant", "content": served.text}
+    written = served.completion_tokens * count
     return {
         "id": f"offline-{number}",
         "object": "chat.completion",
         "created": 0,
         "model": model,
-        "choices": [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": s.text},
-                "finish_reason": "length" if s.truncated else "stop",
-            }
-            for i, s in enumerate(served)
-        ],
+        "choices": [{"index": i, "message": message, "finish_reason": finish} for i in range(count)],
         "usage": {
-            "prompt_tokens": first.prompt_tokens,
+            "prompt_tokens": served.prompt_tokens,
             "completion_tokens": written,
-            "total_tokens": first.prompt_tokens + written,
-            "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+            "total_tokens": served.prompt_tokens + written,
+            "prompt_tokens_details": {"cached_tokens": served.cached_tokens},
         },
     }
+
+
+def _events(reply: dict[str, Any]) -> str:
+    """Return the first choice of a chat completion as server-sent events, in one piece."""
+    base = {key: reply[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    choice = reply["choices"][0]
+    chunks = (
+        {**base, "choices": [{"index": 0, "delta": choice["message"], "finish_reason": None}]},
+        {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]},
+        {**base, "choices": [], "usage": reply["usage"]},
+    )
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 
 
 @contextmanager
 def serve(
     *, journal: Path | None = None, stall: float = 0.0, answerers: Sequence[Answerer] = (), **knobs: Any
 ) -> Iterator[OfflineServer]:
-    """A server on a free loopback port for as long as the block runs. `knobs`: fields of `Knobs`."""
+    """Run a server on a free loopback port for as long as the block runs.
+
+    Args:
+        journal, stall, answerers: as `OfflineServer` takes them.
+        **knobs: fields of `Knobs`.
+
+    Example:
+        >>> with serve(faults={"rate_limit": 0.1}) as server:
+        ...     lm = dspy.LM("openai/offline", api_base=server.url, api_key="none")
+    """
     server = OfflineServer(Knobs(**knobs), journal=journal, stall=stall, answerers=answerers)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -251,7 +242,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted (Ctrl-C)."""
     options = vars(_arguments(given))
     host, port, journal, stall = (options.pop(name) for name in ("host", "port", "log", "stall"))
     pairs = [pair.partition("=") for pair in options.pop("faults").split(",") if pair]
