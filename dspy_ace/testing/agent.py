@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .answer import Desk, telling
+from .answer import Task, telling
 from .calculate import numbers
 from .evidence import passage
 from .request import Ask, Field, observations
@@ -104,7 +104,7 @@ def _next(ask: Ask, tools: list[Tool], seen: list[str], question: str) -> Tool |
         return last or (None if seen or not others else others[0])
     options = as_options(tuple(t.name for t in others))
     words = set(content_stems(question))
-    verdict = Desk(ask).evidence(Field("tool"), options).judge(passage(question))
+    verdict = Task(ask).evidence(Field("tool"), options).judge(passage(question))
     about = [len(words & {*content_stems(t.about), *split_name(t.name)}) for t in others]
     ranked = sorted(range(len(others)), key=lambda i: (-verdict.scores[i] - 0.5 * about[i], i))
     return others[ranked[len(seen) % len(ranked)]]

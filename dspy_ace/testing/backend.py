@@ -263,7 +263,7 @@ def _own_answer(ask: Ask, knobs: Knobs, dice: Dice, sampled: bool) -> tuple[str,
     elif is_step(ask):
         values = step(ask)
     else:
-        values = answer(ask, lambda name, verdict: _pick(dice, knobs, sampled, name, verdict)).values
+        values = answer(ask, lambda name, verdict: _pick(dice, knobs, sampled, name, verdict))
     return role, values
 
 

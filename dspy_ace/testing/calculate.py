@@ -1,7 +1,4 @@
-"""Numbers in text, and the value of a formula written out in a request. No code is ever executed.
-
-Works out a formula that a request writes down, with the numbers of its question. No code is ever executed.
-"""
+"""Numbers in a text, sums, and formulas that a request writes down. No code is ever executed."""
 
 from __future__ import annotations
 
@@ -24,16 +21,15 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 
 
 def numbers(text: str) -> list[float]:
-    """Every number in `text` with its scale word applied; percentages as written (`5%` is 5)."""
-    found = []
-    for match in _NUMBER.finditer(text):
-        value = float(match[1].replace(",", "")[:40] or 0)
-        found.append(value * _SCALE.get((match[2] or "").lower(), 1.0))
-    return found
+    """Return every number in `text`, times its scale word (`2 million`); `5%` is 5."""
+    return [
+        float(digits.replace(",", "")[:40] or 0) * _SCALE.get(unit.lower(), 1.0)
+        for digits, unit in _NUMBER.findall(text)
+    ]
 
 
 def evaluate(expression: str, names: dict[str, float] | None = None) -> float | None:
-    """The value of an arithmetic expression over numbers and `names`; None when it is not one or has no value."""
+    """Return the value of an arithmetic expression over numbers and `names`; None if it is none or has no value."""
     try:
         return _value(ast.parse(expression, mode="eval").body, names or {})
     except (SyntaxError, ValueError, ArithmeticError, KeyError, RecursionError, MemoryError):
@@ -53,7 +49,7 @@ def _value(node: ast.expr, names: dict[str, float]) -> float:
 
 
 def solve(text: str) -> float | None:
-    """The value of a sum written in `text` (`12 * 7`), or None."""
+    """Return the value of a sum written in `text` (`12 * 7`), or None."""
     match = _SUM.search(text)
     if match is None or re.search(r"\d-\d+-\d", match[0]):
         return None
@@ -62,7 +58,7 @@ def solve(text: str) -> float | None:
 
 
 def show(value: float) -> str:
-    """A number as a reply: whole numbers without a point, others with at most six digits after it."""
+    """Write a number: whole numbers without a point, others with at most six digits after it."""
     if not math.isfinite(value):
         return "0"
     return str(int(value)) if value == int(value) else f"{value:.6f}".rstrip("0")
@@ -82,7 +78,7 @@ _NAME = re.compile(r"[^\W\d_][\w'’.&-]*(?:\s+[^\W\d_][\w'’.&-]*)*")
 
 
 def work_out(text: str) -> float | None:
-    """The value of the formula written in `text` (`Formula: X = A / B`) for the numbers of its question, or None."""
+    """Return the value of the formula in `text` (`Formula: X = A / B`) for the numbers of its question, or None."""
     written = _FORMULA.search(text)
     if written is None:
         return None
@@ -98,13 +94,13 @@ def work_out(text: str) -> float | None:
 
 
 def formula_name(text: str) -> str:
-    """What the formula in `text` is called; empty without one."""
+    """Return the name of the formula in `text`; empty without one."""
     written = _FORMULA.search(text)
     return written[1].strip() if written else ""
 
 
 def scale(text: str, rules: Iterable[str]) -> float:
-    """The factor that statements such as `For "X" multiply the result by 100` state for `text` (1 if none does)."""
+    """Return the factor that a rule such as `For "X" multiply the result by 100` states for `text`; else 1."""
     here = f" {' '.join(stems(text))} "
     for rule in rules:
         for sentence in sentences(rule):
@@ -116,7 +112,7 @@ def scale(text: str, rules: Iterable[str]) -> float:
 
 
 def _variables(written: str, explained: re.Match[str] | None) -> tuple[str, list[str]]:
-    """The expression over `v0`, `v1` … and what is said of each variable, in that order."""
+    """Return the expression over `v0`, `v1` …, and for each variable, in order, its name and explanation."""
     known = {m[1].strip(): f"{m[1]} {m[2]}" for m in _ENTRY.finditer(explained[1])} if explained else {}
     names: list[str] = []
     expression = written
@@ -134,7 +130,7 @@ def _variables(written: str, explained: re.Match[str] | None) -> tuple[str, list
 
 
 def _assign(names: list[str], question: str) -> list[float] | None:
-    """A number of the question for each variable, by the words that both stand with; None when there are too few."""
+    """Find a number of the question for each variable, by the words near both; None if there are too few."""
     found = list(_QUANTITY.finditer(question))
     if len(found) < len(names):
         return None

@@ -1,6 +1,6 @@
-"""What is judged: a text as weighted phrases, with more weight near the thing that is asked about.
+"""Scores possible answers by what a request itself says: their own words, statements, demonstrations.
 
-Scores options by what a request itself says: the options' own words, its statements, its demonstrations.
+What is judged is a passage: a text as weighted phrases, with more weight near the thing that is asked about.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .statements import Option, Statement, statements
 from .words import STOP_STEMS, stem, tokens
 
 PHRASE = 3
-"""Longest phrase, in tokens, that a quoted cue is matched by."""
+"""Longest phrase, in tokens, that is matched as a whole."""
 
 _QUOTED = re.compile(r"[\"“'‘`]([^\"“”'‘’`\n]{1,60})[\"”'’`]")
 _KIND_WORDS = {
@@ -37,30 +37,31 @@ _MONTHS = frozenset(_MONTH_NAMES.split())
 
 @dataclass(frozen=True)
 class Passage:
-    """`grams`: phrase of up to three stems → closeness (1 at the focus, less further off, 1 without a focus);
-    `kind`: percent, price, money, duration, date, count, or empty; `near`: surface words by distance.
+    """A text to be judged.
+
+    Attributes:
+        text: the text.
+        grams: phrase of up to three stems → weight: 1 at the focus, less further off; 1 everywhere without a focus.
+        kind: sort of the number in focus: percent, price, money, duration, date, count; or empty.
+        focus: a short quoted string that occurs again in the text; or empty.
     """
 
     text: str
     grams: Mapping[str, float]
     kind: str = ""
-    near: tuple[str, ...] = ()
     focus: str = ""
 
 
 @lru_cache(maxsize=4096)
 def passage(text: str) -> Passage:
-    """`text` as a passage. A short quoted string that occurs again in the text is taken for its focus."""
+    """Read `text` as a passage."""
     focus, body = _focus(text)
     words = tokens(body)
     folded = [stem(word) for word in words]
-    centre = _find(words, tokens(focus)) if focus else None
+    centre = position(words, tokens(focus)) if focus else None
     if centre is None:
-        return Passage(text, _grams(folded, None), near=tuple(words))
-    width = max(1, len(tokens(focus)))
-    order = sorted(range(len(words)), key=lambda i: abs(i - centre))
-    near = tuple(words[i] for i in order if not centre <= i < centre + width)
-    return Passage(text, _grams(folded, centre), _kind(words, centre), near, focus)
+        return Passage(text, _grams(folded, None))
+    return Passage(text, _grams(folded, centre), _kind(words, centre), focus)
 
 
 def _focus(text: str) -> tuple[str, str]:
@@ -71,15 +72,14 @@ def _focus(text: str) -> tuple[str, str]:
     return "", text
 
 
-def _find(words: list[str], wanted: list[str]) -> int | None:
-    if not wanted:
-        return None
-    spots = [i for i in range(len(words) - len(wanted) + 1) if words[i : i + len(wanted)] == wanted]
-    return spots[0] if spots else None
+def position(words: list[str], wanted: list[str]) -> int | None:
+    """Return where the words `wanted` first stand together in `words`; None if they do not."""
+    spots = range(len(words) - len(wanted) + 1) if wanted else ()
+    return next((i for i in spots if words[i : i + len(wanted)] == wanted), None)
 
 
 def closeness(distance: int) -> float:
-    """Weight of a token that stands `distance` tokens from the focus."""
+    """Return the weight of a token that stands `distance` tokens from the focus."""
     return max(0.12, 1.0 / (1.0 + math.pow(distance / 6.0, 1.5)))
 
 
@@ -101,7 +101,7 @@ def _grams(folded: list[str], centre: int | None) -> dict[str, float]:
 
 
 def _kind(words: list[str], at: int) -> str:
-    """What sort of thing the number at position `at` is, read from the words around it; empty for a word."""
+    """Tell the sort of the number at position `at` by the words around it; empty for a word."""
     if not words[at][0].isdigit():
         return ""
     before = [w.lower() for w in words[max(0, at - 2) : at]]
@@ -120,14 +120,14 @@ def _kind(words: list[str], at: int) -> str:
 
 @lru_cache(maxsize=16384)
 def kind_of_pattern(phrase: str) -> str:
-    """The kind of the number that stands as `#` in a phrase such as `$ # million`; empty without one."""
+    """Return the sort of the number that stands as `#` in a phrase such as `$ # million`; empty without one."""
     words = ["7" if word == "#" else word for word in phrase.split()]
     return _kind(words, words.index("7")) if "7" in words else ""
 
 
 @lru_cache(maxsize=16384)
 def kind_named(text: str) -> str:
-    """The kind that a label or phrase speaks of, by its last telling word; empty when it does not say."""
+    """Return the sort of number that a label or phrase names, by its last word for one; empty if it names none."""
     low = " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[%$]", text)).lower()
     best, where = "", -1
     for kind, names in _KINDS:
@@ -144,8 +144,13 @@ _OWN, _AGAINST, _BESIDES, _NEXT, _MISFIT = 0.55, 0.6, 0.1, 0.5, 0.25
 
 @dataclass(frozen=True)
 class Verdict:
-    """`scores`: one per option; `best`: index of the chosen one; `used`: statements that bore on the choice,
-    strongest first; `margin`: share of the best score that the runner-up lacks (0 tie … 1 unrivalled).
+    """The scores of the options for one passage.
+
+    Attributes:
+        scores: one for each option.
+        best: index of the best option.
+        used: the statements that decided, strongest first.
+        margin: (best score - second best) / best score: 0 for a tie, 1 without a rival.
     """
 
     scores: tuple[float, ...]
@@ -155,7 +160,7 @@ class Verdict:
 
 
 class Evidence:
-    """Statements about one set of options, indexed by cue. Build once per prompt, judge many passages."""
+    """Statements about one set of options, indexed by cue. Built once a prompt, it judges many passages."""
 
     def __init__(self, options: tuple[Option, ...], said: Sequence[Statement]) -> None:
         self.options = options
@@ -177,7 +182,7 @@ class Evidence:
         return math.log(1.0 + len(self.options) / len(self._own[word]))
 
     def _index(self) -> None:
-        """Weights: a cue counts more the fewer statements have it and the larger its option's share of them."""
+        """Weigh the cues: one counts more the fewer statements have it and the larger its option's share of them."""
         votes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         raw: list[dict[str, float]] = []
         for said in self.said:
@@ -201,7 +206,7 @@ class Evidence:
                 self._blocked[cue].append(number)
 
     def judge(self, text: Passage) -> Verdict:
-        """Choose an option for `text`; ties go to the option listed first."""
+        """Score the options for `text`; ties go to the option listed first."""
         hits: dict[int, float] = defaultdict(float)
         for gram, near in text.grams.items():
             for number, weight in self._cues.get(gram, ()):
@@ -248,7 +253,7 @@ class Evidence:
 
 
 def _weights(said: Statement) -> dict[str, float]:
-    """Raw weight of each cue of a statement: words of quoted phrases above bare words, whole phrases on top."""
+    """Return the raw weight of each cue of a statement; words in quotes weigh more than bare words."""
     found: dict[str, float] = dict.fromkeys(said.cues, _BESIDE if said.phrases else 1.0)
     for phrase in said.phrases:
         parts = phrase.split()
@@ -264,7 +269,7 @@ def _weights(said: Statement) -> dict[str, float]:
 
 @lru_cache(maxsize=128)
 def gather(options: tuple[Option, ...], texts: tuple[str, ...], shown: tuple[tuple[str, int], ...] = ()) -> Evidence:
-    """Evidence from statement-bearing `texts` and from demonstrations `shown` (input text, index of its answer)."""
+    """Collect evidence from the statements in `texts` and from demonstrations `shown` (input, index of its answer)."""
     said: list[Statement] = []
     for text in texts:
         said += statements(text, options)

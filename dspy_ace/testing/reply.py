@@ -1,4 +1,4 @@
-"""Typed values: from a field's description to a JSON schema, and from a value to reply text."""
+"""Writes a reply: from a field's description to a JSON schema, and from values to text in the format asked for."""
 
 from __future__ import annotations
 
@@ -14,20 +14,15 @@ from .request import Ask, Field
 
 Schema = Mapping[str, Any]
 _NAMES = {
-    "str": "string",
-    "int": "integer",
-    "float": "number",
-    "bool": "boolean",
-    "NoneType": "null",
-    "None": "null",
-}
+    "str": "string", "int": "integer", "float": "number", "bool": "boolean", "NoneType": "null", "None": "null",
+}  # fmt: skip
 _LISTS = {"list", "List", "set", "Set", "tuple", "Tuple", "Sequence", "frozenset", "Iterable"}
 _DICTS = {"dict", "Dict", "Mapping"}
 
 
 @lru_cache(maxsize=1024)
 def schema_of(field: Field) -> Schema:
-    """A JSON schema for the values of `field`; `{"type": "string"}` when nothing is known."""
+    """Return a JSON schema for the values of `field`; `{"type": "string"}` if nothing is known."""
     note = field.note
     start = note.find("JSON schema: ")
     if start >= 0:
@@ -45,7 +40,7 @@ def schema_of(field: Field) -> Schema:
 
 
 def _typed(name: str) -> Schema:
-    """The schema of a Python annotation written as text, such as `list[Literal['a', 'b']]`."""
+    """Return the schema of a Python annotation written as text, such as `list[Literal['a', 'b']]`."""
     name = name.strip()
     if name in _NAMES:
         return {"type": _NAMES[name]}
@@ -76,7 +71,7 @@ def _literals(inner: str) -> list[Any]:
 
 
 def _split(text: str, mark: str) -> list[str]:
-    """`text` cut at `mark` outside brackets and quotes."""
+    """Cut `text` at each `mark` outside brackets and quotes."""
     parts, depth, quote, start = [], 0, "", 0
     for position, char in enumerate(text):
         if quote:
@@ -97,7 +92,7 @@ _ELEMENT = re.compile(r"<(\w+)>(.*?)</\1>", re.DOTALL)
 
 
 def _skeleton(note: str) -> Schema:
-    """The schema of an XML skeleton such as `<m><a>...</a><b><item>...</item></b></m>`."""
+    """Return the schema of an XML skeleton such as `<m><a>...</a><b><item>...</item></b></m>`."""
     match = _ELEMENT.fullmatch(note.strip())
     children = list(_ELEMENT.finditer(match[2])) if match else []
     if not children:
@@ -112,7 +107,7 @@ def _skeleton(note: str) -> Schema:
 
 
 def resolve(schema: Any, root: Schema, depth: int = 0) -> Schema:
-    """`schema` with its reference, first useful alternative or `allOf` looked up."""
+    """Return what `schema` stands for: its reference followed, or its first alternative that is not null."""
     if not isinstance(schema, Mapping) or depth > 8:
         return {}
     reference = schema.get("$ref")
@@ -134,7 +129,7 @@ def resolve(schema: Any, root: Schema, depth: int = 0) -> Schema:
 
 
 def write(ask: Ask, values: Mapping[str, Any]) -> str:
-    """The reply: `values` (output field → value) in the format that the request asked for."""
+    """Write `values` (output field → value) in the format that the request asks for."""
     if ask.style == "plain":
         return "\n".join(as_text(value) for value in values.values()) or "There is nothing to answer."
     if ask.style == "json":
@@ -150,7 +145,7 @@ _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def as_text(value: Any) -> str:
-    """A value as field text: strings as they are, truth values as Python writes them, the rest as JSON."""
+    """Return a value as field text: strings as they are, truth values as Python writes them, the rest as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or value is None:

@@ -1,10 +1,7 @@
 """Reads a chat request: which fields are given, which are asked for, in which format, with which examples.
 
-Understands the layouts that DSPy's chat, JSON and XML adapters write. Anything else is a plain request: its last
-user message is the input, and the reply is plain text (or a JSON object when the request carries a schema).
-
-
-OpenAI-shaped chat messages as a `Request`.
+It understands what DSPy's chat, JSON and XML adapters write. Anything else is a plain request: its last user message is
+the input, and the reply is plain text, or a JSON object if the request has a schema.
 """
 
 from __future__ import annotations
@@ -12,14 +9,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
+
+from .words import cut
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as text. `messages`: (role, text) pairs in order; `schema`: a JSON schema the reply must fit."""
+    """A chat request as text.
+
+    Attributes:
+        messages: (role, text) pairs, in order.
+        schema: the JSON schema that the reply must fit, or None.
+        json_mode: True if the reply must be JSON.
+    """
 
     messages: tuple[tuple[str, str], ...]
     schema: Mapping[str, Any] | None = None
@@ -27,13 +32,13 @@ class Request:
 
     @property
     def text(self) -> str:
-        """All messages as one text: what is logged, counted and hashed."""
+        """All messages as one text: it is logged, its tokens are counted, the dice are keyed by it."""
         return "\n\n".join(f"<|{role}|>\n{text}" for role, text in self.messages)
 
 
 @dataclass(frozen=True)
 class Field:
-    """An input or output field as the system message describes it."""
+    """An input or output field as the system message describes it. `note`: the constraint on its values."""
 
     name: str
     type: str = "str"
@@ -51,8 +56,16 @@ class Demo:
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request asks. `style`: `chat`, `json`, `xml` or `plain`; `values`: input name → text; `earlier`: the
-    (role, text) turns before the last one, demonstrations included.
+    """A request as read.
+
+    Attributes:
+        style: the format of the reply: `chat`, `json`, `xml` or `plain`.
+        inputs, outputs: the fields described.
+        instructions: the objective in the system message.
+        demos: the demonstrations.
+        values: input name → text.
+        schema: the JSON schema that the reply must fit, or None.
+        earlier: (role, text) turns before the last one, demonstrations included.
     """
 
     style: str
@@ -70,16 +83,6 @@ class Ask:
         return frozenset(f.name for f in self.outputs)
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """The parsed system message."""
-
-    style: str
-    inputs: tuple[Field, ...]
-    outputs: tuple[Field, ...]
-    instructions: str
-
-
 _LISTING = re.compile(
     r"Your input fields are:\n(?P<inputs>.*?)\n?Your output fields are:\n(?P<outputs>.*?)"
     r"\n(?=All interactions will be structured)(?P<rest>.*)",
@@ -93,7 +96,7 @@ _NOT_SUPPLIED = "Not supplied for this particular example"
 
 
 def read(request: Request) -> Ask:
-    """Read `request`. Never raises; what is not recognised is read as a plain request."""
+    """Read `request`. It never raises: a layout that it does not know is a plain request."""
     frame, used = None, 0
     for used, (_, text) in enumerate(request.messages, start=1):  # noqa: B007 - the position is read after the loop
         frame = _frame(text)
@@ -103,14 +106,10 @@ def read(request: Request) -> Ask:
         return _plain(request)
     turns = request.messages[used:] or request.messages[used - 1 :]
     demos, last = _turns(frame, turns)
-    style = frame.style
-    if style == "chat" and (request.json_mode or "Respond with a JSON object" in last):
-        style = "json"
-    return Ask(
-        style=style,
-        inputs=frame.inputs,
-        outputs=frame.outputs,
-        instructions=frame.instructions,
+    as_json = frame.style == "chat" and (request.json_mode or "Respond with a JSON object" in last)
+    return replace(
+        frame,
+        style="json" if as_json else frame.style,
         demos=demos,
         values=_inputs(frame, last),
         schema=request.schema,
@@ -118,7 +117,7 @@ def read(request: Request) -> Ask:
     )
 
 
-def _turns(frame: _Frame, turns: Sequence[tuple[str, str]]) -> tuple[tuple[Demo, ...], str]:
+def _turns(frame: Ask, turns: Sequence[tuple[str, str]]) -> tuple[tuple[Demo, ...], str]:
     demos: list[Demo] = []
     pending = ""
     for role, text in turns:
@@ -132,13 +131,12 @@ def _turns(frame: _Frame, turns: Sequence[tuple[str, str]]) -> tuple[tuple[Demo,
 
 
 @lru_cache(maxsize=512)
-def _frame(text: str) -> _Frame | None:
+def _frame(text: str) -> Ask | None:
+    """Read a system message; None if it is not that of an adapter."""
     match = _LISTING.search(text)
     if match is None:
         return None
-    rest = match["rest"]
-    parts = _OBJECTIVE.split(rest, maxsplit=1)
-    structure, instructions = parts[0], _dedent(parts[1]) if len(parts) > 1 else ""
+    structure, *objective = _OBJECTIVE.split(match["rest"], maxsplit=1)
     if "Outputs will be a JSON object" in structure:
         style = "json"
     elif "[[ ## completed ## ]]" in structure:
@@ -149,7 +147,7 @@ def _frame(text: str) -> _Frame | None:
         style = "json"
     notes = _notes(structure, style)
     outputs = tuple(Field(f.name, f.type, f.desc, notes.get(f.name, "")) for f in _entries(match["outputs"]))
-    return _Frame(style, _entries(match["inputs"]), outputs, instructions)
+    return Ask(style, _entries(match["inputs"]), outputs, _dedent("".join(objective)))
 
 
 def _dedent(text: str) -> str:
@@ -161,20 +159,16 @@ def _entries(listing: str) -> tuple[Field, ...]:
 
 
 def _notes(structure: str, style: str) -> dict[str, str]:
-    """Field name → the text after `# note: the value you produce`, or the XML skeleton of a nested field."""
-    notes: dict[str, str] = {}
+    """Return field name → the text after `# note: the value you produce`, or the XML skeleton of a nested field."""
     if style == "json":
         start = structure.find("{\n")
         try:
             body = json.loads(structure[start:]) if start >= 0 else {}
         except ValueError:
             body = {}
-        for name, text in body.items() if isinstance(body, dict) else ():
-            notes[name] = str(text).partition("# note: the value you produce ")[2]
-        if notes:
-            return notes
-    for m in re.finditer(r"\{(\w+)\}\s+# note: the value you produce (.*)", structure):
-        notes[m[1]] = m[2]
+        if body and isinstance(body, dict):
+            return {name: str(text).partition("# note: the value you produce ")[2] for name, text in body.items()}
+    notes = dict(re.findall(r"\{(\w+)\}\s+# note: the value you produce (.*)", structure))
     if style == "xml":
         for m in re.finditer(r"^<(\w+)>(?=<)(.*)</\1>$", structure, re.MULTILINE):
             notes.setdefault(m[1], m[0])
@@ -182,14 +176,10 @@ def _notes(structure: str, style: str) -> dict[str, str]:
 
 
 def sections(text: str, names: Sequence[str]) -> dict[str, str]:
-    """Text under each `[[ ## name ## ]]` header whose name is in `names`; other headers are plain text."""
-    found: dict[str, str] = {}
+    """Return the text under each `[[ ## name ## ]]` header with a name in `names`; other headers are plain text."""
     marks = [m for m in _HEADER.finditer(text) if m[1] in names or m[1] == "completed"]
-    ends = [after.start() for after in marks[1:]] + [len(text)]
-    for mark, end in zip(marks, ends, strict=False):
-        if mark[1] != "completed":
-            found.setdefault(mark[1], text[mark.end() : end].strip())
-    return found
+    found = {mark[1]: body.strip() for mark, body in reversed(cut(marks, text))}  # of two alike, the first
+    return {name: found[name] for name in dict.fromkeys(m[1] for m in marks) if name != "completed"}
 
 
 def _tagged(text: str, names: Sequence[str]) -> dict[str, str]:
@@ -201,7 +191,7 @@ def _tagged(text: str, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _inputs(frame: _Frame, text: str) -> dict[str, str]:
+def _inputs(frame: Ask, text: str) -> dict[str, str]:
     names = [f.name for f in frame.inputs]
     reminders = list(_REMINDER.finditer(text))
     body = text[: reminders[-1].start()] if reminders else text
@@ -211,7 +201,7 @@ def _inputs(frame: _Frame, text: str) -> dict[str, str]:
     return found
 
 
-def _outputs(frame: _Frame, text: str) -> dict[str, str]:
+def _outputs(frame: Ask, text: str) -> dict[str, str]:
     names = [f.name for f in frame.outputs]
     found = sections(text, names)
     if not found and frame.style == "xml":
@@ -224,7 +214,7 @@ def _outputs(frame: _Frame, text: str) -> dict[str, str]:
 
 
 def load_json(text: str) -> Any:
-    """The first JSON object or list in `text`, or None when there is none."""
+    """Return the first JSON object or list in `text`, or None."""
     for opening, closing in (("{", "}"), ("[", "]")):
         start, end = text.find(opening), text.rfind(closing)
         if 0 <= start < end:
@@ -243,7 +233,7 @@ _OBSERVED = re.compile(
 
 
 def observations(text: str) -> list[str]:
-    """What the tools of an agent returned, as its trajectory or history shows it."""
+    """Return the answers of an agent's tools, as its trajectory or history shows them."""
     return [m[1] or m[3] or m[4] or "" for m in _OBSERVED.finditer(text)]
 
 
@@ -262,11 +252,11 @@ def _plain(request: Request) -> Ask:
 
 
 def request_of(messages: Any, settings: Mapping[str, Any]) -> Request:
-    """The request in `messages` (OpenAI chat format) with its `response_format`. Never raises."""
+    """Make a request of `messages` in OpenAI's chat format and of a `response_format`. It never raises."""
     pairs = []
     for message in messages if isinstance(messages, list | tuple) else ():
         if isinstance(message, Mapping):
-            text = content_text(message.get("content"))
+            text = _content(message.get("content"))
             calls = message.get("tool_calls")
             if calls:
                 text = f"{text}\n{json.dumps(calls, default=str)}".strip()
@@ -279,8 +269,8 @@ def request_of(messages: Any, settings: Mapping[str, Any]) -> Request:
     return Request(tuple(pairs), schema if isinstance(schema, Mapping) else None, bool(wanted))
 
 
-def content_text(content: Any) -> str:
-    """Message content as text: strings as they are, of parts their text, other parts named by their type."""
+def _content(content: Any) -> str:
+    """Return message content as text; a part that is not text is named by its type."""
     if content is None:
         return ""
     if isinstance(content, str):

@@ -1,9 +1,7 @@
-"""Choices written inside a text: option lists, lettered options, numbered questions about one entity each.
+"""The possible answers that a text lists, and the sentences that speak for or against one of them.
 
-Statements: sentences that say which answer is right (or wrong) for which cues.
-
-`Refund requests from wholesale customers go to accounts, not to billing` names two options. It speaks for one,
-against the other, and its remaining words are cues. Quoted text is a cue as a phrase.
+`Refund requests from wholesale customers go to accounts, not to billing` names two options. It speaks for one and
+against the other; its remaining words are cues. Quoted text is a cue as a phrase.
 """
 
 from __future__ import annotations
@@ -14,12 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .words import STOP_STEMS, normal, sentences, split_name, stems
+from .words import STOP_STEMS, cut, first_group, normal, sentences, split_name, stems
 
 
 @dataclass(frozen=True)
 class Option:
-    """One possible answer. `value`: what is replied; `words`: stems of its own words; `aliases`: its folded names."""
+    """A possible answer. `value`: the reply; `words`: stems of its own words; `aliases`: its names as `normal` text."""
 
     value: Any
     words: tuple[str, ...]
@@ -28,7 +26,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Listed:
-    """Options found in a text, and that text without the list (what is left to be judged)."""
+    """Options found in a text, and the rest of the text without their list."""
 
     options: tuple[str, ...]
     rest: str
@@ -49,7 +47,7 @@ _NUMBERED = re.compile(r"^[ \t]*(\d{1,2})[.)][ \t]+(\S.*)$", re.MULTILINE)
 
 @lru_cache(maxsize=512)
 def listed(text: str) -> Listed:
-    """The first list of at least two options in `text`; without one, no options and the whole text."""
+    """Find the first list of at least two options in `text`; without one, no options and the whole text."""
     for lead in _LEAD.finditer(text):
         body, end = _region(text, lead.end())
         options = _split_items(body)
@@ -59,7 +57,7 @@ def listed(text: str) -> Listed:
 
 
 def _region(text: str, start: int) -> tuple[str, int]:
-    """The text of a list that starts at `start`: item lines, or up to the end of the sentence."""
+    """Return the text of a list that starts at `start` (item lines, or up to the end of the sentence) and its end."""
     if text[start:].lstrip(" \t").startswith("\n"):
         lines, position = [], start + text[start:].index("\n") + 1
         for line in text[position:].splitlines(keepends=True):
@@ -93,20 +91,20 @@ def _split_items(body: str) -> tuple[str, ...]:
 
 
 def lettered(text: str) -> dict[str, str]:
-    """Options written as lines `A) …`, `B) …`: letter → text; empty unless at least A and B are there in order."""
+    """Return options written as lines `A) …`, `B) …`: letter → text; empty unless they begin with A and have no gap."""
     found = {m[1]: m[2].strip() for m in _LETTERED.finditer(text)}
     letters = sorted(found)
     return found if len(letters) >= 2 and letters == [chr(65 + i) for i in range(len(letters))] else {}
 
 
 def yes_no(text: str) -> tuple[str, ...]:
-    """The two words of the first `yes or no` / `true/false` in `text`, as spelled there."""
+    """Return the two words of the first `yes or no` or `true/false` in `text`, as spelled there."""
     match = _PAIR.search(text)
     return (match[1], match[2]) if match else ()
 
 
 def numbered_questions(text: str) -> list[str]:
-    """The texts of questions numbered 1, 2, 3 … in `text`; empty for fewer than two."""
+    """Return the texts of questions numbered 1, 2, 3 … in `text`; empty for fewer than two."""
     found = list(_NUMBERED.finditer(text))
     if len(found) < 2 or [int(m[1]) for m in found] != list(range(1, len(found) + 1)):
         return []
@@ -115,7 +113,7 @@ def numbered_questions(text: str) -> list[str]:
 
 @lru_cache(maxsize=512)
 def as_options(values: tuple[Any, ...], names: tuple[str, ...] = ()) -> tuple[Option, ...]:
-    """Options for `values`; `names` gives the text of each when the value itself says nothing (`A`, `B`)."""
+    """Make options of `values`; `names` are their texts where a value itself says nothing (`A`, `B`)."""
     made = []
     for position, value in enumerate(values):
         text = names[position] if position < len(names) else str(value)
@@ -128,24 +126,33 @@ def as_options(values: tuple[Any, ...], names: tuple[str, ...] = ()) -> tuple[Op
 
 @lru_cache(maxsize=256)
 def truth(name: str) -> tuple[Option, Option]:
-    """The two options of a truth value; what is said of the field's own name is said of True (`is allowed`)."""
+    """Make the options True and False; a sentence about the field's name (`is allowed`) is about True."""
     called = re.sub(r"^(?:is|has|should|can|was|be) ", "", normal(name))
     aliases = tuple(sorted({"true", "yes", called} - {""}))
     return Option(True, split_name(f"true yes {called}"), aliases), Option(False, ("fals", "no"), ("false", "no"))
 
 
 BULLET = re.compile(r"^[ \t]*(?:[-*•]\s+)?\[([A-Za-z][\w&+.]*-\d+)\][ \t]*(?:\(([^()\n]*)\)[ \t]*)?", re.MULTILINE)
-"""A playbook line: `[str-00012] (SECTION) content`; group 1 is the id, group 2 the section."""
+"""The start of a playbook bullet, `[str-00012] (SECTION) content`; group 1 is the id, group 2 the section."""
 
 
 Limit = tuple[bool, float]
-"""(True for above, False for at most; the number)."""
+"""A bound on a number: (True for above, False for at most; the bound)."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One sentence's claim. `target`: index of an option; `sign`: +1 for it, -1 against it; `aside`: it is against an
-    option only beside speaking for another one (`X, not Y`).
+    """What a sentence says about one option.
+
+    Attributes:
+        source: id of the bullet that says so; empty for other text.
+        target: index of the option.
+        sign: +1 for the option, -1 against it.
+        cues, phrases: stems of its bare words, and its quoted phrases: inputs with them call for the option.
+        blocked: stems of words that must not be there (`unless …`).
+        text: the sentence.
+        aside: True if it is against the option only beside speaking for another one (`X, not Y`).
+        limits: bounds on a number of the input.
     """
 
     source: str
@@ -159,7 +166,7 @@ class Statement:
     limits: tuple[Limit, ...] = ()
 
     def admits(self, numbers: Sequence[float]) -> bool:
-        """Whether one of `numbers` keeps within all limits that the sentence states."""
+        """Return True if one of `numbers` keeps all limits."""
         return any(all(number > n if above else number <= n for above, n in self.limits) for number in numbers)
 
 
@@ -226,24 +233,24 @@ _GENERIC = STOP_STEMS | frozenset(
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
-    """(bullet id or empty, content) of each block of `text`: playbook bullets with their indented lines, else lines."""
-    spots = list(BULLET.finditer(text))
-    if text[: spots[0].start() if spots else len(text)].strip():
-        yield "", text[: spots[0].start() if spots else len(text)]
-    ends = [after.start() for after in spots[1:]] + [len(text)]
-    for spot, end in zip(spots, ends, strict=False):
-        lines = text[spot.end() : end].split("\n")
+    """Yield (bullet id or empty, content) of each block of `text`: a bullet with its indented lines, or other text."""
+    bullets = list(BULLET.finditer(text))
+    before = text[: bullets[0].start()] if bullets else text
+    if before.strip():
+        yield "", before
+    for bullet, body in cut(bullets, text):
+        lines = body.split("\n")
         kept = 1
         while kept < len(lines) and (not lines[kept].strip() or lines[kept].startswith((" ", "\t"))):
             kept += 1
-        yield spot[1], "\n".join(lines[:kept]).strip()
+        yield bullet[1], "\n".join(lines[:kept]).strip()
         tail = "\n".join(lines[kept:])
         if tail.strip():
             yield "", tail
 
 
 class Names:
-    """Finds the options of one field in sentences."""
+    """Finds the names of options in sentences."""
 
     def __init__(self, options: Sequence[Option]) -> None:
         self.options = tuple(options)
@@ -255,7 +262,7 @@ class Names:
         self._firsts = {key[0] for key in self._by_words if key}
 
     def mentions(self, sentence: str) -> list[_Mention]:
-        """Every option named in `sentence`, in order, with the role its neighbourhood gives it."""
+        """Return each mention of an option in `sentence`, in order, with the role that the words around it give."""
         words = [(m.start(), m.end(), part) for m in _WORD.finditer(sentence) for part in (normal(m[0]),) if part]
         flat = [(s, e, piece) for s, e, part in words for piece in part.split()]
         found: list[_Mention] = []
@@ -297,7 +304,7 @@ class Names:
 
 @lru_cache(maxsize=32768)
 def claims(sentence: str, options: tuple[Option, ...], source: str = "") -> tuple[Statement, ...]:
-    """What `sentence` says about `options`; nothing when it names none of them."""
+    """Return what `sentence` says about `options`; nothing if it names none of them."""
     mentions = _names(options).mentions(sentence)
     if any(m.role == 2 for m in mentions):
         mentions = [m for m in mentions if m.role != 1]
@@ -325,7 +332,7 @@ def _names(options: tuple[Option, ...]) -> Names:
 
 
 def _pieces(sentence: str, mentions: list[_Mention]) -> Iterator[tuple[str, list[_Mention]]]:
-    """One piece per option named as an answer, cut where the next one's cues begin."""
+    """Yield a piece of the sentence for each option named as an answer, cut where the next one's cues begin."""
     first = mentions[0]
     leading = not _cues(sentence[: first.start], [])[0]
     groups: list[list[_Mention]] = []
@@ -352,7 +359,7 @@ def _cues(piece: str, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str,
         piece = piece.replace(name, " ")
     phrases: list[str] = []
     for quote in _QUOTE.finditer(piece):
-        folded = stems(next(group for group in quote.groups() if group))
+        folded = stems(first_group(quote))
         if folded:
             phrases.append(" ".join(folded))
     bare = stems(_QUOTE.sub(" ", piece))
@@ -361,7 +368,7 @@ def _cues(piece: str, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str,
 
 
 def _limits(piece: str) -> tuple[Limit, ...]:
-    """Limits on a number that a sentence states in words: `above 500`, `500 or less`, `at least 3`."""
+    """Read the bounds on a number that a sentence states: `above 500`, `500 or less`, `at least 3`."""
     found: list[Limit] = []
     for match in _LIMIT.finditer(_QUOTE.sub(" ", piece)):
         word = (match[1] or match[2] or match[5]).lower()
@@ -373,7 +380,7 @@ def _limits(piece: str) -> tuple[Limit, ...]:
 
 
 def statements(text: str, options: tuple[Option, ...]) -> list[Statement]:
-    """Every statement about `options` in `text`, in order."""
+    """Return every statement about `options` in `text`, in order."""
     return [
         claim for source, body in blocks(text) for sentence in sentences(body)
         for claim in claims(sentence, options, source)

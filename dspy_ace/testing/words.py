@@ -1,11 +1,12 @@
-"""Words, stems and phrases: the text primitives of the offline model.
+"""Words, stems, sentences and pieces of text, for all parts of the offline model.
 
-Nothing here knows a task. The only word list is a list of general English function words.
+Nothing here knows a task. The only word list is one of general English function words.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 _STOP = """
@@ -22,7 +23,7 @@ mean means mention mentioned mentions output pick question questions reply reque
 sentence tag task wrong
 """
 STOP_WORDS: frozenset[str] = frozenset(_STOP.split())
-"""General function words and the vocabulary of asking itself; never used as cues."""
+"""General function words, and words that every request uses. They are never cues."""
 
 _TOKEN = re.compile(r"\d[\d.,]*\d|\d|[^\W\d_]+(?:['’][^\W\d_]+)?|[$€£¥%#]")
 _CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
@@ -30,12 +31,12 @@ _VOWEL = re.compile(r"[aeiouy]")
 
 
 def tokens(text: str) -> list[str]:
-    """Surface tokens of `text`: words, numbers, and the signs `$ € £ ¥ % #`."""
+    """Return the tokens of `text` as written: words, numbers, and the signs `$ € £ ¥ % #`."""
     return _TOKEN.findall(text)
 
 
 def parts(text: str) -> list[list[str]]:
-    """Surface tokens of `text`, cut into stretches that no punctuation interrupts."""
+    """Return the tokens of `text` in groups; punctuation starts a new group."""
     found: list[list[str]] = []
     end = -1
     for match in _TOKEN.finditer(text):
@@ -48,7 +49,7 @@ def parts(text: str) -> list[list[str]]:
 
 @lru_cache(maxsize=65536)
 def stem(word: str) -> str:
-    """A light stem: lower case, numbers become `#`, common English endings are cut."""
+    """Return the stem of `word`: lower case, without common English endings; `#` for a number."""
     if word[0].isdigit():
         return "#"
     w = word.lower().replace("’", "'")
@@ -73,37 +74,32 @@ _ENDINGS = (
 
 @lru_cache(maxsize=8192)
 def stems(text: str) -> tuple[str, ...]:
-    """Stems of every token of `text`, in order."""
+    """Return the stems of all tokens of `text`, in order."""
     return tuple(stem(word) for word in tokens(text))
 
 
 def is_content(word: str) -> bool:
-    """Whether a surface word says something of its own: no stop word, no number, no sign."""
+    """Return True if `word` has a meaning of its own: it is no stop word, number or sign."""
     low = word.lower()
     return len(low) > 1 and low[0].isalpha() and low not in STOP_WORDS
-
-
-@lru_cache(maxsize=65536)
-def _stem_is_content(token: str) -> bool:
-    return len(token) > 1 and token not in STOP_STEMS
 
 
 STOP_STEMS: frozenset[str] = frozenset(stem(word) for word in STOP_WORDS)
 
 
 def content_stems(text: str) -> list[str]:
-    """Stems of the content words of `text`, in order, with repeats."""
-    return [token for token in stems(text) if _stem_is_content(token)]
+    """Return the stems of the content words of `text`, in order, with repeats."""
+    return [token for token in stems(text) if len(token) > 1 and token not in STOP_STEMS]
 
 
 @lru_cache(maxsize=16384)
 def split_name(name: str) -> tuple[str, ...]:
-    """Stems of the words inside a label: camelCase, snake_case, hyphens and spaces are seams."""
+    """Return the stems of the words in a label: `camelCase`, `snake_case`, hyphens and spaces separate words."""
     return tuple(stem(part) for part in _CAMEL.findall(name))
 
 
 def normal(text: str) -> str:
-    """`text` folded for comparison: lower case, runs of anything but letters and digits become one space."""
+    """Return `text` for comparison: lower case, one space for each run of other signs than letters and digits."""
     return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
@@ -111,11 +107,28 @@ _SENTENCE_END = re.compile(r"(?<=[.!?;])[\"'”’)]*\s+(?=\S)|\s*\n+\s*|\s+[•
 
 
 def sentences(text: str) -> list[str]:
-    """`text` cut at sentence ends, semicolons and line breaks; blank pieces are dropped."""
+    """Cut `text` at sentence ends, semicolons and line breaks; drop blank pieces."""
     return [piece.strip() for piece in _SENTENCE_END.split(text) if piece.strip()]
 
 
 def clip(text: str, words: int) -> str:
-    """The first `words` words of `text` on one line, with an ellipsis when something was cut."""
-    parts = text.split()
-    return " ".join(parts[:words]) + (" …" if len(parts) > words else "")
+    """Return the first `words` words of `text` on one line, with an ellipsis if something was cut."""
+    all_words = text.split()
+    return " ".join(all_words[:words]) + (" …" if len(all_words) > words else "")
+
+
+def cut(marks: Iterable[re.Match[str]], text: str) -> list[tuple[re.Match[str], str]]:
+    """Return each of `marks`, in order, with the text from its end to the next one.
+
+    Example:
+        >>> [(mark[0], rest) for mark, rest in cut(re.finditer("[0-9]", "1one2two"), "1one2two")]
+        [('1', 'one'), ('2', 'two')]
+    """
+    listed = list(marks)
+    ends = [mark.start() for mark in listed[1:]] + [len(text)]
+    return [(mark, text[mark.end() : end]) for mark, end in zip(listed, ends, strict=False)]
+
+
+def first_group(match: re.Match[str]) -> str:
+    """Return the first group of `match` that is not empty; `""` if all are."""
+    return next((group for group in match.groups() if group), "")
