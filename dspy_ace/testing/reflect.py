@@ -1,8 +1,6 @@
-"""Reads one case as a request shows it: the inputs, what was answered, what would have been right, the verdict.
+"""The reflector: reads a case from its request and says which cues call for which answer.
 
-Picks cues: the few short phrases of an input by which a lesson will be recognised again.
-
-The reflector: says which cues call for which answer, from what its request shows and nothing else.
+A cue is a short phrase of the input by which the lesson will be recognised again.
 """
 
 from __future__ import annotations
@@ -16,10 +14,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .calculate import formula_name, work_out
-from .evidence import passage
+from .evidence import passage, position
 from .request import Ask, load_json
 from .statements import blocks, listed, numbered_questions
-from .words import clip, content_stems, is_content, normal, parts, split_name, stem, stems, tokens
+from .words import (
+    clip,
+    content_stems,
+    cut,
+    first_group,
+    is_content,
+    normal,
+    parts,
+    split_name,
+    stem,
+    stems,
+    tokens,
+)
 
 _EXPECTED = re.compile(
     r"(?:expected(?: answer| output)?|correct (?:answer|label|output|value)|right answer|gold(?: answer| label)?|"
@@ -35,17 +45,25 @@ _BAD = re.compile(
 )
 _SCORE = re.compile(r"score\s*(?:of|is|was|[:=])?\s*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?", re.IGNORECASE)
 _LINE = re.compile(r"^[ \t]*[-*]?[ \t]*[`\"']?(\w[\w ]{0,40}?)[`\"']?[ \t]*[:=][ \t]*(\S.*)$", re.MULTILINE)
-
-
 _ARROW = re.compile(r"^[ \t]*(?:→|->|=>)[ \t]*(\w+)[ \t]*[:=][ \t]*", re.MULTILINE)
 _HEADING = re.compile(r"^\[(\S+)\][ \t]*$", re.MULTILINE)
 _CALLED = re.compile(r"^(?:Call|Step) \d+:[ \t]*([\w.\[\]'\"-]+)[ \t]*$", re.MULTILINE)
 _CALL = re.compile(r"^(?:Call \d+|Step \d+|Returned)\b", re.MULTILINE)
+_PREFIX = re.compile(r"^[ \t]*[-*]?[ \t]*[`\"']?\w{1,40}[`\"']?[ \t]*[:=][ \t]+", re.MULTILINE)
+_NOTHING = frozenset(
+    ("", "none", "n/a", "null", "{}", "(none)", "not shown", "not available", "(not available)", "unknown",
+     "(not shown)", "-")
+)  # fmt: skip
+_LONGEST_CUE = 2
+"""Most words of a cue, apart from the pattern around a number."""
+_FIELDS = 8
+"""Most output fields that are compared in one case."""
+_FACTORS = ("100", "0.01", "1000", "0.001", "1000000", "0.000001", "-1")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One call of a predictor as the attempt shows it. `inputs`: what it was given beyond the case's own inputs."""
+    """A call of a predictor as the attempt shows it. `inputs`: those that are not inputs of the case."""
 
     predictor: str
     inputs: str
@@ -54,7 +72,17 @@ class Seen:
 
 @dataclass(frozen=True)
 class Case:
-    """What a reflection request shows. `good`: True, False, or None when no verdict is shown."""
+    """What a reflection request shows of one attempt.
+
+    Attributes:
+        text: the values of the inputs.
+        expected: field name → right value; the name is empty where only feedback tells the value.
+        given: field name → value that was answered.
+        good: True for a success, False for a failure, None if no verdict is shown.
+        feedback: the metric's words.
+        bullets: the bullets in view.
+        calls: the calls of the predictors, in order.
+    """
 
     text: str
     expected: Mapping[str, str]
@@ -66,12 +94,13 @@ class Case:
 
     @property
     def several(self) -> bool:
-        """Whether the attempt was made by more than one predictor."""
+        """True if more than one predictor ran."""
         return len({call.predictor for call in self.calls}) > 1
 
     def erring(self, name: str, wrong: str) -> Seen | None:
-        """Where the wrong value of the field `name` comes from: the first call that gave this very value, under
-        whatever name; else the last one that filled the field.
+        """Find the call that a wrong value comes from.
+
+        It is the first call that gave this very value, under whatever name; else the last one with the field `name`.
         """
         given = [call for call in self.calls if any(normal(value) == normal(wrong) for value in call.outputs.values())]
         filled = [call for call in self.calls if name in call.outputs]
@@ -79,57 +108,43 @@ class Case:
 
 
 def fields_in(text: str) -> dict[str, str]:
-    """Field name → value from JSON, `[[ ## name ## ]]` headers, `<name>` tags or `name: value` lines.
+    """Read field name → value from JSON, `[[ ## name ## ]]` headers, `<name>` tags or `name: value` lines.
 
-    Any other text stands under the empty name.
+    Other text gets the empty name.
     """
     text = text.strip()
-    if not text or text.lower() in (
-        "none",
-        "n/a",
-        "null",
-        "{}",
-        "(none)",
-        "not shown",
-        "not available",
-        "(not available)",
-        "unknown",
-        "(not shown)",
-        "-",
-    ):
+    if text.lower() in _NOTHING:
         return {}
     body = load_json(text) if text[0] in "{[" else None
     if isinstance(body, dict):
         return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in body.items()}
-    marks = list(re.finditer(r"\[\[? ?## (\w+) ## ?\]?\]", text))
-    if marks:
-        ends = [m.start() for m in marks[1:]] + [len(text)]
-        return {m[1]: text[m.end() : end].strip() for m, end in zip(marks, ends, strict=False) if m[1] != "completed"}
+    headers = cut(re.finditer(r"\[\[? ?## (\w+) ## ?\]?\]", text), text)
+    if headers:
+        return {mark[1]: body.strip() for mark, body in headers if mark[1] != "completed"}
     tags = re.findall(r"<(\w+)>\s*(.*?)\s*</\1>", text, re.DOTALL)
     if tags:
         return dict(tags)
-    lines = list(_LINE.finditer(text))
-    ends = [m.start() for m in lines[1:]] + [len(text)]
-    found = {m[1].strip(): text[m.start(2) : end].strip().strip("'\"") for m, end in zip(lines, ends, strict=False)}
-    return found or {"": text.strip("'\"")}
+    lines = cut(_LINE.finditer(text), text)
+    return {m[1].strip(): (m[2] + more).strip().strip("'\"") for m, more in lines} or {"": text.strip("'\"")}
 
 
 def read_case(ask: Ask) -> Case:
-    """The case that a reflection request shows, whatever it calls its fields."""
+    """Read the case of a reflection request, whatever it calls its fields."""
     get = _finder(ask)
     text = get("task_inputs", "input", "example")
     feedback, outcome = get("feedback", "critique"), get("outcome", "score", "result", "verdict")
     expected = fields_in(get("expected", "target", "gold", "label")) or read_feedback(feedback)[0]
     trajectory = get("trajectory", "attempt", "prediction", "output", "trace")
     given = _given(trajectory, expected)
-    return Case(_values_only(text), expected, given, _verdict(outcome, feedback), feedback, get("bullets", "playbook"),
-                _calls(trajectory, _HEADING.findall(ask.values.get("task", ""))))  # fmt: skip
+    calls = _calls(trajectory, _HEADING.findall(ask.values.get("task", "")))
+    bullets = get("bullets", "playbook")
+    return Case(_values_only(text), expected, given, _verdict(outcome, feedback), feedback, bullets, calls)
 
 
 def read_feedback(feedback: str) -> tuple[dict[str, str], bool | None]:
-    """The right answer that feedback names (under no field name) and its verdict, as far as it says them."""
+    """Return the right answer that feedback names (under an empty field name) and its verdict, if it says them."""
     match = _EXPECTED.search(feedback)
-    expected = {"": next(g for g in match.groups() if g).strip()} if match else {}
+    expected = {"": first_group(match).strip()} if match else {}
     return expected, _verdict("", feedback)
 
 
@@ -144,11 +159,8 @@ def _finder(ask: Ask) -> Callable[..., str]:
     return get
 
 
-_PREFIX = re.compile(r"^[ \t]*[-*]?[ \t]*[`\"']?\w{1,40}[`\"']?[ \t]*[:=][ \t]+", re.MULTILINE)
-
-
 def _values_only(text: str) -> str:
-    """Task inputs as text to be judged: the values without their field names."""
+    """Return task inputs without their field names."""
     body = load_json(text) if text.lstrip().startswith("{") else None
     if isinstance(body, dict):
         return "\n".join(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in body.values())
@@ -156,7 +168,7 @@ def _values_only(text: str) -> str:
 
 
 def _given(trajectory: str, expected: Mapping[str, str]) -> dict[str, str]:
-    """The answer that was given, for the fields that an answer is expected for (or for all that can be read)."""
+    """Return the values answered for the expected fields; if none can be read, the last field of the attempt."""
     found: dict[str, str] = {}
     for name in expected:
         if name:
@@ -169,29 +181,25 @@ def _given(trajectory: str, expected: Mapping[str, str]) -> dict[str, str]:
                     found[name] = next(g for g in value.groups() if g is not None).strip().rstrip(",}")
     if found or not trajectory.strip():
         return found
-    marks = list(_ARROW.finditer(trajectory))
-    ends = [m.start() for m in marks[1:]] + [len(trajectory)]
-    told = {m[1]: _CALL.split(trajectory[m.end() : e])[0].strip() for m, e in zip(marks, ends, strict=False)}
+    told = {m[1]: _CALL.split(body)[0].strip() for m, body in cut(_ARROW.finditer(trajectory), trajectory)}
     read = {k: v for k, v in (told or fields_in(trajectory)).items() if not re.search(r"reason|thought|cited", k)}
     return dict(list(read.items())[-1:])
 
 
 def _calls(trajectory: str, names: Sequence[str]) -> tuple[Seen, ...]:
-    """The calls of the predictors `names` that an attempt lists (`Call 2: name`), with inputs and `→` outputs."""
-    heads = list(_CALLED.finditer(trajectory))
-    ends = [m.start() for m in heads[1:]] + [len(trajectory)]
+    """Return the calls of the predictors `names` in an attempt (`Call 2: name`), with inputs and `→` outputs."""
     found = []
-    for head, end in zip(heads, ends, strict=False):
-        body = trajectory[head.end() : end].partition("\nReturned:")[0]
-        marks = list(_ARROW.finditer(body))
-        stops = [m.start() for m in marks[1:]] + [len(body)]
-        outputs = {m[1]: body[m.end() : stop].strip() for m, stop in zip(marks, stops, strict=False)}
+    for head, rest in cut(_CALLED.finditer(trajectory), trajectory):
+        body = rest.partition("\nReturned:")[0]
+        outputs = cut(_ARROW.finditer(body), body)
         if head[1] in names:
-            found.append(Seen(head[1], _values_only(body[: marks[0].start() if marks else len(body)]), outputs))
+            inputs = body[: outputs[0][0].start()] if outputs else body
+            found.append(Seen(head[1], _values_only(inputs), {mark[1]: value.strip() for mark, value in outputs}))
     return tuple(found)
 
 
 def _verdict(outcome: str, feedback: str) -> bool | None:
+    """Tell a success from a failure by a score or by words; None if neither is there."""
     for text in (outcome, feedback):
         score = _SCORE.search(text) or (re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)()\s*", text))
         if _BAD.search(text):
@@ -203,16 +211,12 @@ def _verdict(outcome: str, feedback: str) -> bool | None:
     return None
 
 
-_RUN = 2
-"""Longest cue, in words, apart from the pattern around a number."""
-
-
 def choose_cues(text: str, rivals: str = "", avoid: Collection[str] = (), limit: int = 5) -> list[str]:
-    """At most `limit` phrases of `text`, the most telling first.
+    """Choose at most `limit` phrases of `text`, the most telling first.
 
-    With a focus (a quoted string that occurs again) the pattern around it leads and the nearest words follow.
-    Without one, long and repeated words lead; words of `rivals` (lessons for other answers) and the stems in `avoid`
-    come last.
+    With a focus (a quoted string that occurs again) the pattern around it is first and the nearest words follow.
+    Without one, long and repeated words are first; words of `rivals` (lessons for other answers) and the stems in
+    `avoid` are last.
     """
     judged = passage(text)
     if judged.focus:
@@ -220,10 +224,10 @@ def choose_cues(text: str, rivals: str = "", avoid: Collection[str] = (), limit:
     seen = Counter(stems(rivals))
     counts = Counter(stems(text))
     scored = []
-    for position, run in _runs(text):
+    for start, run in _runs(text):
         folded = [stem(word) for word in run]
         worth = sum(_worth(w, counts[s], seen[s], s in avoid) for w, s in zip(run, folded, strict=True))
-        scored.append((-worth / len(run) ** 0.5, position, " ".join(run)))
+        scored.append((-worth / len(run) ** 0.5, start, " ".join(run)))
     scored.sort()
     return _distinct([phrase for _, _, phrase in scored], limit)
 
@@ -234,28 +238,28 @@ def _worth(word: str, count: int, seen: int, avoided: bool) -> float:
 
 
 def _runs(text: str) -> list[tuple[int, list[str]]]:
-    """Neighbouring content words, at most `_RUN` together, each with its position among the tokens."""
+    """Return groups of neighbouring content words, each with its position among the tokens."""
     found: list[tuple[int, list[str]]] = []
-    position = 0
+    at = 0
     for stretch in parts(text):
         run: list[str] = []
         for word in [*stretch, ""]:
-            if word and is_content(word) and len(run) < _RUN:
+            if word and is_content(word) and len(run) < _LONGEST_CUE:
                 run.append(word)
             else:
                 if run:
-                    found.append((position - len(run), run))
+                    found.append((at - len(run), run))
                 run = [word] if word and is_content(word) else []
-            position += 1
-        position -= 1
+            at += 1
+        at -= 1  # the empty word at the end is no token
     return found
 
 
 def _near_focus(text: str, focus: str, limit: int) -> list[str]:
     body = text[text.index(focus) + len(focus) :]
     words, wanted = tokens(body), tokens(focus)
-    at = next((i for i in range(len(words)) if words[i : i + len(wanted)] == wanted), None)
-    if at is None or not wanted:
+    at = position(words, wanted)
+    if at is None:
         return _distinct([" ".join(run) for _, run in _runs(body)], limit)
     end = at + len(wanted)
     middle = "#" if wanted[0][0].isdigit() else focus
@@ -265,7 +269,7 @@ def _near_focus(text: str, focus: str, limit: int) -> list[str]:
 
 
 def _distinct(phrases: list[str], limit: int) -> list[str]:
-    """The first `limit` phrases that do not repeat one before them."""
+    """Return the first `limit` phrases that do not repeat an earlier one."""
     kept: dict[tuple[str, ...], str] = {}
     for phrase in phrases:
         folded = stems(phrase)
@@ -276,14 +280,11 @@ def _distinct(phrases: list[str], limit: int) -> list[str]:
     return list(kept.values())
 
 
-_FIELDS = 8
-"""Most output fields that one case is compared in."""
-
-
 @dataclass(frozen=True)
 class Lesson:
-    """Cues that call for `answer` (empty: none known) and not for `wrong` (empty: none ruled out); or for a result to
-    be multiplied by `factor`. `predictor`: whom it is for (empty: not said).
+    """Cues that call for an answer and not for another, or for a result to be multiplied by a factor.
+
+    An empty `answer`, `wrong`, `field`, `factor` or `predictor` is not known or not needed.
     """
 
     cues: tuple[str, ...]
@@ -295,7 +296,7 @@ class Lesson:
 
 
 def lessons_of(case: Case) -> list[Lesson]:
-    """Lessons of one case; none for a success that teaches nothing or a case without a verdict."""
+    """Return the lessons of a case; none for a success that teaches nothing or a case without a verdict."""
     found: list[Lesson] = []
     text = listed(case.text).rest
     named = len(case.expected) > 1
@@ -325,9 +326,9 @@ def lessons_of(case: Case) -> list[Lesson]:
 
 
 def _for_one(case: Case, name: str, right: str, wrong: str, label: str) -> list[Lesson]:
-    """Lessons of an attempt by several predictors: for the one that a wrong value comes from, in the words it saw.
+    """Return lessons for the predictor that a wrong value comes from, with cues from what it saw.
 
-    What one of them got right is routine: it says nothing of why the attempt failed.
+    A right value teaches nothing here: it does not say why the attempt failed.
     """
     if not wrong or normal(right) == normal(wrong):
         return []
@@ -338,6 +339,7 @@ def _for_one(case: Case, name: str, right: str, wrong: str, label: str) -> list[
 
 
 def _lesson(case: Case, text: str, right: str, wrong: str, label: str) -> list[Lesson]:
+    """Return the lesson, if there is one, of a right and a wrong value."""
     if right and normal(right) == normal(wrong):
         if case.good is False and not case.expected:
             right = ""
@@ -357,7 +359,7 @@ def _lesson(case: Case, text: str, right: str, wrong: str, label: str) -> list[L
 
 
 def _is_amount(right: str, text: str) -> bool:
-    """Whether the right answer is the result of a calculation, not a label or a grade."""
+    """Return True if the right answer is the result of a calculation, not a label or a grade."""
     try:
         value = float(right.replace(",", ""))
     except ValueError:
@@ -366,22 +368,16 @@ def _is_amount(right: str, text: str) -> bool:
 
 
 def _factor(right: str, wrong: str) -> str:
-    """The power of ten (or -1) by which the given result has to be multiplied to be right; empty if none does."""
+    """Return the power of ten (or -1) that makes the given result right; empty if none does."""
     try:
         ratio = float(right.replace(",", "")) / float(wrong.replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return ""
-    return next(
-        (f for f in ("100", "0.01", "1000", "0.001", "1000000", "0.000001", "-1") if _near(ratio, float(f))), ""
-    )
-
-
-def _near(value: float, wanted: float) -> bool:
-    return abs(value - wanted) <= 0.15 * abs(wanted)
+    return next((f for f in _FACTORS if abs(ratio - float(f)) <= 0.15 * abs(float(f))), "")
 
 
 def _covered(case: Case, text: str, right: str) -> bool:
-    """Whether a bullet in view already speaks for this answer by at least half of its cue words (or by three)."""
+    """Return True if a bullet in view names this answer and shares half of its cue words (or three) with the text."""
     name, here = normal(right), set(content_stems(text))
     for _, body in blocks(case.bullets):
         if name and name in normal(body):
@@ -392,13 +388,13 @@ def _covered(case: Case, text: str, right: str) -> bool:
 
 
 def _rivals(case: Case, right: str) -> str:
-    """The bullets in view that do not name the right answer."""
+    """Return the bullets in view that do not name the right answer."""
     name = normal(right)
     return "\n".join(body for source, body in blocks(case.bullets) if source and name and name not in normal(body))
 
 
 def misleading(case: Case, lesson: Lesson) -> list[str]:
-    """Quoted cues of bullets in view that speak for the wrong answer although this input has them too."""
+    """Return quoted cues of bullets for the wrong answer that this input has, too."""
     text, wrong = f" {' '.join(stems(listed(case.text).rest))} ", normal(lesson.wrong)
     found: list[str] = []
     for source, body in blocks(case.bullets):
@@ -409,7 +405,7 @@ def misleading(case: Case, lesson: Lesson) -> list[str]:
 
 
 def say(lesson: Lesson, wording: int = 0) -> str:
-    """A lesson as one sentence. `wording`: which of several wordings with the same meaning."""
+    """Word a lesson as one sentence. `wording`: which of several wordings with the same meaning."""
     first, rest = lesson.cues[0], lesson.cues[1:]
     quoted = ", ".join(f'"{cue}"' for cue in (rest if "#" in first else lesson.cues))
     scope = (f'"{first}"' + (f" near {quoted}" if quoted else "")) if "#" in first else quoted
@@ -428,12 +424,8 @@ def say(lesson: Lesson, wording: int = 0) -> str:
     )[wording % 4]
 
 
-def _quoted(cue: str) -> str:
-    return f'"{cue}"'
-
-
 def tags_of(case: Case, lessons: list[Lesson]) -> dict[str, str]:
-    """Bullet id → helpful or harmful: it speaks for the right or for the wrong answers; the others are left out."""
+    """Return bullet id → `helpful` or `harmful`, for bullets that speak for a right or for a wrong answer."""
     here = set(stems(case.text))
     rights = [normal(le.answer) for le in lessons if le.answer] or [normal(v) for v in case.expected.values()]
     if not rights and case.good:
@@ -453,7 +445,13 @@ def tags_of(case: Case, lessons: list[Lesson]) -> dict[str, str]:
 
 
 def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
-    """Values for the fields of a reflection request. `flip`: state the given answer as right (a wrong lesson)."""
+    """Return the values of a reflection request.
+
+    Args:
+        ask: the request.
+        wording: which of several wordings.
+        flip: True to call the wrong answer right.
+    """
     case = read_case(ask)
     lessons = lessons_of(case)
     tags = tags_of(case, lessons)
@@ -465,7 +463,7 @@ def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
         shared = misleading(case, lesson)
         if shared:
             field = f"{lesson.field} = " if lesson.field else ""
-            said = f"{' or '.join(_quoted(c) for c in shared)} does not call for {field}{lesson.wrong}."
+            said = " or ".join(f'"{cue}"' for cue in shared) + f" does not call for {field}{lesson.wrong}."
             insights.append(_addressed(said, lesson.predictor, ask))
     if not insights and case.good is False and case.feedback.strip():
         insights = [f"Avoid this: {clip(case.feedback, 30)}"]
@@ -484,14 +482,14 @@ def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
 
 
 def _addressed(said: str, predictor: str, ask: Ask) -> Any:
-    """An insight with the predictor it is for, in the form that the request describes for it; else words alone."""
+    """Return an insight with its predictor if the request describes a form for both; else the words alone."""
     if predictor and any("insight" in asked.name and '"predictor"' in asked.desc for asked in ask.outputs):
         return {"insight": said, "predictor": predictor}
     return said
 
 
 def _value(name: str, kind: str, values: Mapping[str, Any]) -> Any:
-    """The value for an output field by its name, as JSON text when the field is plain text."""
+    """Return the value of an output field by its name; as JSON text if the field is plain text."""
     key = name if name in values else next(
         (k for part, k in (("insight", "key_insights"), ("lesson", "key_insights"), ("tag", "bullet_tags"),
                            ("cause", "root_cause"), ("approach", "correct_approach"))
