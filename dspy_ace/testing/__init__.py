@@ -14,7 +14,6 @@ How a request becomes a reply:
 | `statements` · `evidence` | possible answers and the sentences that name them · a score for each answer |
 | `answer` · `agent` | the task model: a value for each field · the next step of an agent |
 | `reflect` · `curate` | the Reflector and the Curator |
-| `propose` | instructions, rules and advice for other optimizers |
 | `noise` · `backend` | deliberate imperfections · which role answers, faults, latency, usage, log |
 | `offline` · `server` | the DSPy model · the same model as an OpenAI-compatible HTTP server |
 | `contracts` | contract tests for custom roles, to call from your own test suite |

@@ -20,12 +20,11 @@ from .answer import answer
 from .curate import curate
 from .evidence import Verdict
 from .noise import FAULTS, Dice, Knobs, spoil
-from .propose import asks_for_text, propose
 from .reflect import reflect
 from .reply import write
 from .request import Ask, Request, read
 
-TASK, REFLECTOR, CURATOR, PROPOSER = "task", "reflector", "curator", "proposer"
+TASK, REFLECTOR, CURATOR = "task", "reflector", "curator"
 
 Answerer = Callable[[Ask, Dice], tuple[str, dict[str, Any]] | None]
 """Answers one sort of request: (request as read, dice for it) → (role for the log, output field → value).
@@ -242,13 +241,13 @@ def respond(request: Request, knobs: Knobs, salt: str = "", answerers: Sequence[
 
 
 def role_of(ask: Ask) -> str:
-    """Return `task`, `reflector`, `curator` or `proposer`, by the fields of the request alone."""
+    """Return `task`, `reflector` or `curator`, by the fields of the request alone."""
     names, given = ask.asks_for, set(ask.values) | {f.name for f in ask.inputs}
     if "operations" in names and any("playbook" in name or "review" in name for name in given):
         return CURATOR
     if any("insight" in name for name in names) or "bullet_tags" in names:
         return REFLECTOR
-    return PROPOSER if asks_for_text(ask) else TASK
+    return TASK
 
 
 def _own_answer(ask: Ask, knobs: Knobs, dice: Dice, sampled: bool) -> tuple[str, dict[str, Any]]:
@@ -258,8 +257,6 @@ def _own_answer(ask: Ask, knobs: Knobs, dice: Dice, sampled: bool) -> tuple[str,
         values = reflect(ask, wording, dice.happens("wrong_lessons", knobs.wrong_lessons))
     elif role == CURATOR:
         values = curate(ask, dice.happens("junk", knobs.junk))
-    elif role == PROPOSER:
-        values = propose(ask, dice, knobs.rewrite_limit)
     elif is_step(ask):
         values = step(ask)
     else:

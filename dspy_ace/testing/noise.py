@@ -32,7 +32,6 @@ class Knobs:
         junk: probability that a curation repeats the playbook's own format instead of new lessons.
         wrong_lessons: probability that a reflection swaps right and wrong in its lessons.
         paraphrase: probability that a reflection words its lessons differently.
-        rewrite_limit: most words in a new instruction; None for no limit.
         faults: name of a provider fault → its probability, drawn for each attempt; 1.0 means always.
         context_window: most prompt tokens; a longer request is a `context_overflow`. None for no limit.
         latency: seconds for each request.
@@ -52,7 +51,6 @@ class Knobs:
     junk: _Chance = 0.0
     wrong_lessons: _Chance = 0.0
     paraphrase: _Chance = 0.0
-    rewrite_limit: Count | None = None
     faults: Mapping[Fault, _Chance] = field(default_factory=dict)
     context_window: Count | None = None
     latency: _Seconds = 0.0

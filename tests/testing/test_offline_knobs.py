@@ -106,21 +106,6 @@ def test_junk_echoes_the_playbook() -> None:
     assert all(o["content"].startswith("##") for o in json.loads(reply.operations))
 
 
-def test_rewrite_limit_bounds_instructions() -> None:
-    """A rewritten instruction has no more words than allowed."""
-    examples = [
-        {"Inputs": {"note": f"case {n} of rain"}, "Generated Outputs": {"desk": "north"}, "Feedback": "Expected: south"}
-        for n in range(30)
-    ]
-    sign = dspy.Signature(
-        "current_instruction: str, examples_with_feedback: list[dict[str, str]] -> new_instruction: str"
-    )
-    with dspy.context(lm=OfflineLM(rewrite_limit=30)):
-        reply = dspy.Predict(sign)(current_instruction="Pick a desk.", examples_with_feedback=examples)
-    assert reply.new_instruction.startswith("Pick a desk.")
-    assert len(reply.new_instruction.split()) <= 30
-
-
 @pytest.mark.parametrize("kind", sorted(ERRORS))
 def test_faults_are_the_errors_of_this_dspy(kind: str) -> None:
     """A fault of probability 1 is raised as DSPy's own error, at every attempt, and is logged."""
