@@ -1,4 +1,4 @@
-"""Requests that ask for the next step of an agent: which tool, with which arguments, and when to stop."""
+"""The next step of an agent: which tool, with which arguments, and when to stop."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ class Tool:
 
 
 def is_step(ask: Ask) -> bool:
-    """Whether the request asks for a tool call."""
+    """Return True if the request asks for a tool call."""
     return any(f.name == "next_tool_name" or f.type == "ToolCalls" for f in ask.outputs)
 
 
 def step(ask: Ask) -> dict[str, Any]:
-    """Values for an agent's next step: a tool that fits until something was observed, then the end."""
-    text = "\n".join((ask.instructions, *(t for _, t in ask.earlier), *ask.values.values()))
+    """Return the values of an agent's next step: a tool that fits until one answered, then the end."""
     tools = tools_in("\n".join((ask.instructions, *ask.values.values())))
-    seen = observations(text)
+    seen = observations("\n".join((*(text for _, text in ask.earlier), *ask.values.values())))
     question = question_of(ask)
     tool = _next(ask, tools, seen, question)
     filled = _arguments(tool, question, seen) if tool else {}
@@ -67,7 +66,7 @@ def tools_in(text: str) -> list[Tool]:
 
 
 def _braces(text: str, start: int) -> dict[str, Any]:
-    """The Python dict written at `start`; empty when there is none."""
+    """Return the Python dict written at `start`; empty if there is none."""
     depth = 0
     for end in range(start, min(len(text), start + 20000)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
@@ -81,7 +80,7 @@ def _braces(text: str, start: int) -> dict[str, Any]:
 
 
 def question_of(ask: Ask) -> str:
-    """The task's inputs: of this turn or, in a conversation, of the turn that opened it."""
+    """Return the task's inputs: of this turn or, in a conversation, of the turn that opened it."""
     skip = ("trajectory", "history", "tools")
     own = [text for name, text in ask.values.items() if name not in skip and text.strip()]
     if own:
@@ -98,6 +97,7 @@ def question_of(ask: Ask) -> str:
 
 
 def _next(ask: Ask, tools: list[Tool], seen: list[str], question: str) -> Tool | None:
+    """Choose a tool; None for the end where no tool is named `finish` or the like."""
     last = next((t for t in tools if _LAST.match(t.name)), None)
     others = [t for t in tools if t is not last]
     if not others or len(seen) >= 2 or any(not _ERROR.search(text) for text in seen):
@@ -111,16 +111,12 @@ def _next(ask: Ask, tools: list[Tool], seen: list[str], question: str) -> Tool |
 
 
 def _arguments(tool: Tool, question: str, seen: list[str]) -> dict[str, Any]:
-    filled: dict[str, Any] = {}
-    for name, described in tool.arguments.items():
-        schema = described if isinstance(described, Mapping) else {}
-        if "default" not in schema:
-            filled[name] = _argument(name, schema, question, seen)
-    return filled
+    schemas = {name: schema if isinstance(schema, Mapping) else {} for name, schema in tool.arguments.items()}
+    return {n: _argument(n, schema, question, seen) for n, schema in schemas.items() if "default" not in schema}
 
 
 def _argument(name: str, schema: Mapping[str, Any], question: str, seen: list[str]) -> Any:
-    """A value from the question for one argument, by its type and name."""
+    """Find a value in the question for one argument, by its type and name."""
     if schema.get("enum"):
         options = as_options(tuple(schema["enum"]))
         words = set(content_stems(question))

@@ -1,12 +1,14 @@
-"""Contract tests for custom roles: call them from your own test suite.
+"""Contract tests for custom roles, to call from your own test suite.
 
+    from dspy_ace.testing import OfflineLM
     from dspy_ace.testing.contracts import check_reflect
 
     def test_my_reflector():
-        check_reflect(my_reflect)
+        with dspy.context(lm=OfflineLM()):
+            check_reflect(my_reflect)
 
-Each calls the role a few times on small made-up material, in two threads as well, and raises AssertionError with
-what was expected and what came. A role that asks an LM is called under the LM in force; give it an `OfflineLM`.
+Each test calls the role on a few made-up examples, in two threads as well. It raises AssertionError that says what was
+expected and what came. A role that asks an LM gets the LM of the context.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ PLAYBOOK = Playbook.from_text(
 
 
 def trajectories() -> list[Trajectory]:
-    """A success, a failure and a retry of it, on made-up routing messages."""
+    """Return a success, a failure and a retry of the failure, on made-up messages."""
 
     def made(message: str, answered: str, right: str, source: str) -> Trajectory:
         call = Call("route", {"message": message}, {"desk": answered})
@@ -54,7 +56,11 @@ def trajectories() -> list[Trajectory]:
 
 
 def check_reflect(reflect: Reflect) -> None:
-    """Assert that `reflect` keeps the contract of `dspy_ace.roles.Reflect`."""
+    """Assert that `reflect` keeps the contract of `dspy_ace.roles.Reflect`.
+
+    It returns a `Reflection` of `Insight`s with tags for bullets that were shown, changes nothing, and returns the same
+    for the same arguments in any thread.
+    """
     for trajectory in trajectories():
         before = repr(trajectory)
         reflection = _same_in_threads(reflect, PLAYBOOK, trajectory)
@@ -66,7 +72,10 @@ def check_reflect(reflect: Reflect) -> None:
 
 
 def check_curate(curate: Curate) -> None:
-    """Assert that `curate` keeps the contract of `dspy_ace.roles.Curate`."""
+    """Assert that `curate` keeps the contract of `dspy_ace.roles.Curate`.
+
+    It returns a `Delta` that fits the playbook, with the sources of the reviews, and the rejected operations.
+    """
     first, second, _ = trajectories()
     reviews = (
         Reflection((Insight("Refunds for broken goods go to claims, not to the front desk."),), trajectory=second),
@@ -84,7 +93,10 @@ def check_curate(curate: Curate) -> None:
 
 
 def check_refine(refine: Refine) -> None:
-    """Assert that `refine` keeps the contract of `dspy_ace.roles.Refine`: a delta that fits, and none on its result."""
+    """Assert that `refine` keeps the contract of `dspy_ace.roles.Refine`.
+
+    It returns a `Delta` that fits the playbook, and an empty one for the refined playbook.
+    """
     delta = _same_in_threads(refine, PLAYBOOK)
     _expect(isinstance(delta, Delta), "a Delta", delta)
     misfits = admit(PLAYBOOK, delta.operations)[1]
@@ -95,7 +107,7 @@ def check_refine(refine: Refine) -> None:
 
 
 def _same_in_threads(role: Any, *arguments: Any) -> Any:
-    """What the role returns, here and in two threads at once: the same each time."""
+    """Return the role's result, if it is the same here and in two threads at once."""
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(copy_context().run, role, *arguments) for _ in range(2)]
         results = [role(*arguments), *(future.result() for future in futures)]
