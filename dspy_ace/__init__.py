@@ -11,9 +11,9 @@ from .comparison import compare
 from .errors import AceError
 from .lm import Usage
 from .online import OnlineACE
-from .playbook import Bullet, Playbook
+from .playbook import Bullet, Playbook, merge
 from .program import Executed, Judged, Validated, with_playbook
-from .roles import Curator, GrowAndRefine, Reflector, merge
+from .roles import Curator, GrowAndRefine, Reflector
 from .store import PlaybookStore
 from .training import Record, Results
 

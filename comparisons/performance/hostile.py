@@ -20,7 +20,7 @@ import dspy
 
 from dspy_ace import Bullet, GrowAndRefine, OnlineACE, Playbook
 from dspy_ace.lm.reading import UnreadableError, read_list, read_mapping
-from dspy_ace.playbook.text import count_tokens, cut_middle
+from dspy_ace.playbook import count_tokens, cut_middle
 from dspy_ace.similarity.differences import difference
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.backend import Served

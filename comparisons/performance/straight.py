@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dspy_ace import Bullet, Playbook
-from dspy_ace.playbook import Add, Delta
-from dspy_ace.playbook.text import count_tokens, render_bullet, section_slug
+from dspy_ace.playbook import Add, Delta, count_tokens
+from dspy_ace.playbook.text import section_slug
 from dspy_ace.similarity.differences import difference
 from dspy_ace.similarity.similarity import LEXICAL_THRESHOLD
 from dspy_ace.similarity.vectors import lexical
@@ -33,7 +33,7 @@ def step(playbook: Playbook, delta: Delta) -> tuple[str, int]:
         bullets.append(Bullet(name, operation.section, operation.content, sources=operation.sources))
     gone = {later for _, later in duplicates([bullet.content for bullet in bullets])}
     grown = Playbook(tuple(bullet for at, bullet in enumerate(bullets) if at not in gone), playbook.sections, number)
-    prompt = "\n".join(render_bullet(bullet) for bullet in grown)
+    prompt = "\n".join(bullet.block for bullet in grown)
     return prompt, count_tokens(prompt)
 
 

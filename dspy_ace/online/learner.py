@@ -14,7 +14,7 @@ from dspy.utils.exceptions import LMError, LMInvalidRequestError
 
 from ..errors import RunError
 from ..lm import Guard, LimitReachedError, Usage, since
-from ..playbook import Playbook, operation_to_json
+from ..playbook import Playbook
 from ..program import Crew, Trajectory, there
 from ..training import Batch, Maker, Record, Run, State, Step, record_of
 from .inbox import Inbox, Told
@@ -121,9 +121,7 @@ class Learner:
         self._reflect.kept.clear()
         at = tuple(range(self._seen, self._seen + len(told))) if positions is None else positions
         record = record_of(Batch(self.steps + 1, 1, at, False), [one.trajectory for one in told], step)
-        rejected = tuple(
-            {"operation": r.operation and operation_to_json(r.operation), "reason": r.reason} for r in left
-        )
+        rejected = tuple(each.to_json() for each in left)
         return step, replace(record, rejected=(*record.rejected, *rejected))
 
     def _lesson(self, playbook: Playbook, told: Sequence[Told]) -> Step:

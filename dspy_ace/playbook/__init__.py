@@ -1,32 +1,17 @@
-"""The values: bullets, operations on them, text formats, combine, merge, forget and their history."""
+"""The values: bullets, operations on them, text formats, merging, forgetting, and a playbook's history."""
 
-from .account import Account, Selection, counted
-from .combine import combine
-from .delta import (
-    Add,
-    Delete,
-    Delta,
-    Merge,
-    Operation,
-    Rejected,
-    Tag,
-    Update,
-    admit,
-    apply,
-    operation_from_json,
-    operation_to_json,
-    rejected_as,
-)
-from .events import Event, Rollback, fold, returned, versions
 from .files import append_line, hold_folder, whole_lines, write_whole
-from .forget import Forgotten, forget, known_sources, quotes, rewrite
+from .forgetting import Account, Forgotten, Selection, counted, forget, quotes, rewrite
+from .history import Event, Rollback, replay
+from .merging import combine, merge, rebase
+from .operations import Add, Delete, Delta, Merge, Operation, Rejected, Tag, Update, admit, apply
 from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, brief
 from .prompt import PLAYBOOK_HEADER, playbook_block, take_out
-from .rebase import rebase
-from .text import count_tokens, cut_middle, defuse, fit, section_key
+from .text import OTHERS, count_tokens, cut_middle, defuse, fit, folded, section_key
 
 __all__ = [
     "DEFAULT_SECTIONS",
+    "OTHERS",
     "PLAYBOOK_HEADER",
     "Account",
     "Add",
@@ -53,21 +38,17 @@ __all__ = [
     "cut_middle",
     "defuse",
     "fit",
-    "fold",
+    "folded",
     "forget",
     "hold_folder",
-    "known_sources",
-    "operation_from_json",
-    "operation_to_json",
+    "merge",
     "playbook_block",
     "quotes",
     "rebase",
-    "rejected_as",
-    "returned",
+    "replay",
     "rewrite",
     "section_key",
     "take_out",
-    "versions",
     "whole_lines",
     "write_whole",
 ]

@@ -1,31 +1,29 @@
-"""The playbook: an ordered set of bullets, as frozen values (ACE §3.1).
+"""Bullets and the playbook, as frozen values (ACE §3.1).
 
-A playbook never changes; `dspy_ace.delta.apply` makes the next one. Bullets stand in order of birth,
-which their ids tell: `slug-00042`, letters from the section, one counter for the whole playbook, never
-reused, not even after the bullet is gone.
+A playbook never changes: `apply` makes the next one. Bullets stand in the order in which they were added. Their ids
+tell it: `slug-00042` is letters of the section and a number. One counter serves the whole playbook, and no number is
+given twice, even after its bullet is gone.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import PlaybookError, SettingsError
+from ..errors import PlaybookError
 from . import text
-from .account import Account, Selection, counted
-from .bullet import MOST, Bullet, brief, clean_content, number_of, sequence, valid_text
 from .files import write_whole
 
-__all__ = ["DEFAULT_SECTIONS", "Bullet", "Playbook", "brief", "clean_content", "valid_text"]
+if TYPE_CHECKING:
+    from .forgetting import Account
 
 FORMAT = "dspy_ace.playbook"
 VERSION = 1
-
 DEFAULT_SECTIONS = (  # ACE, official code: the sections of an empty playbook
     "STRATEGIES & INSIGHTS",
     "FORMULAS & CALCULATIONS",
@@ -35,90 +33,140 @@ DEFAULT_SECTIONS = (  # ACE, official code: the sections of an empty playbook
     "CONTEXT CLUES & INDICATORS",
     text.OTHERS,
 )
-
+_MOST = 10**18  # ids and counters have at most 18 digits
+_ID = re.compile(text.ID_PATTERN)
 _NUMBER = re.compile(r"\d+$")
 
 
 @dataclass(frozen=True)
-class Playbook:
-    """Bullets in order of birth, the sections they stand in, and the highest number ever given.
+class Bullet:
+    r"""One piece of advice: a strategy, a concept, a common mistake, a snippet.
 
     Args:
-        bullets: any iterable of `Bullet`; ids are unique (case aside). Kept sorted by number.
-        sections: sections in the order files list them, also those without a bullet yet; sections of
-            bullets that are missing here are added behind.
-        high_water: the highest number ever given out, at least that of the newest bullet.
+        id: `slug-00042`; bullets are ordered by the number.
+        section: one line; an empty one becomes OTHERS.
+        content: any text; line ends are `\n`, space at line ends and around the text is dropped.
+        helpful, harmful: how often the Reflector found that it helped or misled; 0 to 10**18 − 1.
+        predictor: name of the predictor (its path in the program) that it is for; None: for all.
+        sources: names of the training examples that it was learned from.
 
     Raises:
-        PlaybookError: two bullets of one id, something that is not a bullet, sections that are not names.
+        PlaybookError: a field of the wrong type, an id without a number, an empty content, a text that
+            is not valid Unicode.
+
+    Example:
+        >>> Bullet("str-00001", "STRATEGIES & INSIGHTS", "Read the unit first.", helpful=2).block
+        '[str-00001] (STRATEGIES & INSIGHTS) Read the unit first.'
+    """
+
+    id: str
+    section: str
+    content: str
+    helpful: int = 0
+    harmful: int = 0
+    predictor: str | None = None
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not _ID.fullmatch(self.id):
+            raise PlaybookError(f"A bullet's id is letters, a hyphen and a number, like 'str-00042'; got {self.id!r}.")
+        object.__setattr__(self, "section", text.clean_section(valid_text(self.section, "section")))
+        object.__setattr__(self, "content", clean_content(self.content))
+        for name in ("helpful", "harmful"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < _MOST:
+                raise PlaybookError(f"Bullet {self.id}: {name} is a count, 0 or more; got {brief(count)}.")
+        if self.predictor is not None:
+            valid_text(self.predictor, f"Bullet {self.id}: predictor")
+        if not isinstance(self.sources, (tuple, list)):
+            raise PlaybookError(
+                f"Bullet {self.id}: sources is a tuple of names of examples; got {brief(self.sources)}."
+            )
+        sources = (valid_text(source, f"Bullet {self.id}: a source") for source in self.sources)
+        object.__setattr__(self, "sources", tuple(dict.fromkeys(sources)))
+
+    @property
+    def number(self) -> int:
+        """The number in the id; of two bullets the older has the lower one."""
+        return number_of(self.id)
+
+    def is_for(self, predictor: str | None) -> bool:
+        """Return True if a prompt of `predictor` shows this bullet. None stands for the whole playbook."""
+        return predictor is None or self.predictor is None or self.predictor == predictor
+
+    @cached_property
+    def block(self) -> str:
+        """The bullet as a prompt shows it: `[id] (SECTION) content`, further lines indented below. No counters."""
+        first, *rest = text.defuse(self.content).expandtabs(4).splitlines() or [""]
+        head = f"[{self.id}] ({text.defuse(self.section)}) {first}"
+        return "\n".join([head, *(f"  {line}".rstrip() for line in rest)])
+
+    @cached_property
+    def tokens(self) -> int:
+        """Estimated tokens of the block (`count_tokens`)."""
+        return text.count_tokens(self.block)
+
+
+@dataclass(frozen=True)
+class Playbook:
+    """Bullets in the order in which they were added, their sections, and the highest number ever given.
+
+    Args:
+        bullets: any iterable of `Bullet`, with unique ids (case aside). They are kept sorted by number.
+        sections: names, in the order in which files list them; a section may be empty. Sections of bullets that are
+            missing here are added at the end.
+        high_water: the highest number ever given; at least that of the newest bullet.
+
+    Raises:
+        PlaybookError: two bullets share an id, something is no bullet, a section is no text.
+
+    Example:
+        >>> playbook = Playbook([Bullet("str-00001", "TOOLS", "Call `search` before `book`.")])
+        >>> playbook.render()
+        '[str-00001] (TOOLS) Call `search` before `book`.'
     """
 
     bullets: tuple[Bullet, ...] = ()
     sections: tuple[str, ...] = ()
-    high_water: int = field(default=0)
+    high_water: int = 0
 
     def __post_init__(self) -> None:
-        bullets = sequence(self.bullets, "bullets")
+        bullets = _sequence(self.bullets, "bullets")
         for bullet in bullets:
             if not isinstance(bullet, Bullet):
                 raise PlaybookError(f"A playbook holds Bullets; got {type(bullet).__name__}.")
         bullets = tuple(sorted(bullets, key=lambda bullet: (bullet.number, bullet.id)))
-        object.__setattr__(self, "bullets", bullets)
         known: dict[str, Bullet] = {}
-        for position, bullet in enumerate(bullets):
-            known[bullet.id.casefold()] = bullet
-            if len(known) <= position:
+        for bullet in bullets:
+            if bullet.id.casefold() in known:
                 raise PlaybookError(f"Two bullets share the id {bullet.id!r}; give each an id of its own.")
-        named = [text.clean_section(valid_text(name, "a section")) for name in sequence(self.sections, "sections")]
-        object.__setattr__(self, "sections", tuple(dict.fromkeys([*named, *(b.section for b in bullets)])))
-        if isinstance(self.high_water, bool) or not isinstance(self.high_water, int) or self.high_water >= MOST:
+            known[bullet.id.casefold()] = bullet
+        named = [text.clean_section(valid_text(name, "a section")) for name in _sequence(self.sections, "sections")]
+        if isinstance(self.high_water, bool) or not isinstance(self.high_water, int) or self.high_water >= _MOST:
             raise PlaybookError(f"high_water is a number of an id; got {brief(self.high_water)}.")
         newest = bullets[-1].number if bullets else 0
-        object.__setattr__(self, "high_water", max(self.high_water, newest))
+        sections = tuple(dict.fromkeys([*named, *(bullet.section for bullet in bullets)]))
+        self._set(known, sections, max(self.high_water, newest))
 
     @classmethod
-    def from_index(
-        cls,
-        index: dict[str, Bullet],
-        sections: tuple[str, ...],
-        high_water: int,
-        before: Playbook | None = None,
-    ) -> Playbook:
-        """A playbook of parts that are known to fit, unchecked: `apply` makes one at every step.
+    def unchecked(cls, index: dict[str, Bullet], sections: Iterable[str], high_water: int) -> Playbook:
+        """Make a playbook of parts that are known to fit. `apply` does so at each step: checks would take longer.
 
         Args:
-            index: as `index()` gives it, changed: folded id → bullet, in order of birth. The playbook keeps it.
-            sections: clean, without repeats, those of all bullets among them.
-            high_water: at least the number of every bullet.
-            before: a playbook that reads like this one without its last bullets; None: none is known. What was written
-                and counted of it is not written and counted again.
+            index: id in lower case (`casefold`) → bullet, in order of the numbers. The playbook keeps this dict.
+            sections: clean and without repeats, those of all bullets among them.
+            high_water: at least the number of each bullet.
         """
         playbook = object.__new__(cls)
-        vars(playbook).update(bullets=tuple(index.values()), _by_id=index, sections=sections, high_water=high_water)
-        if before is not None:
-            new = playbook.bullets[len(before) :]
-            for predictor, written in list(before._renders.items()):  # another thread may be writing a prompt
-                blocks = (bullet.block for bullet in new if bullet.is_for(predictor))
-                playbook._renders[predictor] = "\n".join(filter(None, (written, *blocks)))
-            if "_tokens" in vars(before):
-                vars(playbook)["_tokens"] = before._tokens + sum(bullet.tokens for bullet in new)
+        playbook._set(index, tuple(sections), high_water)
         return playbook
 
+    def _set(self, index: dict[str, Bullet], sections: tuple[str, ...], high_water: int) -> None:
+        vars(self).update(bullets=tuple(index.values()), sections=sections, high_water=high_water, _index=index)
+
     def index(self) -> dict[str, Bullet]:
-        """A new dict: id without case → bullet, in order of birth."""
-        return dict(self._by_id)
-
-    @cached_property
-    def _by_id(self) -> dict[str, Bullet]:
-        return {bullet.id.casefold(): bullet for bullet in self.bullets}
-
-    @cached_property
-    def _renders(self) -> dict[str | None, str]:
-        return {}
-
-    @cached_property
-    def _tokens(self) -> int:
-        return sum(bullet.tokens for bullet in self.bullets)
+        """Return a new dict: id in lower case (`casefold`) → bullet, in order of the numbers."""
+        return dict(vars(self)["_index"])
 
     def __len__(self) -> int:
         return len(self.bullets)
@@ -139,55 +187,54 @@ class Playbook:
         return self  # a frozen value: programs that carry it are copied often
 
     def get(self, bullet_id: str) -> Bullet | None:
-        """The bullet of that id, or None. Brackets, spaces and case do not matter: `"[STR-00042]"` is found."""
-        return self._by_id.get(bullet_id.strip().strip("[]()`'\"").strip().casefold())
+        """Return the bullet of that id, or None. Brackets, spaces and case do not matter: `"[STR-00042]"` is found."""
+        found: Bullet | None = vars(self)["_index"].get(bullet_id.strip().strip("[]()`'\"").strip().casefold())
+        return found
 
     def for_predictor(self, predictor: str | None) -> tuple[Bullet, ...]:
-        """The bullets a prompt of `predictor` shows: its own and the common ones. None: all."""
+        """Return the bullets that a prompt of `predictor` shows: its own and those for all. None: every bullet."""
         return tuple(bullet for bullet in self.bullets if bullet.is_for(predictor))
 
     def render(self, predictor: str | None = None) -> str:
-        """What a prompt shows: a block a bullet, in order of birth, without counters; `""` if there is none.
+        """Return what a prompt of `predictor` shows: the blocks of its bullets, oldest first; `""` if there is none.
 
-        One more bullet only appends, a tag changes nothing: a provider's prompt cache stays warm.
+        A new bullet is appended and a vote changes nothing, so a provider's prompt cache stays valid.
         """
-        if predictor not in self._renders:
-            self._renders[predictor] = "\n".join(bullet.block for bullet in self.for_predictor(predictor))
-        return self._renders[predictor]
+        return "\n".join(bullet.block for bullet in self.for_predictor(predictor))
 
     def tokens(self) -> int:
-        """Estimated tokens of the whole playbook as rendered (`text.count_tokens`, a bullet at a time)."""
-        return self._tokens
+        """Estimate the tokens of the whole playbook in a prompt, one bullet at a time (`count_tokens`)."""
+        return sum(bullet.tokens for bullet in self.bullets)
 
     def to_text(self, counters: bool = True) -> str:
-        """The paper's text format: with counters its finance dialect, without its AppWorld dialect.
+        """Write the paper's text format: with counters as for its finance tasks, without as for AppWorld.
 
-        No bullet, id, section, order or counter is lost (without `counters`: but for the counters);
-        `predictor`, `sources` and `high_water` have no place in it. JSON (`save`) is the source of truth.
+        Ids, sections, contents, order and (with `counters`) counters are kept. `predictor`, `sources` and `high_water`
+        have no place in the format: use `save` to keep everything.
         """
         return text.write_lines(self.sections, self.bullets, counters=counters)
 
     @classmethod
     def from_text(cls, source: str) -> Playbook:
-        """Read a text that the paper's official code wrote, in either dialect.
+        """Read a text that the paper's official code wrote, with or without counters.
 
-        An id that comes twice gets a new number the second time, behind all others; a bullet without
-        any content is skipped, its number stays taken.
+        An id that comes twice gets a new number the second time, above all others. A bullet without content is
+        skipped, and its number is not given again.
 
         Raises:
-            PlaybookError: the text is not a str, or not valid Unicode, or an id comes twice and no number is left.
+            PlaybookError: no str, not valid Unicode, or an id comes twice and no number is left.
         """
         sections, lines = text.read_lines(valid_text(source, "text"))
-        high_water = max((number_of(line.id) for line in lines), default=0)
+        high_water = max((number_of(name) for name, *_ in lines), default=0)
         bullets: dict[str, Bullet] = {}
-        for line in lines:
-            if not line.content.strip():
+        for given, section, content, helpful, harmful in lines:
+            if not content.strip():
                 continue
-            name = line.id
+            name = given
             if name.casefold() in bullets:
                 high_water += 1
                 name = f"{_NUMBER.sub('', name)}{high_water:05d}"
-            bullets[name.casefold()] = Bullet(name, line.section, line.content, line.helpful, line.harmful)
+            bullets[name.casefold()] = Bullet(name, section, content, helpful, harmful)
         return cls(tuple(bullets.values()), tuple(sections), high_water)
 
     @classmethod
@@ -216,73 +263,45 @@ class Playbook:
         bullets: Iterable[str] = (),
         keep_shared: bool = False,
     ) -> tuple[Playbook, Account]:
-        """The playbook without the bullets that some sources taught, alone or with others, and an account of it.
+        """Take out the bullets that some sources taught, alone or with others: `forget` without a history.
 
-        A playbook has no history: a bullet of several sources goes as a whole (`keep_shared`: stays as a whole), and
-        votes stay in the counters. `dspy_ace.forget` and `PlaybookStore.forget` know the deltas, and lose less.
+        A bullet of several sources goes as a whole (with `keep_shared` it stays as a whole), and votes stay in the
+        counters. `forget` and `PlaybookStore.forget` know each operation, and lose less.
 
         Args:
-            sources, matching, bullets, keep_shared: what is to be forgotten, see `Selection`.
+            sources, matching, bullets, keep_shared: what to forget, see `Selection`.
+
+        Returns:
+            (the playbook without them, an account of what was done).
 
         Raises:
-            SettingsError: nothing is selected, or something that is not here; the known names are listed.
+            SettingsError: nothing is selected, or a name is unknown; the message lists the known names.
         """
-        selection = Selection.of(sources, matching, bullets, keep_shared)
-        selection.check_known((s for b in self for s in b.sources), (b.id for b in self))
-        kept = self.without(selection)
-        removed = tuple(bullet.id for bullet in self if bullet.id not in kept)
-        if not removed and not selection.sources:
-            raise SettingsError(
-                f"No bullet matches {getattr(selection.matching, 'pattern', '')!r}. Nothing was changed."
-            )
-        notes = ["Votes of forgotten sources stay in the counters: a playbook alone does not say who voted."]
-        shared = [b for b in self if b.id not in kept and selection.without(b.sources) != b.sources]
-        if several := [b.id for b in shared if selection.without(b.sources)]:
-            notes.append(f"{counted(len(several), 'bullet')} of them had other sources as well: {', '.join(several)}.")
-        if keep_shared:
-            notes.append("Bullets that others taught as well were kept: their texts may hold what is to be forgotten.")
-        return kept, Account(removed=removed, operations=len(removed), notes=tuple(notes))
+        from .forgetting import forget  # noqa: PLC0415 - forgetting is built on playbooks
 
-    def without(self, selection: Selection) -> Playbook:
-        """The playbook without the bullets of a selection, and without the sections that only these stood in."""
-        going = {
-            bullet.id
-            for bullet in self
-            if selection.names(bullet.sources)
-            or selection.finds(bullet.content, bullet.section)
-            or bullet.id.casefold() in selection.bullets
-        }
-        kept = [replace(b, sources=selection.without(b.sources)) for b in self if b.id not in going]
-        gone = {b.section for b in self if b.id in going} - {b.section for b in kept} - set(DEFAULT_SECTIONS)
-        return Playbook(tuple(kept), tuple(name for name in self.sections if name not in gone), self.high_water)
+        done = forget((), self, sources=sources, matching=matching, bullets=bullets, keep_shared=keep_shared)
+        return done.playbook, done.account
 
     def to_json(self) -> dict[str, Any]:
-        """The playbook as plain JSON data, versioned: what `save` writes."""
+        """Return the playbook as plain JSON data with a format version: what `save` writes."""
+        names = [field.name for field in fields(Bullet)]
         return {
             "format": FORMAT,
             "version": VERSION,
             "high_water": self.high_water,
             "sections": list(self.sections),
             "bullets": [
-                {
-                    "id": bullet.id,
-                    "section": bullet.section,
-                    "content": bullet.content,
-                    "helpful": bullet.helpful,
-                    "harmful": bullet.harmful,
-                    "predictor": bullet.predictor,
-                    "sources": list(bullet.sources),
-                }
+                {**{name: getattr(bullet, name) for name in names}, "sources": list(bullet.sources)}
                 for bullet in self.bullets
             ],
         }
 
     @classmethod
     def from_json(cls, data: Any) -> Playbook:
-        """The playbook that `to_json` wrote.
+        """Return the playbook that `to_json` wrote.
 
         Raises:
-            PlaybookError: not a playbook, or one of a newer version.
+            PlaybookError: not a playbook, a damaged one, or one of a newer version.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlaybookError(f'Expected the JSON of a playbook ("format": "{FORMAT}"); got {brief(data)}.')
@@ -292,14 +311,14 @@ class Playbook:
                 f"This playbook is of version {brief(version)}; this dspy_ace reads up to {VERSION}. Upgrade dspy_ace."
             )
         try:
-            bullets = tuple(Bullet(**item) for item in sequence(data["bullets"], "bullets"))
+            bullets = tuple(Bullet(**item) for item in _sequence(data["bullets"], "bullets"))
             return cls(bullets, data.get("sections", ()), data.get("high_water", 0))
         except (KeyError, TypeError, PlaybookError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise PlaybookError(f"The data says it is a playbook, but is damaged: {reason}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the playbook as JSON (UTF-8). The file is replaced whole: never half a playbook."""
+        """Write the playbook as JSON (UTF-8). After a crash the file holds the old playbook or the new one, whole."""
         write_whole(Path(path), json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
@@ -317,3 +336,52 @@ class Playbook:
                 "Playbook.from_text(open(path).read())."
             ) from error
         return cls.from_json(data)
+
+
+def valid_text(value: object, name: str) -> str:
+    """Return `value` if it is a str that can be written as UTF-8. `name` is what the message calls it.
+
+    Raises:
+        PlaybookError: it is not.
+    """
+    if not isinstance(value, str):
+        raise PlaybookError(f"{name} must be text (str); got {type(value).__name__}.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PlaybookError(f"{name} is not valid Unicode (a lone surrogate at {error.start}); repair it.") from error
+    return value
+
+
+def clean_content(content: object) -> str:
+    r"""Return the content of a bullet as it is kept: line ends `\n`, no space at line ends or around the text.
+
+    Raises:
+        PlaybookError: not text, not valid Unicode, or empty.
+    """
+    lines = valid_text(content, "content").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    cleaned = "\n".join(line.rstrip() for line in lines).strip()
+    if not cleaned:
+        raise PlaybookError("A bullet needs a content; got an empty text.")
+    return cleaned
+
+
+def number_of(bullet_id: str) -> int:
+    """Return the number at the end of an id."""
+    return int(bullet_id[bullet_id.rindex("-") + 1 :])
+
+
+def brief(data: object) -> str:
+    """Return `repr` of anything, cut to 60 characters for a message."""
+    try:
+        shown = repr(data)
+    except ValueError:  # an int beyond Python's limit of digits
+        shown = f"a huge {type(data).__name__}"
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _sequence(values: Any, name: str) -> tuple[Any, ...]:
+    """Return the values of an iterable as a tuple. A text or a mapping is refused: one value was meant."""
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+        raise PlaybookError(f"{name} is a sequence; got {brief(values)}.")
+    return tuple(values)

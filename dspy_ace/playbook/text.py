@@ -1,21 +1,19 @@
-"""Text of a playbook: the block a prompt shows, and the paper's file format (ACE §3.1).
+"""Text of a playbook: sections, the paper's file format (ACE §3.1), token estimates, and `folded` for exact repeats.
 
-Two texts, two purposes:
-
-* `render_bullets` writes what a model reads. Append-only and without counters, so that what a
-  provider has cached stays cached. A bullet is one block whatever it contains.
-* `write_lines` / `read_lines` are the text format of the paper's official code, in both dialects
-  (`[id] helpful=N harmful=N :: content` and `[id] content`), in one canonical layout.
-
-This room knows the fields of a bullet and nothing else of the house.
+What a prompt shows of a bullet is `Bullet.block`. It holds no counters, so that a provider's prompt cache stays valid.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .playbook import Bullet
 
 OTHERS = "OTHERS"
 ID_PATTERN = r"\w[\w-]*-\d{1,18}"
@@ -40,71 +38,25 @@ _SLUGS = {  # ACE, official code: the letters of the sections in its two initial
     "troubleshooting_and_pitfalls": "ts",
     "others": "misc",
 }
-_PIECES = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d{1,3}|_|[^\w\s]+|[^\W\d_]|\s+")
-
-
-class BulletLike(Protocol):
-    """The fields of a bullet that its text needs."""
-
-    @property
-    def id(self) -> str:
-        """Letters, a hyphen and a number."""
-
-    @property
-    def section(self) -> str:
-        """One line."""
-
-    @property
-    def content(self) -> str:
-        """Any text."""
-
-    @property
-    def helpful(self) -> int:
-        """How often it helped."""
-
-    @property
-    def harmful(self) -> int:
-        """How often it misled."""
-
-
-class Line(NamedTuple):
-    """One bullet as a file of the text format states it."""
-
-    id: str
-    section: str
-    content: str
-    helpful: int
-    harmful: int
 
 
 def defuse(text: str) -> str:
-    """`text` with adapter markers taken apart, so that no reader takes it for a field: `[[ ##` → `[ [ ##`."""
+    """Take adapter markers in `text` apart, so that no adapter reads them as a field: `[[ ##` → `[ [ ##`."""
     return _MARKERS.sub(lambda found: " ".join(found.group().strip()), text)
 
 
-def render_bullet(bullet: BulletLike) -> str:
-    """One bullet as a prompt shows it: `[id] (SECTION) content`, further lines indented below."""
-    first, *rest = defuse(bullet.content).expandtabs(4).splitlines() or [""]
-    return "\n".join([f"[{bullet.id}] ({defuse(bullet.section)}) {first}", *(f"  {line}".rstrip() for line in rest)])
-
-
-def render_bullets(bullets: Iterable[BulletLike]) -> str:
-    """The bullets as a prompt shows them, in the order given; `""` for none."""
-    return "\n".join(render_bullet(bullet) for bullet in bullets)
-
-
 def clean_section(section: str) -> str:
-    """A section's name on one line, without a header's marks; an empty one is OTHERS."""
+    """Return a section's name on one line, without `#` marks before it; an empty name becomes OTHERS."""
     return " ".join(re.sub(r"^[#\s]+", "", section).split()) or OTHERS
 
 
 def section_key(section: str) -> str:
-    """What makes two spellings the same section: case, spaces, `&`/and and a last colon do not."""
+    """Return a key that all spellings of a section share: case, spaces, `&` for "and" and a last colon do not count."""
     return re.sub(r"[\s_\-]+", "_", section.strip().rstrip(":").casefold().replace("&", " and ")).strip("_")
 
 
 def section_slug(section: str) -> str:
-    """The letters of a section that open its ids: `"COMMON MISTAKES TO AVOID"` → `"err"`, `"Unit prices"` → `"unit"`.
+    """Return the letters that open the ids of a section: `"COMMON MISTAKES TO AVOID"` → `"err"`.
 
     They depend on the section alone, whatever its spelling.
     """
@@ -117,22 +69,99 @@ def section_slug(section: str) -> str:
     return "".join(words)[:4] or "misc"
 
 
-def fold(text: str) -> str:
-    """`text` without extra space, for telling exact repeats from new lessons; case may matter in code."""
-    return " ".join(text.split())
+# --- exact repeats
+
+_CODE_SPAN = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
+_QUOTES = str.maketrans({**dict.fromkeys("“”„‟«»「」『』", '"'), **dict.fromkeys("‘’‚‛‹›", "'")})
+_DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-"))
+_WIDE_MARK = re.compile(r"(?<!\d)[。、，；：！،؛۔।…]|[。、，；：！،؛۔।…](?!\d)")
+_PIECES = re.compile(
+    r"""(?P<code>```.*?```|`[^`]*`)
+    | (?P<indent>\n(?:[ ]{2,}|[ ]*\t)[ \t]*)
+    | (?P<unit>(?<=\d)\s+[^\W\d_]{1,3}\b)
+    | (?P<word>\w+)
+    | (?P<call>(?<=\w)\(\))
+    | (?P<mark>(?<=[\w)\]}"'`%\x80-\U0010ffff])[.,;:]+(?=\s|$|[)\]}"']) | (?<=[^\W\d_]{2})!+(?=\s*$|\s+[A-Z]))
+    | (?P<space>\s+)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def folded(text: str) -> str:
+    """Return a form of `text` that exact repeats share; of texts that may mean different things it is different.
+
+    Dropped are: case, extra space, a full stop, comma, semicolon or colon that ends a word, an exclamation mark that
+    ends a sentence, `()` behind a name, the shapes of quotes and dashes, and the variants of letters that Unicode NFKC
+    unites (full-width letters, ligatures).
+
+    Kept is what can change the meaning:
+      - spans in backticks, as they stand, and the indentation of lines;
+      - marks within words and numbers, and all other signs: `5.0`, `a-b`, `-3`, `x > 3`, `50 %`, `why?`, `(a + b)`;
+      - capitals in `userId`, in words of two capitals (`US`), in words with a digit or `_`, in a unit behind a number
+        (`10 Mb`), and in `True`, `False`, `None`;
+      - powers, indices and fractions: `x²`, `½`; and `ß`: German `Maße` are not `Masse`.
+
+    Any str is taken, lone surrogates as well.
+
+    Example:
+        >>> folded("Round  ONLY the final result!") == folded("round only the final result.")
+        True
+        >>> folded("Retry if x > 3.") == folded("Retry if x < 3.")
+        False
+    """
+    parts = _CODE_SPAN.split(text)  # code spans stand at the odd places
+    parts[::2] = [_normal(part) for part in parts[::2]]
+    return _PIECES.sub(_folded_piece, "".join(parts)).strip()
+
+
+def _normal(text: str) -> str:
+    """Write marks, quotes, dashes and letters in one way."""
+    if text.isascii():
+        return text
+    text = _WIDE_MARK.sub(". ", text).translate(_QUOTES).translate(_DASHES)
+    runs = groupby(text, key=_is_raised)
+    normal = "".join("".join(run) if raised else unicodedata.normalize("NFKC", "".join(run)) for raised, run in runs)
+    return "".join(char for char in normal if unicodedata.category(char) != "Cf")  # zero-width and bidi marks
+
+
+def _is_raised(char: str) -> bool:
+    """Say if NFKC would take a power, an index or a fraction for plain digits: `10²` is not `102`."""
+    return unicodedata.decomposition(char).startswith(("<super>", "<sub>", "<fraction>"))
+
+
+def _folded_piece(found: re.Match[str]) -> str:
+    kind, piece = found.lastgroup, found.group()
+    if kind in ("mark", "call"):
+        return ""
+    if kind == "space":
+        return " "
+    if kind == "unit":
+        return f" {piece.strip()}"
+    return piece.lower() if kind == "word" and not _case_matters(piece) else piece
+
+
+def _case_matters(word: str) -> bool:
+    capitals_within = word[1:] != word[1:].lower() and not word.isupper()
+    two_capitals = len(word) == 2 and word.isupper()
+    return capitals_within or two_capitals or not word.isalpha() or word in {"True", "False", "None"}
+
+
+# --- tokens
+
+_TOKENS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d{1,3}|_|[^\w\s]+|[^\W\d_]|\s+")
 
 
 def count_tokens(text: str) -> int:
-    """An estimate of the tokens of `text`, within about a quarter of cl100k on English, code and tags.
+    """Estimate the tokens of `text`, within about a quarter of cl100k on English, code and tags.
 
-    Pure and fast, no tokenizer to download. Other scripts are counted one token a character.
+    By hand: it is fast and needs no download, and prompts are counted often. Other scripts count one token a character.
     """
     return _remembered(text) if len(text) <= 4000 else _count(text)  # bullets come again, whole prompts do not
 
 
 def _count(text: str) -> int:
     total = 0
-    for piece in _PIECES.findall(text):
+    for piece in _TOKENS.findall(text):
         if piece[0].isspace():
             total += "\n" in piece or len(piece) > 4
         elif piece.isascii() and piece.isalpha():
@@ -146,10 +175,10 @@ _remembered = lru_cache(maxsize=16384)(_count)
 
 
 def cut_middle(text: str, max_tokens: int) -> str:
-    """`text` within `max_tokens` (as `count_tokens` estimates), cut in the middle, visibly.
+    """Cut `text` in the middle, visibly, so that it has at most `max_tokens` (as `count_tokens` estimates).
 
-    The head and the tail are kept: what was asked, and how it ended. Where there is no room to say how much
-    was cut, `…` stands for it all; with no room at all the text is empty.
+    Head and tail stay: the question, and how it ended. Where there is no room to say how much was cut, `…` stands for
+    all of it; with no room at all the text is empty.
     """
     size = count_tokens(text)
     if size <= max_tokens:
@@ -166,31 +195,48 @@ def cut_middle(text: str, max_tokens: int) -> str:
         keep = min(keep * 9 // 10, int(keep * max(max_tokens, 0) / size))
 
 
-def write_lines(sections: Sequence[str], bullets: Sequence[BulletLike], *, counters: bool = True) -> str:
-    """The canonical layout of the text format: every section once, its bullets below it, no last newline.
+def fit(parts: dict[str, str], max_tokens: int) -> dict[str, str]:
+    """Cut the parts of a prompt so that all of them have at most `max_tokens` together.
 
-    `counters=True` writes `[id] helpful=N harmful=N :: content`, `False` writes `[id] content`.
-    Further lines of a content follow as `    | line`, which no reader of the format takes for a header.
+    Only the longest are cut, in the middle, visibly: what short parts leave is shared evenly by the long ones.
+    """
+    sizes = {name: count_tokens(part) for name, part in parts.items()}
+    left, open_parts = max_tokens, len(parts)
+    fitted: dict[str, str] = {}
+    for name in sorted(parts, key=lambda name: (sizes[name], name)):
+        allowed = left // open_parts
+        fitted[name] = cut_middle(parts[name], allowed)
+        left -= min(sizes[name], allowed)
+        open_parts -= 1
+    return {name: fitted[name] for name in parts}
+
+
+# --- the paper's file format
+
+
+def write_lines(sections: Iterable[str], bullets: Iterable[Bullet], *, counters: bool = True) -> str:
+    """Write the paper's text format: each section once, its bullets below it, no line end behind the last.
+
+    With `counters` a bullet is `[id] helpful=N harmful=N :: content`, else `[id] content`. Further lines of a content
+    follow as `    | line`: no reader of the format takes them for a header.
     """
     blocks = {section: [f"## {section}"] for section in sections}
     for bullet in bullets:
-        blocks.setdefault(bullet.section, [f"## {bullet.section}"]).append(_write_line(bullet, counters))
+        first, *rest = bullet.content.split("\n")
+        if counters or _COUNTED.match(first):  # a content that looks counted would be read as counters
+            first = f"helpful={bullet.helpful} harmful={bullet.harmful} :: {first}"
+        blocks[bullet.section] += [f"[{bullet.id}] {first}", *(_CONTINUED + line for line in rest)]
     return "\n\n".join("\n".join(lines) for lines in blocks.values())
 
 
-def _write_line(bullet: BulletLike, counters: bool) -> str:
-    first, *rest = bullet.content.split("\n")
-    if counters or _COUNTED.match(first):  # a content that looks counted would be read as counters
-        first = f"helpful={bullet.helpful} harmful={bullet.harmful} :: {first}"
-    return "\n".join([f"[{bullet.id}] {first}", *(_CONTINUED + line for line in rest)])
+def read_lines(text: str) -> tuple[list[str], list[tuple[str, str, str, int, int]]]:
+    """Read a text in the paper's format, in either dialect; any text can be read.
 
+    A bullet before the first header belongs to OTHERS. A line that is neither header nor bullet continues the bullet
+    above it; below a header it is a comment. A missing counter is 0.
 
-def read_lines(text: str) -> tuple[list[str], list[Line]]:
-    """Sections (as spelled, in order) and bullets of a text in the paper's format, either dialect.
-
-    Total: any text is read. A bullet before the first header belongs to OTHERS. A line that is neither
-    header nor bullet continues the bullet above it; below a header it is a comment. A missing counter
-    is read as 0.
+    Returns:
+        The sections as spelled, and of each bullet (id, section, content, helpful, harmful), both in order.
     """
     sections: dict[str, None] = {}
     found: list[tuple[str, str, list[str]]] = []  # id, section, lines
@@ -209,26 +255,10 @@ def read_lines(text: str) -> tuple[list[str], list[Line]]:
             found.append((headed[1], section, [headed[2]]))
         elif line and in_bullet:
             found[-1][2].append(line)
-    return list(sections), [_read_line(*parts) for parts in found]
+    return list(sections), [_read_bullet(*parts) for parts in found]
 
 
-def _read_line(name: str, section: str, lines: list[str]) -> Line:
+def _read_bullet(name: str, section: str, lines: list[str]) -> tuple[str, str, str, int, int]:
     counted = _COUNTED.match(lines[0])
-    helpful, harmful, first = counted.groups() if counted else (0, 0, lines[0])
-    return Line(name, section, "\n".join([first, *lines[1:]]), int(helpful), int(harmful))
-
-
-def fit(parts: dict[str, str], max_tokens: int) -> dict[str, str]:
-    """The parts of a prompt within `max_tokens` together; only the longest are cut, in the middle, visibly.
-
-    Short parts are kept whole; what they leave is shared evenly by the long ones.
-    """
-    sizes = {name: count_tokens(part) for name, part in parts.items()}
-    left, open_parts = max_tokens, len(parts)
-    fitted: dict[str, str] = {}
-    for name in sorted(parts, key=lambda name: (sizes[name], name)):
-        allowed = left // open_parts
-        fitted[name] = cut_middle(parts[name], allowed)
-        left -= min(sizes[name], allowed)
-        open_parts -= 1
-    return {name: fitted[name] for name in parts}
+    helpful, harmful, first = counted.groups() if counted else ("0", "0", lines[0])
+    return name, section, "\n".join([first, *lines[1:]]), int(helpful), int(harmful)

@@ -3,7 +3,6 @@
 from ..program import Insight
 from .contracts import Curate, Refine, Reflect, Reflection
 from .curator import Curator
-from .merging import merge
 from .refine import GrowAndRefine
 from .reflector import Reflector
 
@@ -16,5 +15,4 @@ __all__ = [
     "Reflect",
     "Reflection",
     "Reflector",
-    "merge",
 ]

@@ -43,7 +43,7 @@ class _Group:
     @cached_property
     def block(self) -> str:
         """What a prompt shows of it once it is merged."""
-        return text.render_bullet(Bullet(self.bullets[0].id, self.bullets[0].section, self.content))
+        return Bullet(self.bullets[0].id, self.bullets[0].section, self.content).block
 
     @cached_property
     def tokens(self) -> int:

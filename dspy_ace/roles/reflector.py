@@ -221,13 +221,12 @@ def _render_bullets(playbook: Playbook, trajectory: Trajectory) -> str:
     others, left = [], _SHOWN_TOKENS
     for bullet in shown:
         if bullet.id not in trajectory.cited:
-            block = text.render_bullet(bullet)
-            left -= text.count_tokens(block)
+            left -= bullet.tokens
             if left > 0:
-                others.append(block)
+                others.append(bullet.block)
     parts = []
     if cited:
-        parts.append("Cited:\n" + text.render_bullets(cited))
+        parts.append("\n".join(["Cited:", *(bullet.block for bullet in cited)]))
     if others:
         parts.append("Shown, not cited:\n" + "\n".join(others))
     hidden = len(shown) - len(cited) - len(others)

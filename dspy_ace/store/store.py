@@ -25,13 +25,12 @@ from ..playbook import (
     Account,
     Delta,
     Playbook,
+    Rejected,
     Selection,
     brief,
     counted,
-    fold,
-    known_sources,
     rebase,
-    rejected_as,
+    replay,
     rewrite,
 )
 from . import tables
@@ -148,7 +147,7 @@ class PlaybookStore:
             base = version if base is None else base
             made_for, (_, now) = self._at(run, base), self._latest(run)
             if reason := tables.refusal(run, base, ids):
-                return Appended(version, tuple(rejected_as(operation, reason) for operation in delta.operations))
+                return Appended(version, tuple(Rejected(operation, reason) for operation in delta.operations))
             good, rejected = rebase(delta, made_for, now)
             tables.write(run, version + 1, "delta", tables.delta_body(good, rejected), key)
             tables.take(run, ids)
@@ -321,7 +320,7 @@ class PlaybookStore:
 
 def _replayed(playbook: Playbook, events: Sequence[StoredEvent]) -> Playbook:
     try:
-        return fold(playbook, [event.event for event in events])
+        return replay(playbook, [event.event for event in events])
     except DeltaError as error:
         start = events[0].version - 1
         raise StoreError(f"The store is damaged after version {start}: {error}. Take it from a backup.") from error
@@ -342,27 +341,26 @@ def _forget(run: Run, selection: Selection) -> Account:
     version, _ = tables.head(run, lock=True)
     seed, stored = tables.everything(run)
     history = [event.event for event in stored]
-    done = rewrite(seed, history, selection)
     tells = tables.open_tells(run)
     going = [told.id for told in tells if told.source in selection.sources or _finds(selection, told.record)]
     # Rejected operations are kept for readers only. Any of them may quote what is forgotten, so all of them go.
-    rejected = [tables.rejected_json(each) for event in stored for each in event.rejected]
+    rejected = [each.to_json() for event in stored for each in event.rejected]
     named = {source for each in rejected for source in _sources(each["operation"] or {})}
-    selection.check_known({*named, *known_sources(seed, history), *(told.source for told in tells)}, done.ids)
+    done = rewrite(seed, history, selection, known={*named, *(told.source for told in tells)})
     if not (going or done.found or selection.sources or _finds(selection, rejected)):
         pattern = getattr(selection.matching, "pattern", "")
         raise SettingsError(f"Nothing in this store matches {pattern!r:.100}. Nothing was changed.")
-    tables.write_over(run, 0, {"playbook": done.result.seed.to_json()})
-    for event, new in zip(stored, done.result.deltas, strict=True):
+    tables.write_over(run, 0, {"playbook": done.seed.to_json()})
+    for event, new in zip(stored, done.deltas, strict=True):
         if isinstance(new, Delta) and (new != event.delta or event.rejected):
             tables.write_over(run, event.version, tables.delta_body(new))
     for number in going:
         tables.delete_tell(run, number)
     tables.write(run, version + 1, "forget", {})
-    notes = done.result.account.notes
+    notes = done.account.notes
     if rejected:
         notes = (f"{counted(len(rejected), 'rejected operation')}, kept for readers only, went as well.", *notes)
-    return replace(done.result.account, tells=len(going), notes=notes)
+    return replace(done.account, tells=len(going), notes=notes)
 
 
 def _finds(selection: Selection, data: Any) -> bool:

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from ..errors import DeltaError, PlaybookError, StoreError
-from ..playbook import Delta, Event, Playbook, Rejected, Rollback, operation_from_json, operation_to_json
+from ..playbook import Delta, Event, Playbook, Rejected, Rollback
 from .database import SCHEMA, Run
 
 FORMAT = "dspy_ace.store"
@@ -157,13 +157,7 @@ def write_over(run: Run, version: int, body: Mapping[str, Any]) -> None:
 
 def delta_body(delta: Delta, rejected: Sequence[Rejected] = ()) -> dict[str, Any]:
     """Return the body of a "delta" event."""
-    return {"delta": delta.to_json(), "rejected": [rejected_json(each) for each in rejected]}
-
-
-def rejected_json(rejected: Rejected) -> dict[str, Any]:
-    """Return a rejection as JSON data."""
-    operation = rejected.operation
-    return {"operation": operation and operation_to_json(operation), "reason": rejected.reason}
+    return {"delta": delta.to_json(), "rejected": [each.to_json() for each in rejected]}
 
 
 def appended_under(run: Run, key: str) -> Appended | None:
@@ -227,9 +221,7 @@ def _event(version: int, kind: str, body: str, made: str) -> StoredEvent:
 
 
 def _rejected(data: Any) -> tuple[Rejected, ...]:
-    return tuple(
-        Rejected(item["operation"] and operation_from_json(item["operation"]), item["reason"]) for item in data
-    )
+    return tuple(map(Rejected.from_json, data))
 
 
 def _damaged(version: int, error: object) -> StoreError:

@@ -18,11 +18,10 @@ from ..playbook import (
     Playbook,
     Selection,
     counted,
-    known_sources,
     playbook_block,
     quotes,
+    replay,
     rewrite,
-    versions,
 )
 from .fingerprint import fingerprint
 from .history import Record, State
@@ -67,22 +66,21 @@ def forget_run(
     _check_seed(run, seed, selection)
     with Journal.open(folder, run["fingerprint"]) as journal:
         before, history = journal.replay(State.of(seed)), [record.delta for record in journal.records]
-        done = rewrite(seed, history, selection)
         trained = {str(position) for record in journal.records for position in record.batch}
-        selection.check_known(known_sources(seed, history) | trained, done.ids)
-        first = _first_met(journal.records, done.result.first, selection)
+        done = rewrite(seed, history, selection, known=trained)
+        first = _first_met(journal.records, done.first, selection)
         records = [
             _without(record, delta, selection, first is not None and at >= first)
-            for at, (record, delta) in enumerate(zip(journal.records, done.result.deltas, strict=True))
+            for at, (record, delta) in enumerate(zip(journal.records, done.deltas, strict=True))
         ]
         if records == list(journal.records) and not done.found:
             raise SettingsError("Nothing in this run matches; nothing was changed.")
-        after = State.of(done.result.seed)
+        after = State.of(done.seed)
         for record in records:
             after = after.after(record)
-        plan = _Plan(folder, run, selection, done.result, before, after)
+        plan = _Plan(folder, run, selection, done, before, after)
         try:
-            kept = _write(plan, [before.best, *versions(seed, history, range(len(history) + 1)).values()])
+            kept = _write(plan, [before.best, *(replay(seed, history[:number]) for number in range(len(history) + 1))])
         except OSError as error:
             raise JournalError(f"{folder}: cannot be written: {error}. Call it again when it can.") from error
     return _told(plan, kept)
@@ -115,7 +113,7 @@ def _run_file(folder: Path) -> dict[str, Any]:
 def _check_seed(run: Mapping[str, Any], seed: Playbook, selection: Selection) -> None:
     """Raises SettingsError if the run started from another playbook (a first attempt may have cleaned it)."""
     known = run["fingerprint"].get("playbook")
-    hashes = [fingerprint(playbook=p.to_json())["playbook"] for p in (seed, seed.without(selection))]
+    hashes = [fingerprint(playbook=p.to_json())["playbook"] for p in (seed, selection.cleaned(seed))]
     if known is not None and known not in hashes:
         raise SettingsError(
             "The run started from another playbook; give it as seed=… (the one ACE or the student had)."
@@ -143,9 +141,7 @@ def _without(record: Record, delta: Any, selection: Selection, met: bool) -> Rec
         failures=failures,
         reflections=tuple(r for r in record.reflections if r.get("example") not in selection.sources),
         delta=delta,
-        rejected=()
-        if met
-        else tuple(r for r in record.rejected if not quotes(r.get("operation"), r.get("reason", ""), selection)),
+        rejected=() if met else tuple(r for r in record.rejected if not quotes(r, selection)),
     )
 
 

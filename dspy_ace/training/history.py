@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ..playbook import Delta, Playbook, apply, operation_to_json
+from ..playbook import Delta, Playbook, apply
 from ..program import Trajectory
 from .adapt import Step
 from .schedule import Batch
@@ -114,10 +114,7 @@ def record_of(batch: Batch, trajectories: Sequence[Trajectory], step: Step, stal
             if r.trajectory is not None
         ),
         delta=step.delta,
-        rejected=tuple(
-            {"operation": None if r.operation is None else operation_to_json(r.operation), "reason": r.reason}
-            for r in step.rejected
-        ),
+        rejected=tuple(rejected.to_json() for rejected in step.rejected),
     )
 
 

@@ -8,8 +8,7 @@ from comparisons.performance import straight
 from comparisons.performance.__main__ import main
 from comparisons.performance.lessons import additions, lessons, playbook_of
 from dspy_ace import GrowAndRefine
-from dspy_ace.playbook import Add, Delta, apply
-from dspy_ace.playbook.text import count_tokens
+from dspy_ace.playbook import Add, Delta, apply, count_tokens
 
 
 @pytest.mark.slow

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-from dspy_ace.playbook.delta import Delta, Operation, apply
-from dspy_ace.playbook.playbook import Bullet, Playbook
+from dspy_ace.playbook import Bullet, Delta, Operation, Playbook, apply
 
 relaxed = settings(deadline=None)
 

@@ -6,8 +6,19 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from dspy_ace.playbook.delta import Add, Delete, Delta, Merge, Operation, Tag, Update, admit
-from dspy_ace.playbook.playbook import DEFAULT_SECTIONS, Bullet, Playbook
+from dspy_ace.playbook import (
+    DEFAULT_SECTIONS,
+    Add,
+    Bullet,
+    Delete,
+    Delta,
+    Merge,
+    Operation,
+    Playbook,
+    Tag,
+    Update,
+    admit,
+)
 
 NASTY = (
     *("\n", "\r\n", "\r", "\t", "\x0b", "\x0c", "\x1c", "\x1e", "\x1f", "\x85", "\u2028", "\u2029", "\ufeff", "\x00"),

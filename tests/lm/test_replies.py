@@ -14,7 +14,7 @@ from dspy_ace.errors import RoleError
 from dspy_ace.lm.reading import Broken, UnreadableError, is_nothing, printable, read_list, read_mapping, restored
 from dspy_ace.lm.replies import ask
 from dspy_ace.lm.usage import Meter
-from dspy_ace.playbook.text import count_tokens
+from dspy_ace.playbook import count_tokens
 from scripted import rate_limited, scripted
 from scripted_roles import chat, fields_of, real_replies, sections
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -13,9 +14,8 @@ from hypothesis import strategies as st
 
 from delta_helpers import SEED, checked, done, relaxed
 from dspy_ace.errors import DeltaError
-from dspy_ace.playbook import text
-from dspy_ace.playbook.combine import combine
-from dspy_ace.playbook.delta import (
+from dspy_ace.playbook.merging import combine
+from dspy_ace.playbook.operations import (
     Add,
     Delete,
     Delta,
@@ -26,7 +26,6 @@ from dspy_ace.playbook.delta import (
     admit,
     apply,
     operation_from_json,
-    operation_to_json,
 )
 from dspy_ace.playbook.playbook import Bullet, Playbook
 from strategies import deltas, junk, operations, playbooks
@@ -195,10 +194,12 @@ def test_what_was_written_and_counted_before_is_right_afterwards(data: st.DataOb
 
 
 def test_additions_and_votes_write_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once a prompt was written, the next version writes and counts only the bullets that are new in it."""
+    """Once a prompt was written, the next version writes only the blocks of bullets that are new in it or changed."""
     written: list[str] = []
-    render = text.render_bullet
-    monkeypatch.setattr(text, "render_bullet", lambda bullet: written.append(bullet.id) or render(bullet))
+    write = Bullet.block.func
+    block = cached_property(lambda bullet: written.append(bullet.id) or write(bullet))
+    block.__set_name__(Bullet, "block")
+    monkeypatch.setattr(Bullet, "block", block)
     seed = checked(Playbook.from_json(SEED.to_json()))
     seed.render("react")
     seed.tokens()
@@ -206,7 +207,7 @@ def test_additions_and_votes_write_nothing_anew(monkeypatch: pytest.MonkeyPatch)
     after = done(Add("S", "new"), Tag("of-00004", 1), Add("T", "for another", predictor="other"), playbook=seed)
     assert after.render("react").startswith(seed.render("react"))
     assert after.tokens() > seed.tokens()
-    assert written == [bullet.id for bullet in after.bullets[-2:]]
+    assert written == [bullet.id for bullet in after.bullets[-3:]]
     assert after.render("react") == checked(after).render("react")
     assert done(playbook=after) is after
 
@@ -279,7 +280,7 @@ def test_admit_takes_fields_of_any_type(data: st.DataObject, kind: type[Any]) ->
     for item in rejected:
         assert item.reason
         if item.operation is not None:
-            json.dumps(operation_to_json(item.operation))
+            json.dumps(item.operation.to_json())
     combined, reported = combine([Delta(tuple(wrong))])
     assert len(combined) + len(reported) >= 2
     json.dumps(combined.to_json())
@@ -317,16 +318,16 @@ def test_operations_survive_json(data: st.DataObject) -> None:
     delta = Delta(tuple(drawn))
     again = Delta.from_json(json.loads(json.dumps(delta.to_json())))
     assert again == delta
-    assert [operation_from_json(operation_to_json(operation)) for operation in drawn] == drawn
+    assert [operation_from_json(operation.to_json()) for operation in drawn] == drawn
 
 
 def test_fields_at_their_default_are_left_out() -> None:
     """Only what an operation says is written; an empty section is said, as it is not the default."""
-    assert operation_to_json(Add("", "x")) == {"op": "add", "section": "", "content": "x"}
-    assert operation_to_json(Update("a-1", "x", "")) == {"op": "update", "id": "a-1", "content": "x", "section": ""}
-    assert operation_to_json(Tag("a-1", harmful=1)) == {"op": "tag", "id": "a-1", "harmful": 1}
-    assert operation_to_json(Delete("a-1")) == {"op": "delete", "id": "a-1"}
-    assert operation_to_json(Merge(("a-1", "b-2"), "x", None, ("3",))) == {
+    assert Add("", "x").to_json() == {"op": "add", "section": "", "content": "x"}
+    assert Update("a-1", "x", "").to_json() == {"op": "update", "id": "a-1", "content": "x", "section": ""}
+    assert Tag("a-1", harmful=1).to_json() == {"op": "tag", "id": "a-1", "harmful": 1}
+    assert Delete("a-1").to_json() == {"op": "delete", "id": "a-1"}
+    assert Merge(("a-1", "b-2"), "x", None, ("3",)).to_json() == {
         "op": "merge",
         "ids": ["a-1", "b-2"],
         "content": "x",

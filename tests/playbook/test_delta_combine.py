@@ -9,10 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from delta_helpers import SEED, checked, relaxed
-from dspy_ace.playbook.combine import combine
-from dspy_ace.playbook.delta import Add, Delete, Delta, Merge, Operation, Tag, Update, admit, apply
+from dspy_ace.playbook.merging import combine
+from dspy_ace.playbook.operations import Add, Delete, Delta, Merge, Operation, Tag, Update, admit, apply
 from dspy_ace.playbook.playbook import Bullet, Playbook
-from dspy_ace.playbook.text import fold, section_key
+from dspy_ace.playbook.text import folded, section_key
 from strategies import deltas, playbooks
 
 
@@ -69,13 +69,13 @@ def test_the_same_edit_is_made_once() -> None:
     assert rejected == ()
 
 
-def test_a_merge_in_other_words_is_united_and_reported() -> None:
-    """Two groups that merge the same bullets agree on the merge, not on its words: the first words stand."""
+def test_of_two_merges_of_the_same_bullets_the_first_words_stand() -> None:
+    """A merge in other words is another edit: it is rejected with its reason, and its sources are not taken over."""
     second = Merge(("b-2", "a-1"), "Both of them.", None, ("1",))
     combined, rejected = combine([Delta((Merge(("a-1", "b-2"), "Both.", None, ("0",)),)), Delta((second,))])
-    assert combined.operations == (Merge(("a-1", "b-2"), "Both.", None, ("0", "1")),)
+    assert combined.operations == (Merge(("a-1", "b-2"), "Both.", None, ("0",)),)
     assert [item.operation for item in rejected] == [second]
-    assert "sources are united" in rejected[0].reason
+    assert "an earlier operation of this batch edits the same bullet" in rejected[0].reason
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_first_of_two_edits_stands(first: Operation, second: Operation) -> N
     combined, rejected = combine([Delta((first,)), Delta((second, Tag("c-3", 1)))])
     assert combined.operations == (Tag("c-3", 1), first)
     assert [item.operation for item in rejected] == [second]
-    assert f"already edited here by a {first.op}" in rejected[0].reason
+    assert "an earlier operation of this batch edits the same bullet" in rejected[0].reason
 
 
 def represented(operation: Operation, combined: Delta) -> bool:
@@ -112,7 +112,7 @@ def represented(operation: Operation, combined: Delta) -> bool:
         elif isinstance(other, Delete) and isinstance(operation, Delete):
             if other.id == operation.id and operation.reason in other.reason:
                 return True
-        elif fold(other.content) == fold(operation.content) and set(operation.sources) <= set(other.sources):
+        elif folded(other.content) == folded(operation.content) and set(operation.sources) <= set(other.sources):
             if isinstance(other, Add) and other.predictor == operation.predictor:
                 return True
             if isinstance(other, Update) and other.id == operation.id:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from dspy_ace import Bullet, GrowAndRefine, Playbook
 from dspy_ace.errors import DeltaError, SettingsError
-from dspy_ace.playbook import Add, Delete, Delta, Merge, Selection, Tag, Update, apply, quotes
-from dspy_ace.playbook.events import Event, Rollback, fold, versions
-from dspy_ace.playbook.forget import forget
+from dspy_ace.playbook import Add, Delete, Delta, Merge, Rejected, Selection, Tag, Update, apply, quotes
+from dspy_ace.playbook.forgetting import forget
+from dspy_ace.playbook.history import Event, Rollback, replay, versions
 from forget_helpers import CANARY, add, contents
 
 
@@ -24,7 +24,7 @@ def forgotten(*operations: Any, **chosen: Any) -> Playbook:
     """The playbook of these operations (one delta), without what source "f" taught or what is chosen."""
     history = (Delta(operations),)
     done = forget(history, **(chosen or {"sources": {"f"}}))
-    assert fold(done.seed, done.deltas) == done.playbook
+    assert replay(done.seed, done.deltas) == done.playbook
     assert len(done.deltas) == 1
     return done.playbook
 
@@ -128,7 +128,7 @@ def test_going_back_is_replayed() -> None:
     done = forget(history, sources={"f"})
     assert contents(done.playbook) == {"s-00001": "one", "s-00004": "five"}
     assert done.deltas[3] == Rollback(2)
-    assert fold(done.seed, done.deltas) == done.playbook
+    assert replay(done.seed, done.deltas) == done.playbook
     with pytest.raises(DeltaError, match="event 1"):
         forget([Rollback(4)], sources={"f"})
 
@@ -144,7 +144,7 @@ def test_user_mistakes_are_said_and_nothing_is_changed() -> None:
         ({"bullets": {"s-00009"}}, "No such bullets: 's-00009'; known are 's-00001', 's-00002'"),
         ({"matching": "("}, "not a regular expression"),
         ({"matching": ""}, "not empty"),
-        ({"matching": "zebra"}, "No lesson matches"),
+        ({"matching": "zebra"}, "No bullet matches"),
     ):
         with pytest.raises(SettingsError, match=words):
             forget(history, **chosen)  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def test_user_mistakes_are_said_and_nothing_is_changed() -> None:
 
 def test_a_playbook_alone_forgets_what_it_can() -> None:
     """Bullets go by source, pattern or id, with sections of their own; the account says what stays."""
-    seed = fold(
+    seed = replay(
         Playbook(), [Delta((add("one", "a"), add("both", "a", "f"), add("F", "f", section="Theirs"), add("x", "b")))]
     )
     now, account = seed.forget(sources={"f"})
@@ -217,7 +217,7 @@ def marked(seed: int, sources: Sequence[str], steps: int, per_step: int = 5) -> 
     for step in range(steps):
         if events and rng.random() < 0.05:
             events.append(Rollback(rng.randrange(len(events) + 1)))
-            playbook = fold(Playbook(), events)
+            playbook = replay(Playbook(), events)
             continue
         operations: list[Any] = []
         for _ in range(rng.randint(1, per_step)):
@@ -230,7 +230,7 @@ def marked(seed: int, sources: Sequence[str], steps: int, per_step: int = 5) -> 
 
 def ever(events: Sequence[Event]) -> set[str]:
     """Every id that the history gave out, also those gone within one delta."""
-    before = versions(Playbook(), events, range(len(events) + 1))
+    before = list(versions(Playbook(), events))
     found: set[str] = set()
     for at, event in enumerate(events):
         playbook = before[at]
@@ -277,9 +277,9 @@ def test_no_word_made_from_a_forgotten_source_is_left(seed: int, gone: str) -> N
     written = json.dumps([delta.to_json() for delta in done.deltas if isinstance(delta, Delta)])
     assert f"<{gone}>" not in written
     assert f'"{gone}"' not in written
-    assert fold(done.seed, done.deltas) == done.playbook
+    assert replay(done.seed, done.deltas) == done.playbook
     assert len(done.deltas) == len(events)
-    before = fold(Playbook(), events)
+    before = replay(Playbook(), events)
     assert done.playbook.high_water == before.high_water
     now = {bullet.id: bullet for bullet in done.playbook}
     assert now.keys() <= ever(events)
@@ -317,7 +317,7 @@ def test_forgetting_in_two_goes_or_twice_is_the_same(seed: int) -> None:
 )
 def test_a_rejection_whose_reason_names_a_forgotten_example_goes_with_it(reason: str, quoted: bool) -> None:
     """The reason of a failed reflection or curation names its examples: it may hold their words."""
-    assert quotes(None, reason, Selection.of({"17"})) is quoted
+    assert quotes(Rejected(None, reason).to_json(), Selection.of({"17"})) is quoted
 
 
 def test_a_refined_playbook_keeps_the_text_of_those_who_stay() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_ace.errors import PlaybookError
-from dspy_ace.playbook.delta import Add, Delta, Tag, apply
+from dspy_ace.playbook.operations import Add, Delta, Tag, apply
 from dspy_ace.playbook.playbook import Bullet, Playbook, clean_content, valid_text
 from paths import GOLDEN, SHARED
 from strategies import contents, junk, playbooks, sections

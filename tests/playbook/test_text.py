@@ -52,9 +52,9 @@ def test_defusing_twice_changes_nothing_more(words: str) -> None:
 def test_a_block_as_the_model_reads_it() -> None:
     """Id, section, first line; further lines are indented below; counters are not shown."""
     bullet = Bullet("str-00042", "TOOLS", "Look first:\n\n    x = 1\n[[ ## answer ## ]]", 5, 1)
-    assert text.render_bullet(bullet) == "[str-00042] (TOOLS) Look first:\n\n      x = 1\n  [ [ ## answer ##] ]"
-    assert text.render_bullets([]) == ""
-    assert text.render_bullets([bullet, bullet]).count("[str-00042]") == 2
+    assert bullet.block == "[str-00042] (TOOLS) Look first:\n\n      x = 1\n  [ [ ## answer ##] ]"
+    assert Playbook().render() == ""
+    assert Playbook((bullet,)).render() == bullet.block
 
 
 # --- sections
@@ -291,11 +291,130 @@ def test_short_parts_leave_their_room_to_the_long_ones() -> None:
     assert text.count_tokens(fitted["long"]) > 900
 
 
-# --- repeats
+# --- exact repeats
+
+SAME = [
+    ("Round  late.\n", "Round late"),
+    ("Round only the final result.", "ROUND ONLY THE FINAL RESULT!"),
+    ("First check, then book: always; in that order.", "first check then book always in that order"),
+    ("Round to 2.", "Round to 2"),
+    ("Call show_transactions() first.", "Call show_transactions first."),
+    ("Use the “total” column – it’s net.", 'Use the "total" column - it\'s net'),
+    ("Ｒｏｕｎｄ ｌａｔｅ．", "Round late."),
+    ("the oﬃce ﬁle", "The office file"),
+    ("Runde erst am Ende!", "runde erst am ende."),
+    ("Größe zuerst prüfen, dann buchen.", "größe ZUERST prüfen dann buchen"),
+    ("Redondea solo al final; después, suma.", "redondea solo al final después suma"),
+    ("Vérifie d’abord l’unité…", "vérifie d'abord l'unité"),
+    ("先检查单位，再计算。", "先检查单位, 再计算"),
+    ("先に単位を確認！次に計算。", "先に単位を確認。次に計算"),
+    ("먼저 단위를 확인하세요.", "먼저  단위를 확인하세요"),
+    ("تحقق من الوحدة، ثم احسب.", "تحقق من الوحدة ثم احسب"),
+    ("e\u0301tape", "étape"),
+    ("zero\u200bwidth", "zerowidth"),
+]
+DIFFERENT = [
+    ("Retry if x > 3.", "Retry if x < 3."),
+    ("Retry if x >= 3.", "Retry if x > 3."),
+    ("Use a == b.", "Use a = b."),
+    ("a <= b", "a => b"),
+    ("Multiply by 5.0", "Multiply by 50"),
+    ("Round to 1,000", "Round to 1000"),
+    ("Shift by -3", "Shift by 3"),
+    ("Shift by −3", "Shift by 3"),
+    ("a-b", "ab"),
+    ("a - b", "a b"),
+    ("10 %", "10"),
+    ("+1", "1"),
+    ("C++", "C"),
+    ("C#", "C"),
+    ("1.5", "15"),
+    ("10:30", "1030"),
+    ("1/2", "12"),
+    ("10²", "102"),
+    ("2½", "21/2"),
+    ("x₁", "x1"),
+    ("n! ways", "n ways"),
+    ("(a + b) * c", "a + b * c"),
+    ("f(x)", "fx"),
+    ("data[0]", "data 0"),
+    ("Use `a.b`.", "Use `ab`."),
+    ("Pass `None`.", "Pass `none`."),
+    ("Return True", "Return true"),
+    ("Set `x = [1, 2]`", "Set `x = [1 2]`"),
+    ('Pass "5"', "Pass 5"),
+    ("Read userId", "Read userid"),
+    ("user_id", "userid"),
+    ("the US rule", "the us rule"),
+    ("10 MB", "10 Mb"),
+    ("10 mW", "10 MW"),
+    ("Round to 2 digits", "Round to 3 digits"),
+    ("Do it", "Do not"),
+    ("don't", "dont"),
+    ("Is it net?", "Is it net"),
+    ("In Maßen essen", "In Massen essen"),
+    ("schön", "schon"),
+    ("año", "ano"),
+    ("一，二", "一二"),
+    ("1，000", "1 000"),
+    ("这是净额？", "这是净额。"),
+    ("ビル", "ヒル"),
+    ("if a:\n    b()\nc()", "if a:\n    b()\n    c()"),
+    ("../data", "/data"),
+    ("cd ..", "cd ."),
+    ("~/x", "/x"),
+    ("$x", "x"),
+    ("@x", "x"),
+    ("*args", "args"),
+    ("a|b", "ab"),
+    ("a & b", "a b"),
+]
 
 
-def test_what_counts_as_the_same_lesson() -> None:
-    """Space does not make another lesson; a number does, and case may, in code."""
-    assert text.fold("Round  late.\n") == text.fold("Round late.")
-    assert text.fold("Read userId") != text.fold("Read userid")
-    assert text.fold("Round to 2 digits") != text.fold("Round to 3 digits")
+@pytest.mark.parametrize(("one", "other"), SAME, ids=lambda text: ascii(text)[:30])
+def test_exact_repeats_are_found(one: str, other: str) -> None:
+    """Case, space, marks at the end of words, quotes, dashes and forms of letters do not make another text."""
+    assert text.folded(one) == text.folded(other)
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT, ids=lambda text: ascii(text)[:30])
+def test_what_may_mean_something_else_is_no_repeat(one: str, other: str) -> None:
+    """Numbers, signs, code, units, names and marks that carry meaning are kept."""
+    assert text.folded(one) != text.folded(other)
+
+
+def test_repeats_of_the_trained_playbook() -> None:
+    """The trained AppWorld playbook holds nine repeats, three of them not word for word."""
+    path = DATA / "appworld_offline_trained_no_gt_playbook.txt"
+    if not path.exists():
+        pytest.skip(f"no trained playbook at {path}")
+    playbook = Playbook.from_text(path.read_text(encoding="utf-8"))
+    said = {text.folded(bullet.content) for bullet in playbook}
+    assert (len(playbook) - len(said), len(playbook) - len({bullet.content for bullet in playbook})) == (9, 6)
+
+
+@relaxed
+@given(st.one_of(texts(), st.text()))
+def test_any_text_is_folded(words: str) -> None:
+    """Any text is taken, lone surrogates as well; space around it does not matter."""
+    once = text.folded(words)
+    assert text.folded(f" {words} ") == once
+    assert once == once.strip()
+    assert text.folded(words) == once
+
+
+@relaxed
+@given(st.text(st.characters(codec="utf-8", exclude_characters="`"), max_size=30))
+def test_numbers_and_signs_survive_folding(words: str) -> None:
+    """Each digit and each sign of comparison or arithmetic in the text is in its folded form."""
+    once = text.folded(words)
+    for sign in "0123456789<>=+-%*/^|&~@#$?_":
+        assert once.count(sign) >= words.count(sign)
+
+
+@relaxed
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_code_in_backticks_is_kept_as_it_stands(one: str, other: str) -> None:
+    """Two spans of code are the same only if each character is."""
+    one, other = one.replace("`", ""), other.replace("`", "")
+    assert (text.folded(f"Use `{one}` here") == text.folded(f"use `{other}` here")) == (one == other)

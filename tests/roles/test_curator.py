@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from dspy_ace import Curator, Playbook
 from dspy_ace.errors import RoleError, SettingsError
-from dspy_ace.playbook import Add, Delete, Delta, Merge, Update, apply
-from dspy_ace.playbook.playbook import DEFAULT_SECTIONS
-from dspy_ace.playbook.text import count_tokens
+from dspy_ace.playbook import DEFAULT_SECTIONS, Add, Delete, Delta, Merge, Update, apply, count_tokens
 from dspy_ace.roles import Insight, Reflection
 from dspy_ace.roles.curator import CuratePlaybook
 from scripted import rate_limited, scripted
@@ -373,7 +371,7 @@ def test_any_operations_are_sorted_into_taken_and_rejected(items: list[Any]) -> 
     assert all(reason.encode() for reason in reasons)
     json.dumps([str(operation) for operation in operations]).encode()
     for operation in operations:
-        getattr(operation, "content", "").encode()
+        " ".join(operation.texts).encode()
         assert "harmful=" not in getattr(operation, "content", "")
 
 

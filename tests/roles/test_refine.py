@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_ace.errors import EmbedderError, SettingsError
-from dspy_ace.playbook.delta import Delete, Delta, Merge, apply
-from dspy_ace.playbook.playbook import Bullet, Playbook
-from dspy_ace.playbook.text import count_tokens
+from dspy_ace.playbook import Bullet, Delete, Delta, Merge, Playbook, apply, count_tokens
 from dspy_ace.roles.refine import GrowAndRefine
 from paths import SHARED, TESTS
 from strategies import playbooks

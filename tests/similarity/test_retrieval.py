@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from dspy_ace.errors import SettingsError
-from dspy_ace.playbook.delta import Add, Delta, apply
-from dspy_ace.playbook.playbook import Bullet, Playbook
+from dspy_ace.playbook import Add, Bullet, Delta, Playbook, apply
 from dspy_ace.similarity.retrieval import nearest
 from dspy_ace.similarity.vectors import Vectors
 

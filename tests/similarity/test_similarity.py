@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 
 from dspy_ace.errors import AceError, EmbedderError
-from dspy_ace.playbook.playbook import Playbook
+from dspy_ace.playbook import Playbook
 from dspy_ace.similarity.differences import difference
 from dspy_ace.similarity.similarity import Duplicates
 from dspy_ace.similarity.vectors import SLACK, Vectors

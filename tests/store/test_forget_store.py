@@ -17,8 +17,7 @@ import pytest
 import databases
 from dspy_ace import Bullet, Playbook, PlaybookStore, with_playbook
 from dspy_ace.errors import SettingsError
-from dspy_ace.playbook import Add, Delta, Merge, Tag, Update, apply
-from dspy_ace.playbook.events import Event
+from dspy_ace.playbook import Add, Delta, Event, Merge, Tag, Update, apply
 from forget_helpers import CANARY, add, contents
 
 FIFTY = [str(n) for n in range(50)]

@@ -18,9 +18,7 @@ from hypothesis import strategies as st
 import databases
 from dspy_ace import Playbook, PlaybookStore
 from dspy_ace.errors import SettingsError, StoreError
-from dspy_ace.playbook import Add, Delete, Delta, Merge, Tag, Update, apply
-from dspy_ace.playbook.events import Rollback, fold
-from dspy_ace.playbook.rebase import rebase
+from dspy_ace.playbook import Add, Delete, Delta, Merge, Rollback, Tag, Update, apply, rebase, replay
 from paths import GOLDEN
 from strategies import deltas, playbooks
 
@@ -62,7 +60,7 @@ def test_what_is_appended_is_there_for_everybody(url: Any) -> None:
             ).version
             == 2
         )
-        assert one.playbook() == two.playbook() == fold(Playbook(), [event.event for event in one.history()])
+        assert one.playbook() == two.playbook() == replay(Playbook(), [event.event for event in one.history()])
     with PlaybookStore(url) as three:
         assert three.playbook()["s-00001"].helpful == 1
         assert three.playbook()["s-00001"].sources == ("7",)
@@ -465,7 +463,7 @@ def test_polling_is_cheap(tmp_path: Path) -> None:
 
 
 def test_a_rollback_event_needs_a_version_before_it() -> None:
-    """A history that goes back to what never was does not fold."""
-    assert len(fold(Playbook(), [add("x"), Rollback(0), Rollback(1)])) == 1
+    """A history that goes back to what never was does not fit."""
+    assert len(replay(Playbook(), [add("x"), Rollback(0), Rollback(1)])) == 1
     with pytest.raises(Exception, match="event 1 does not fit"):
-        fold(Playbook(), [Rollback(1)])
+        replay(Playbook(), [Rollback(1)])

@@ -18,8 +18,7 @@ import pytest
 
 import databases
 from dspy_ace import Playbook, PlaybookStore
-from dspy_ace.playbook import Add, Delta
-from dspy_ace.playbook.events import fold
+from dspy_ace.playbook import Add, Delta, replay
 from paths import HELPERS, ROOT
 
 pytestmark = [
@@ -133,7 +132,7 @@ def test_nothing_acknowledged_is_lost_or_there_twice(url: str, tmp_path: Path) -
     told = {note["tell"]: (n, note["n"]) for n, lines in notes.items() for note in lines if "tell" in note}
     with PlaybookStore(url) as store:
         history, playbook = store.history(), store.playbook()
-        assert playbook == fold(Playbook(), [event.event for event in history])
+        assert playbook == replay(Playbook(), [event.event for event in history])
         left = {tell.id: (tell.record["writer"], tell.record["n"]) for tell in store.pending()}
         assert len(store.pending()) == len(left)
     learned = [int(word) for bullet in playbook if bullet.section == "L" for word in bullet.content.split()]

@@ -14,8 +14,7 @@ import pytest
 
 from dspy_ace import ACE, Bullet, Playbook, with_playbook
 from dspy_ace.errors import JournalError, SettingsError
-from dspy_ace.playbook import Delta, Tag
-from dspy_ace.playbook.events import fold
+from dspy_ace.playbook import Delta, Tag, replay
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.erase_run import forget_run
 from dspy_ace.training.history import Record, Validation
@@ -62,7 +61,7 @@ def test_a_source_is_forgotten_in_the_folder_of_a_run(kept_run: Path, tmp_path: 
     ]
     records = [Record.from_json(json.loads(line)) for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert all(int(source) not in record.batch and len(record.batch) == len(record.scores) for record in records)
-    assert fold(Playbook(), [record.delta for record in records]) == now or len(now) <= len(before)
+    assert replay(Playbook(), [record.delta for record in records]) == now or len(now) <= len(before)
     program = dspy.ChainOfThought(Route)
     program.load(str(folder / "program.json"))
     assert (
