@@ -163,7 +163,9 @@ def test_groups_see_the_snapshot_of_the_batch_and_their_repeats_collapse() -> No
     assert len(step.playbook) == 3
     assert step.playbook["s-00003"].sources == ("a", "b")
     assert step.playbook["s-00002"].content == "Second, says a."
-    assert [r.reason for r in step.rejected] == ["update s-00002: already edited here by a update"]
+    assert [r.reason for r in step.rejected] == [
+        "update s-00002: an earlier operation of this batch edits the same bullet"
+    ]
 
 
 def test_a_failed_role_loses_itself_alone_and_says_so() -> None:
