@@ -26,11 +26,10 @@ from ..program import (
     Rollouts,
     Scorer,
     Started,
+    failure_of,
     in_time,
-    kind_of,
     recording,
     with_playbook,
-    words_of,
 )
 
 _CLAIMING = threading.Lock()
@@ -160,10 +159,8 @@ class Serving:
             with spending as spent, recording() as cited, dspy.context(trace=trace, lm=task_lm):
                 yield result
         except Exception as error:
-            started.abandoned = isinstance(error, OutOfTimeError)
-            kind = "program" if started.abandoned else kind_of(error)
-            said = f"rollout_timeout: {error}" if started.abandoned else words_of(error)
-            self._note(error, inputs, trace, started, cited, spent, Failure(kind, said))
+            started.stopped = isinstance(error, OutOfTimeError)
+            self._note(error, inputs, trace, started, cited, spent, failure_of(error))
             raise
         else:
             if isinstance(result[0], dspy.Prediction):

@@ -12,7 +12,7 @@ from .instruct import (
 )
 from .metric import Executed, Judged, Metric, ReadyMade, Scorer, Validated, called, feedback_of
 from .parallel import WHENEVER, Crew, OutOfTimeError, in_time, ordered_map, resolve, there
-from .rollout import CallTrace, Rollouts, Setup, Started, kind_of, rollouts, words_of
+from .rollout import CallTrace, Rollouts, Setup, Started, failure_of, rollouts, words_of
 from .trajectory import NO_EVIDENCE, Call, Failure, Feedback, Insight, Trajectory
 from .transcript import images_of, render_calls, render_fields, render_outcome, render_value
 
@@ -40,10 +40,10 @@ __all__ = [
     "called",
     "carried_playbook",
     "copy_program",
+    "failure_of",
     "feedback_of",
     "images_of",
     "in_time",
-    "kind_of",
     "ordered_map",
     "own_instructions",
     "recording",

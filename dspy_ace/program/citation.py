@@ -1,8 +1,7 @@
 """Citations: a training copy names the bullets that guided or misled it (ACE §3.1, the Generator's marks).
 
-The request for them lives in the adapter of a training copy alone. The predictor's signature, its demos,
-its predictions, its trace and its saved state never carry the field, so nothing has to be cleaned up, and
-demos never show it empty. A reply that leaves it out is a good reply.
+Only the adapter of a training copy asks for them. No signature, demo, prediction, trace or saved state holds the
+field: nothing has to be cleaned up, and no demo shows it empty. A reply that leaves it out is a good reply.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ _JSON = re.compile(rf"[\"']?{FIELD}[\"']?\s*:\s*(?:\[[^\]}}]*\]?|\"[^\"\n]*\"|[^
 
 
 class Cited(list[str]):
-    """The ids that were cited, in the order they come, repeats included.
+    """The ids that were cited, in the order of the replies, repeats included.
 
     Attributes:
-        displayed: the ids that were shown, where predictors select them call by call; None: all of them.
+        displayed: the ids that were shown, if predictors select bullets call by call; None: all were shown.
     """
 
     displayed: set[str] | None = None
@@ -46,14 +45,14 @@ class Cited(list[str]):
 
 @contextmanager
 def recording() -> Iterator[Cited]:
-    """A scope in which citing predictors note the ids they cite, and selecting ones those that they show."""
+    """Open a scope in which citing predictors note the ids they cite, and selecting ones the ids they show."""
     record = Cited()
     with dspy.context(**{_RECORD: record}):
         yield record
 
 
 def displayed(ids: Iterable[str]) -> None:
-    """Note what a call shows, within `recording`."""
+    """Note the ids that a call shows, within `recording`."""
     record = dspy.settings.get(_RECORD)
     if record is not None:
         record.displayed = (record.displayed or set()).union(ids)
@@ -63,11 +62,10 @@ def ask_for_citations(predictor: dspy.Predict, name: str, playbook: Playbook) ->
     """Make a predictor of a training copy ask for citations of the bullets it is shown.
 
     Args:
-        predictor: changed in place: its class becomes a subclass of its own that runs under a citing adapter.
+        predictor: changed in place: its class becomes a subclass of its own that runs under a citing adapter. A
+            predictor that shows no bullet, or has a field `cited_bullets` itself, is left as it is.
         name: its path in the program.
-        playbook: the playbook in its instructions; ids that it does not show to `name` do not count.
-
-    A predictor that shows no bullet, or has a field of that name itself, is left as it is.
+        playbook: the playbook in its instructions; only ids that it shows to `name` count.
     """
     if not playbook.for_predictor(name) or FIELD in predictor.signature.fields:
         return
@@ -76,7 +74,7 @@ def ask_for_citations(predictor: dspy.Predict, name: str, playbook: Playbook) ->
 
 
 def citing(adapter: dspy.Adapter, shown: dict[str, str]) -> dspy.Adapter:
-    """A copy of `adapter` that asks for citations and notes those of `shown` (folded id → id)."""
+    """Return a copy of `adapter` that asks for citations and notes those of `shown` (id in lower case → id)."""
     clone = copy.copy(adapter)
     if not isinstance(clone, _CitingAdapter):
         clone.__class__ = _citing_adapter(type(adapter))  # type: ignore[arg-type]  # a class is hashable
@@ -106,11 +104,11 @@ class _CitingPredictor(_Predict):  # type: ignore[misc]  # dspy is untyped
 
 
 class _CitingAdapter(_Adapter):  # type: ignore[misc]  # dspy is untyped
-    """Mixin: the system message and the output reminder ask for `cited_bullets`, nothing else knows of it.
+    """Mixin: the system message and the output reminder ask for `cited_bullets`; nothing else holds the field.
 
-    DSPy's own adapters are handed a signature with the field, so that a response schema has it too. An adapter
-    with a `__call__` of its own gets the signature it was called with: Refine's knows predictors by it, and hands
-    the call to another adapter, which then asks for no citations.
+    DSPy's own adapters are given a signature with the field, so that a response schema has it too. An adapter with a
+    `__call__` of its own gets the signature it was called with. That of Refine knows predictors by their signature; it
+    gives the call to another adapter, which then asks for no citations.
     """
 
     _dspy_ace_shown: dict[str, str]
@@ -210,12 +208,12 @@ def _note(text: str, shown: Mapping[str, str]) -> None:
 
 
 def _continues(before: str, first: str) -> bool:
-    """Whether a character before an id makes it the end of a longer word (scripts without spaces do not)."""
+    """Say if a character before an id makes it the end of a longer word (one of a script without spaces does not)."""
     return before == "-" or (before.isalnum() and before.isascii() == first.isascii())
 
 
 def _uncited(adapter: Any, plain: Any, completion: str) -> str:
-    """The reply without its citations, however badly they are written: they must not cost the answer."""
+    """Return the reply without its citations, however badly they are written: they must not cost the answer."""
     if FIELD not in completion.casefold():
         return completion
     if isinstance(adapter, dspy.XMLAdapter):

@@ -25,7 +25,7 @@ from .trajectory import Feedback
 from .transcript import render_fields, shortened
 
 Metric = Callable[..., Any]
-_TAKES = "(example, prediction), (example, prediction, trace) or (gold, pred, trace, pred_name, pred_trace)"
+_ARGUMENTS = "(example, prediction), (example, prediction, trace) or (gold, pred, trace, pred_name, pred_trace)"
 
 
 class Scorer:
@@ -44,7 +44,7 @@ class Scorer:
 
     def __init__(self, metric: Metric | None) -> None:
         self.metric = metric
-        self._arity = 0 if metric is None else _arity(metric)
+        self._arity = 0 if metric is None else _arity("metric", metric, _ARGUMENTS, (2, 3, 5))
         self.by_predictor = self._arity == 5
 
     def __call__(
@@ -114,32 +114,37 @@ def called(metric: Any) -> Any:
     return forward.__get__(metric) if inspect.isfunction(forward) else forward
 
 
-def _arity(metric: Metric) -> int:
-    """Return 2, 3 or 5: the number of arguments that the metric is called with."""
-    if not callable(metric) or isinstance(metric, type):
-        raise SettingsError(f"metric must be a callable {_TAKES}; got {_kind(metric)}.")
-    function = called(metric)
-    if function is None or _is_async(function):
-        raise SettingsError("metric is an async function; wrap it in one that waits for it (asyncio.run).")
+def _arity(name: str, function: Any, takes: str, counts: tuple[int, ...]) -> int:
+    """Return the number of arguments that a user's function is called with.
+
+    Args:
+        name, takes: of the function and its arguments, for messages.
+        counts: the numbers that it may take; the first that fits is taken, but for one that names five of its own.
+
+    Raises:
+        SettingsError: not callable, async, or of another arity.
+    """
+    runs = called(function)
+    if not callable(function) or isinstance(function, type):
+        hint = (
+            f"the class {function.__name__}; give an instance"
+            if isinstance(function, type)
+            else type(function).__name__
+        )
+        raise SettingsError(f"{name} must be a function {takes}; got {hint}.")
+    if runs is None or any(map(inspect.iscoroutinefunction, (runs, getattr(runs, "__call__", None)))):  # noqa: B004
+        raise SettingsError(
+            f"{name} must be a function {takes}; got an async function; wrap it in one that waits for it (asyncio.run)."
+        )
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins tell nothing: the usual two arguments
-        return 2
-    positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) >= 5 and _binds(signature, 5):
-        return 5
-    for count in (2, 3, 5):
-        if _binds(signature, count):
-            return count
-    raise SettingsError(f"metric must take {_TAKES}; this one takes {signature}.")
-
-
-def _is_async(called: Any) -> bool:
-    return inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(getattr(called, "__call__", None))  # noqa: B004
-
-
-def _kind(value: Any) -> str:
-    return f"the class {value.__name__}; give an instance" if isinstance(value, type) else type(value).__name__
+        signature = inspect.signature(runs)
+    except (TypeError, ValueError):  # some builtins tell nothing: the usual arguments
+        return counts[0]
+    named = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    fitting = [count for count in counts if _binds(signature, count)]
+    if not fitting:
+        raise SettingsError(f"{name} must take {takes}; this one takes {signature}.")
+    return 5 if 5 in fitting and len(named) >= 5 else fitting[0]
 
 
 def _binds(signature: inspect.Signature, count: int) -> bool:
@@ -218,7 +223,7 @@ class Validated(ReadyMade):
 
     def __init__(self, check: Callable[..., bool | str | None]) -> None:
         self.check = check
-        self._with_inputs = _takes_inputs(check)
+        self._with_inputs = _arity("check", check, "(prediction) or (inputs, prediction)", (1, 2)) == 2
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -344,21 +349,3 @@ def _verdict(fields: Mapping[str, Any]) -> Feedback:
     if not 0 <= score <= 1:
         raise UnreadableError(f"score must be a number from 0 to 1; got {fields['score']!r:.80}")
     return Feedback(score, str(fields["reason"]).strip())
-
-
-def _takes_inputs(check: Any) -> bool:
-    """Say if a check takes inputs and prediction, not the prediction alone."""
-    wanted = "check must be a function (prediction) or (inputs, prediction)"
-    if not callable(check) or isinstance(check, type):
-        raise SettingsError(f"{wanted}; got {type(check).__name__}.")
-    function = called(check)
-    if function is None or _is_async(function):
-        raise SettingsError(f"{wanted}; got an async one. Wrap it in a function that waits for it (asyncio.run).")
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins tell nothing: the usual argument
-        return False
-    for count in (1, 2):
-        if _binds(signature, count):
-            return count == 2
-    raise SettingsError(f"{wanted}; this one takes {signature}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -29,7 +28,6 @@ Setup = Callable[[dspy.Example], AbstractContextManager[Any]]
 """Opens the environment of one rollout. `setup(example)` is entered in the rollout's thread before the program runs.
 It is left after the metric, whatever happened. Tools find what it opened in a `contextvars.ContextVar` that it sets."""
 
-_ENDS_THE_RUN = (KeyboardInterrupt, LimitReachedError)  # all else ends one rollout: SystemExit, a cancelled task, …
 _MESSAGE = 10_000  # characters of an error's text
 
 
@@ -41,10 +39,7 @@ def rollouts(
     sources: Sequence[str] | None = None,
     num_threads: int = 8,
     meter: Meter | None = None,
-    failure_score: float = 0.0,
-    perfect_score: float = 1.0,
-    timeout: float | None = None,
-    setup: Setup | None = None,
+    **settings: Any,
 ) -> list[Trajectory]:
     """Run and score `program` on each example, in threads.
 
@@ -55,7 +50,7 @@ def rollouts(
         sources: the examples' names; their positions by default.
         num_threads: at most so many at once.
         meter: counts the calls, as `task` and `metric`.
-        failure_score, perfect_score, timeout, setup: see `Rollouts`.
+        **settings: `failure_score`, `perfect_score`, `timeout` and `setup` of `Rollouts`.
 
     Returns:
         One trajectory an example, in order. An example that fails raises nothing: its trajectory says
@@ -65,8 +60,7 @@ def rollouts(
         SettingsError: see `Rollouts.one`.
     """
     scorer = metric if isinstance(metric, Scorer) else Scorer(metric)
-    settings: dict[str, Any] = {"failure_score": failure_score, "perfect_score": perfect_score}
-    run = Rollouts(program, scorer, meter or Meter(), timeout=timeout, setup=setup, **settings)
+    run = Rollouts(program, scorer, meter or Meter(), **settings)
     names = [str(i) for i in range(len(examples))] if sources is None else sources
     return ordered_map(lambda pair: run.one(*pair), list(zip(examples, names, strict=True)), num_threads)
 
@@ -91,9 +85,9 @@ class Rollouts:
         scorer: Scorer,
         meter: Meter,
         *,
-        failure_score: float,
-        perfect_score: float,
-        timeout: float | None,
+        failure_score: float = 0.0,
+        perfect_score: float = 1.0,
+        timeout: float | None = None,
         setup: Setup | None = None,
     ) -> None:
         self.program, self.scorer, self.meter = program, scorer, meter
@@ -104,7 +98,6 @@ class Rollouts:
         self.playbook = playbook if isinstance(playbook, Playbook) else Playbook()
         self.predictors: dict[str, Any] = dict(program.named_predictors())
         self.task = own_instructions(program)
-        self.shown = functools.lru_cache(maxsize=64)(self._shown)
         self._names = {id(predictor): name for name, predictor in self.predictors.items()}
         # BestOfN and Refine run deep copies: a predictor's `stage` survives a copy, its id does not
         self._stages = {predictor.stage: name for name, predictor in self.predictors.items()}
@@ -120,14 +113,11 @@ class Rollouts:
             SettingsError: the program cannot learn as it is used here. The example has an input that no predictor
                 knows, where one waits for another; or the adapter leaves the instructions out of every prompt.
         """
-        if self.setup is None:
+        setup, environment = self.setup, ExitStack()
+        if setup is None:
             return self._run(example, source)
-        environment = ExitStack()
-        try:
-            environment.enter_context(self.setup(example))
-        except _ENDS_THE_RUN:
-            raise
-        except BaseException as error:  # noqa: BLE001 - a user's setup may raise anything; the trajectory says so
+        _, error = _tried(lambda: environment.enter_context(setup(example)))
+        if error is not None:
             failure = Failure("setup", words_of(error))
             feedback = Feedback(self.failure_score, failure.message)
             return Trajectory(example, None, (), feedback, source=source, task=self.task, error=failure)
@@ -136,12 +126,14 @@ class Rollouts:
             # the metric may look into the environment, which is closed when the trajectory is reflected on
             return trajectory if trajectory.success else self._asked_by_predictor(trajectory)
         finally:
-            try:
-                environment.close()
-            except _ENDS_THE_RUN:
-                raise
-            except BaseException:  # the rollout is over: its result is not lost to the tidying up
-                logger.warning("ACE: setup= could not close the environment of example %s.", source, exc_info=True)
+            _, error = _tried(environment.close)
+            if error is not None:  # the rollout is over: its result is not lost to the tidying up
+                logger.warning(
+                    "ACE: setup= could not close the environment of example %s: %s",
+                    source,
+                    words_of(error),
+                    exc_info=error,
+                )
 
     def ask_by_predictor(self, trajectory: Trajectory) -> Trajectory:
         """Ask the metric about each predictor that ran, as GEPA does; for trajectories that are reflected on.
@@ -163,17 +155,11 @@ class Rollouts:
         trace = [entry for _, entry in entries]
         words: dict[str, str] = {}
         for name, last in dict(entries).items():
-            with self.meter.measure("metric"), dspy.context(trace=[]):
-                try:
-                    said = self.scorer(trajectory.example, trajectory.prediction, trace, name, [last])
-                except _ENDS_THE_RUN:
-                    raise
-                except BaseException as error:  # noqa: BLE001 - a user's metric may raise anything; the score stands
-                    if not self._warned:
-                        logger.warning("ACE: the metric has no words on predictor %s: %s", name, words_of(error))
-                    self._warned = True
-                    continue
-            if said.text and said.text != trajectory.feedback.text:
+            said, failure = self._scored(trajectory.example, trajectory.prediction, trace, name, [last])
+            if failure is not None and not self._warned:
+                logger.warning("ACE: the metric has no words on predictor %s: %s", name, failure.message)
+                self._warned = True
+            if failure is None and said.text not in ("", trajectory.feedback.text):
                 words[name] = said.text
         return replace(trajectory, predictor_feedback=words)
 
@@ -187,27 +173,26 @@ class Rollouts:
     def _run(self, example: dspy.Example, source: str) -> Trajectory:
         trace = CallTrace()
         started = Started(self, trace)
-        prediction, failure = None, None
+
+        def call() -> Any:
+            started.inputs = dict(example.inputs().items())
+            return self.program(**started.inputs)
+
         with self.meter.measure("task", started) as spent, recording() as cited, dspy.context(trace=trace):
-            try:
-                started.inputs = inputs = dict(example.inputs().items())
-                prediction = in_time(lambda: self.program(**inputs), self.timeout)
-            except _MistakeError as error:
-                raise SettingsError(str(error)) from None
-            except OutOfTimeError as error:
-                started.abandoned = True
-                failure = Failure("program", f"rollout_timeout: {error}")
-            except _ENDS_THE_RUN:
-                raise
-            except BaseException as error:  # noqa: BLE001 - a user's program may raise anything; it is told apart here
-                failure = Failure(kind_of(error), words_of(error))
+            prediction, error = _tried(lambda: in_time(call, self.timeout))
+            started.stopped = isinstance(error, OutOfTimeError)
         started.check()
         if isinstance(prediction, dspy.Prediction):
             prediction.set_lm_usage(spent.tracker.get_total_tokens())
-        feedback = Feedback(self.failure_score, failure.message) if failure else None
         calls = started.calls()
-        if feedback is None:
-            feedback, failure = self._score(example, prediction, trace)
+        if error is None:
+            only = self.only_predictor
+            entries = [entry for entry in trace if only is not None and self.name_of(entry[0]) == only]
+            asked = (list(trace), only, entries[-1:]) if entries else ()
+            feedback, failure = self._scored(example, prediction, *asked)
+        else:
+            failure = failure_of(error)
+            feedback = Feedback(self.failure_score, failure.message)
         shown, named = self.shown_in(started.names.union(call.predictor for call in calls), cited), set(cited)
         return Trajectory(
             example=example,
@@ -223,18 +208,14 @@ class Rollouts:
             success=failure is None and feedback.score >= self.perfect_score,
         )
 
-    def _score(self, example: dspy.Example, prediction: Any, trace: CallTrace) -> tuple[Feedback, Failure | None]:
-        only = self.only_predictor
-        calls = [entry for entry in trace if only and self.name_of(entry[0]) == only]
-        given = (list(trace), only, calls[-1:]) if calls else ()
+    def _scored(self, *asked: Any) -> tuple[Feedback, Failure | None]:
+        """Ask the metric, see `Scorer`."""
         with self.meter.measure("metric"), dspy.context(trace=[]):
-            try:
-                return self.scorer(example, prediction, *given), None
-            except _ENDS_THE_RUN:
-                raise
-            except BaseException as error:  # noqa: BLE001 - a user's metric may raise anything; the trajectory says so
-                failure = Failure("metric", words_of(error))
-                return Feedback(self.failure_score, failure.message), failure
+            feedback, error = _tried(lambda: self.scorer(*asked))
+        if error is None:
+            return feedback, None
+        failure = Failure("metric", words_of(error))
+        return Feedback(self.failure_score, failure.message), failure
 
     @property
     def only_predictor(self) -> str | None:
@@ -243,11 +224,9 @@ class Rollouts:
 
     def shown_in(self, ran: Iterable[str], cited: Cited) -> tuple[str, ...]:
         """Return the ids that stood in the prompts of the predictors that ran."""
-        shown = self.shown(frozenset(ran))
-        return shown if cited.displayed is None else tuple(name for name in shown if name in cited.displayed)
-
-    def _shown(self, ran: frozenset[str]) -> tuple[str, ...]:
-        return tuple(bullet.id for bullet in self.playbook if any(bullet.is_for(name) for name in ran if name))
+        names = set(ran) - {""}
+        shown = (bullet.id for bullet in self.playbook if any(map(bullet.is_for, names)))
+        return tuple(name for name in shown if cited.displayed is None or name in cited.displayed)
 
     def name_of(self, predictor: Any) -> str:
         """Return a predictor's path in the program; `""` for one that is not of the program."""
@@ -270,16 +249,16 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
     Attributes:
         names: the predictors that were called; `""` stands for modules that are none of the program's predictors.
         inputs: the example's inputs, by field.
-        abandoned: True once the rollout is out of time.
+        stopped: True once the rollout is out of time: it makes no further LM call.
     """
 
     def __init__(self, run: Rollouts, trace: Sequence[Any]) -> None:
         self.names: set[str] = set()
         self.inputs: Mapping[str, Any] = {}
-        self.abandoned = False
+        self.stopped = False
         self._run, self._trace = run, trace
         self._open: dict[str, tuple[int, Call]] = {}  # calls without an answer, each with its place in the trace
-        self._adapter, self._reached = "", False
+        self._mistake, self._adapter, self._reached = "", "", False
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Note a predictor and what it was given."""
@@ -299,11 +278,12 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         missing = [field for field, info in fields.items() if field not in given and _is_needed(info)]
         unknown = [field for field in unknown if field not in known]
         if unknown and missing:
-            raise _MistakeError(
+            self._mistake = (
                 f"The examples have the input {', '.join(unknown)}, which no predictor of the program knows, and its "
                 f"predictor {name!r} was called without {', '.join(missing)}. Name the inputs of the examples as the "
                 "signature does."
             )
+            raise _StoppedError
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
         """Forget a call that was answered: it is in the trace."""
@@ -320,9 +300,9 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         return tuple(calls)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
-        """End a rollout that is out of time before it makes another call; look if instructions reach the prompt."""
-        if self.abandoned:
-            raise _AbandonedError
+        """Stop a rollout that is out of time; look if the instructions reach the prompt."""
+        if self.stopped:
+            raise _StoppedError
         if self._run.instructed and not self._reached and self.names - {""}:
             self._adapter = type(dspy.settings.adapter or dspy.ChatAdapter()).__name__
             self._reached = self._reaches(" ".join(_text(inputs.get("messages") or inputs.get("prompt")).split()))
@@ -337,20 +317,28 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         return False
 
     def check(self) -> None:
-        """Raise SettingsError if LMs were called and the instructions reached none of them."""
+        """Raise SettingsError if the program cannot learn as it is used, see `Rollouts.one`."""
         if self._adapter and not self._reached:
-            raise SettingsError(
+            self._mistake = (
                 f"The adapter {self._adapter} leaves the predictors' instructions out of its prompts. So no playbook "
                 "can reach the model. Use an adapter that writes signature.instructions, as dspy.ChatAdapter does."
             )
+        if self._mistake:
+            raise SettingsError(self._mistake)
 
 
-class _MistakeError(BaseException):
-    """Ends a rollout before it makes a call that teaches nothing. Not an Exception: no program swallows it."""
+class _StoppedError(BaseException):
+    """Ends a rollout before it makes a call in vain. Not an Exception: no program swallows it."""
 
 
-class _AbandonedError(BaseException):
-    """Ends a rollout that is out of time at its next LM call. Not an Exception: no program swallows it."""
+def _tried(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Return the result of `function` and the error it raised, also SystemExit and the like; Ctrl-C passes through."""
+    try:
+        return function(), None
+    except (KeyboardInterrupt, LimitReachedError):
+        raise
+    except BaseException as error:  # noqa: BLE001 - users' code may raise anything; the trajectory says so
+        return None, error
 
 
 def _is_needed(field: Any) -> bool:
@@ -388,8 +376,14 @@ def _as_it_stands(inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def kind_of(error: BaseException) -> FailureKind:
-    """Say if the provider, the reply's format or the program's own code is behind an error."""
+def failure_of(error: BaseException) -> Failure:
+    """Say what an error of a program is: the provider's, the reply's format, or the program's own."""
+    if isinstance(error, OutOfTimeError):
+        return Failure("program", f"rollout_timeout: {error}")
+    return Failure(_kind_of(error), words_of(error))
+
+
+def _kind_of(error: BaseException) -> FailureKind:
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:  # `raise error from error` leads back to itself

@@ -97,11 +97,11 @@ def test_what_is_no_check_is_refused() -> None:
     for check, words in (
         (lambda: True, "takes ()"),
         (lambda a, b, c: True, "takes (a, b, c)"),
-        (dict, "got type"),
+        (dict, "got the class dict"),
         ("yes", "got str"),
         (later, "async"),
     ):
-        with pytest.raises(SettingsError, match="check must be a function") as caught:
+        with pytest.raises(SettingsError, match=r"check must .*\(prediction\) or \(inputs, prediction\)") as caught:
             Validated(check)
         assert words in str(caught.value)
     with pytest.raises(MetricError, match=r"True, False, None or a text.*got 0\.5"):
