@@ -28,7 +28,7 @@ class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
 
     def __init__(self, model: str, backend: Backend, **settings: Any) -> None:
         self.backend = backend
-        super().__init__(model, engine=_Engine(backend), async_engine=_AsyncEngine(backend), **settings)
+        super().__init__(model, **self._engines(backend), **settings)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model as `dspy.LM` does, and hand the rollout id to the engine, whose request lacks it."""
@@ -49,12 +49,10 @@ class OfflineBase(dspy.LM):  # type: ignore[misc]  # DSPy ships no types
     def _rollout_id(self, kwargs: dict[str, Any]) -> str:
         return str(kwargs.get("rollout_id", self.kwargs.get("rollout_id")) or "")
 
-    def _copied(self, backend: Backend, changes: dict[str, Any]) -> OfflineBase:
-        if backend is not self.backend:
-            changes = {**changes, "engine": _Engine(backend), "async_engine": _AsyncEngine(backend)}
-        copied: OfflineBase = super().copy(**changes)
-        copied.backend = backend
-        return copied
+    @staticmethod
+    def _engines(backend: Backend) -> dict[str, Any]:
+        """Return the settings of `dspy.LM` that make it ask `backend`."""
+        return {"engine": _Engine(backend), "async_engine": _AsyncEngine(backend)}
 
 
 class _Engine:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import asyncio
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,55 +34,29 @@ class OfflineBase(dspy.BaseLM):  # type: ignore[misc]  # DSPy ships no types
 
     def forward(self, prompt: str | None = None, messages: Any = None, **kwargs: Any) -> Any:
         """Return the reply in the shape of an OpenAI completion, or raise the DSPy error of a fault."""
-        request, salt, limit, count = self._prepared(prompt, messages, kwargs)
-        served: list[Served] = []
-        attempt = 0
-        while len(served) < count:
-            try:
-                served.append(self.backend.serve(request, salt, limit))
-                attempt = 0
-            except FaultError as fault:
-                self._give_up(fault, attempt)
-                attempt += 1
+        settings = {**self.kwargs, **kwargs}
+        request = request_of(messages or [{"role": "user", "content": prompt or ""}], settings)
+        salt, limit = str(settings.get("rollout_id") or ""), settings.get("max_tokens")
+        served = [self._served(request, salt, limit) for _ in range(int(settings.get("n") or 1))]
         return _completion(self.model, served)
 
     async def aforward(self, prompt: str | None = None, messages: Any = None, **kwargs: Any) -> Any:
-        """Answer as `forward` does, without blocking the event loop."""
-        request, salt, limit, count = self._prepared(prompt, messages, kwargs)
-        served: list[Served] = []
-        attempt = 0
-        while len(served) < count:
+        """Answer as `forward` does, in a thread, so that the event loop is not blocked."""
+        return await asyncio.to_thread(self.forward, prompt, messages, **kwargs)
+
+    def _served(self, request: Request, salt: str, limit: int | None) -> Served:
+        for attempt in itertools.count():
             try:
-                served.append(await self.backend.aserve(request, salt, limit))
-                attempt = 0
+                return self.backend.serve(request, salt, limit)
             except FaultError as fault:
-                self._give_up(fault, attempt)
-                attempt += 1
-        return _completion(self.model, served)
+                if attempt >= self.num_retries or fault.kind not in _RETRIED:
+                    raise _ERRORS[fault.kind](message=str(fault), model=self.model, provider="offline") from None
+        raise AssertionError("unreachable")
 
-    def _give_up(self, fault: FaultError, attempt: int) -> None:
-        if attempt >= self.num_retries or fault.kind not in _RETRIED:
-            raise _ERRORS[fault.kind](message=str(fault), model=self.model, provider="offline") from None
-
-    def _prepared(self, prompt: str | None, messages: Any, kwargs: dict[str, Any]) -> tuple[Request, str, Any, int]:
-        settings = {**self.kwargs, **kwargs}
-        limit = settings.get("max_tokens") or settings.get("max_completion_tokens")
-        request = request_of(messages or [{"role": "user", "content": prompt or ""}], settings)
-        return request, str(settings.get("rollout_id") or ""), limit, int(settings.get("n") or 1)
-
-    def _copied(self, backend: Backend, changes: dict[str, Any]) -> OfflineBase:
-        copied = copy.copy(self)  # `BaseLM.copy` of DSPy 3.3 copies callbacks deeply: theirs would count apart
-        copied.history = []
-        copied.callbacks = list(self.callbacks)
-        copied.kwargs = dict(self.kwargs)
-        for key, value in changes.items():
-            if hasattr(self, key):
-                setattr(copied, key, value)
-            if key in copied.kwargs or not hasattr(self, key):
-                copied.kwargs.pop(key, None)
-                copied.kwargs |= {key: value} if value is not None else {}
-        copied.backend = backend
-        return copied
+    @staticmethod
+    def _engines(_: Backend) -> dict[str, Any]:
+        """Return no settings: `forward` asks the backend."""
+        return {}
 
 
 def _completion(model: str, served: list[Served]) -> Any:

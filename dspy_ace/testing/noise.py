@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, get_args, get_type_hints
 
 from annotated_types import Ge, Le
 
@@ -63,10 +63,6 @@ class Knobs:
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
             checked(name, getattr(self, name), kind)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values that can be written as JSON."""
-        return asdict(self)
 
 
 _KINDS = get_type_hints(Knobs, include_extras=True)

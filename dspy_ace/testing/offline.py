@@ -7,6 +7,7 @@ any provider. On DSPy 3.3 it is a `dspy.BaseLM` with `forward`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -82,7 +83,7 @@ class OfflineLM(OfflineBase):
     def dump_state(self) -> dict[str, Any]:
         """Return the state for `load_state`: model, settings and knobs; the answerers are not in it."""
         state: dict[str, Any] = dspy.BaseLM.dump_state(self)  # not that of `dspy.LM`: it would save the engine too
-        return state | self.backend.knobs.as_dict()
+        return state | asdict(self.backend.knobs)
 
     @classmethod
     def load_state(cls, state: dict[str, Any], **_: Any) -> OfflineLM:
@@ -93,9 +94,9 @@ class OfflineLM(OfflineBase):
     def copy(self, **changes: Any) -> OfflineLM:
         """Return a copy that writes to the same log. Knobs may be changed like any other setting."""
         knobs = {name: changes.pop(name) for name in list(changes) if name in _KNOBS}
-        copied = self._copied(self.backend.with_knobs(**knobs) if knobs else self.backend, changes)
-        if not isinstance(copied, OfflineLM):
-            raise TypeError(f"copying an OfflineLM gave a {type(copied).__name__}")
+        backend = self.backend.with_knobs(**knobs) if knobs else self.backend
+        copied: OfflineLM = super().copy(**changes, **self._engines(backend))
+        copied.backend = backend
         return copied
 
     def launch(self, launch_kwargs: dict[str, Any] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The offline model as an OpenAI-compatible HTTP server on the loopback, for tests with a true client.
 
 In a process: `with serve(seed=1) as server: dspy.LM("openai/offline", api_base=server.url, api_key="none")`.
-In a shell: `python -m dspy_ace.testing.server --port 0 --log calls.jsonl --slips 0.05` prints its base URL first.
+In a shell: `python -m dspy_ace.testing.server --port 0 --slips 0.05` prints its base URL first.
 
 Faults become what a client of a provider sees: status 429, 503, 401, 400 with `context_length_exceeded`, and for a
 timeout a connection that is closed without a reply after `stall` seconds.
@@ -15,8 +15,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 from .backend import Answerer, Backend, FaultError, Record, Served
@@ -31,7 +31,6 @@ class OfflineServer(ThreadingHTTPServer):
         knobs: the settings of the model.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
-        journal: a file that gets one JSON line for each request, or None.
         stall: seconds that a timed-out request stays unanswered before its connection is closed.
         answerers: as `OfflineLM` takes them.
     """
@@ -44,16 +43,12 @@ class OfflineServer(ThreadingHTTPServer):
         knobs: Knobs,
         host: str = "127.0.0.1",
         port: int = 0,
-        journal: Path | None = None,
         stall: float = 0.0,
         answerers: Sequence[Answerer] = (),
     ) -> None:
         super().__init__((host, port), _Handler)
         self.backend = Backend(knobs, answerers)
         self.stall = stall
-        self._journal = journal
-        self._lock = threading.Lock()
-        self._number = 0
 
     @property
     def url(self) -> str:
@@ -70,23 +65,6 @@ class OfflineServer(ThreadingHTTPServer):
         """Number of requests received."""
         return len(self.backend.log)
 
-    def note(self, status: int, served: Served | None = None, fault: str | None = None) -> None:
-        """Write a request to the journal."""
-        if self._journal is None:
-            return
-        with self._lock, self._journal.open("a", encoding="utf-8") as file:
-            self._number += 1
-            line = {
-                "number": self._number,
-                "status": status,
-                "role": served.role if served else "task",
-                "prompt_tokens": served.prompt_tokens if served else 0,
-                "cached_tokens": served.cached_tokens if served else 0,
-                "completion_tokens": served.completion_tokens if served else 0,
-                "fault": fault,
-            }
-            file.write(json.dumps(line) + "\n")
-
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore a client that hangs up."""
 
@@ -98,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: OfflineServer
 
     def log_message(self, *args: Any) -> None:
-        """Print nothing: the journal has every request."""
+        """Print nothing: `OfflineServer.log` has every request."""
 
     def do_GET(self) -> None:
         """List the one model."""
@@ -118,7 +96,6 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             body = None
         if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
-            self.server.note(400)
             self._send(400, _error("messages must be a list", "invalid_request", "invalid_request_error"))
             return
         self._complete(body)
@@ -133,7 +110,6 @@ class _Handler(BaseHTTPRequestHandler):
         except FaultError as fault:
             self._fail(fault)
             return
-        self.server.note(200, served)
         reply = _completion(str(body.get("model", "offline")), served, count, self.server.calls)
         if body.get("stream"):
             self._write(200, _events(reply), "text/event-stream")
@@ -141,7 +117,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, reply)
 
     def _fail(self, fault: FaultError) -> None:
-        self.server.note(fault.status, fault=fault.kind)
         if fault.kind == "timeout":
             time.sleep(self.server.stall)
             self.close_connection = True
@@ -199,20 +174,18 @@ def _events(reply: dict[str, Any]) -> str:
 
 
 @contextmanager
-def serve(
-    *, journal: Path | None = None, stall: float = 0.0, answerers: Sequence[Answerer] = (), **knobs: Any
-) -> Iterator[OfflineServer]:
+def serve(*, stall: float = 0.0, answerers: Sequence[Answerer] = (), **knobs: Any) -> Iterator[OfflineServer]:
     """Run a server on a free loopback port for as long as the block runs.
 
     Args:
-        journal, stall, answerers: as `OfflineServer` takes them.
+        stall, answerers: as `OfflineServer` takes them.
         **knobs: fields of `Knobs`.
 
     Example:
         >>> with serve(faults={"rate_limit": 0.1}) as server:
         ...     lm = dspy.LM("openai/offline", api_base=server.url, api_key="none")
     """
-    server = OfflineServer(Knobs(**knobs), journal=journal, stall=stall, answerers=answerers)
+    server = OfflineServer(Knobs(**knobs), stall=stall, answerers=answerers)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -227,10 +200,8 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dspy_ace.testing.server", description="Serve the offline model.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
-    parser.add_argument("--log", type=Path, default=None, help="file that gets one JSON line per request")
     parser.add_argument("--stall", type=float, default=0.0, help="seconds before a timed-out connection is closed")
-    defaults = Knobs()
-    for name, value in defaults.as_dict().items():
+    for name, value in asdict(Knobs()).items():
         option = "--" + name.replace("_", "-")
         if name == "faults":
             parser.add_argument(option, default="", metavar="KIND=P,…", help=f"any of {', '.join(FAULTS)}")
@@ -244,10 +215,10 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> None:
     """Serve until interrupted (Ctrl-C)."""
     options = vars(_arguments(given))
-    host, port, journal, stall = (options.pop(name) for name in ("host", "port", "log", "stall"))
+    host, port, stall = (options.pop(name) for name in ("host", "port", "stall"))
     pairs = [pair.partition("=") for pair in options.pop("faults").split(",") if pair]
     knobs = Knobs(faults={kind.strip(): float(chance or 1) for kind, _, chance in pairs}, **options)
-    server = OfflineServer(knobs, host, port, journal, stall)
+    server = OfflineServer(knobs, host, port, stall)
     print(server.url, flush=True)  # noqa: T201 - the first line of output is the address
     try:
         server.serve_forever()

@@ -6,7 +6,6 @@ import http.client
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
@@ -42,19 +41,17 @@ def post(url: str, body: Any, path: str = "/v1/chat/completions") -> tuple[int, 
         connection.close()
 
 
-def test_true_client_is_served_and_counted(tmp_path: Path) -> None:
-    """Answers, usage and the journal of the server agree with what the client saw."""
+def test_true_client_is_served_and_counted() -> None:
+    """Answers, usage and the log of the server agree with what the client saw."""
     sign = dspy.Signature("note -> desk: Literal['north', 'south']", "Kayaks go to south.")
-    journal = tmp_path / "calls.jsonl"
-    with serve(journal=journal, prefix_cache=True) as server:
+    with serve(prefix_cache=True) as server:
         lm = client(server.url)
         with dspy.context(lm=lm):
             assert [dspy.Predict(sign)(note=f"kayak {n}").desk for n in range(5)] == ["south"] * 5
-        lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-        assert server.calls == len(lines) == len(lm.history) == 5
-        assert [line["number"] for line in lines] == [1, 2, 3, 4, 5]
+        assert server.calls == len(server.log) == len(lm.history) == 5
         used = [entry["usage"]["prompt_tokens"] for entry in lm.history]
-        assert used == [line["prompt_tokens"] for line in lines] == [record.prompt_tokens for record in server.log]
+        assert used == [record.prompt_tokens for record in server.log]
+        assert {(record.role, record.fault) for record in server.log} == {("task", None)}
 
 
 @pytest.mark.parametrize(
