@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import dspy
 
 from ..errors import Count, SettingsError, checked
-from ..playbook import Playbook, defuse, playbook_block, take_out
+from ..playbook import Playbook, count_tokens, cut_middle, defuse, playbook_block, take_out
 from ..similarity import nearest
 from .citation import ask_for_citations, displayed
 from .trajectory import Insight
-from .transcript import render_value
+from .transcript import render_value, shortened
 
 Program = TypeVar("Program", bound=dspy.Module)
 
 NOTE_HEADER = """## Reflection on your previous attempt
 Your previous answer to this very case was not right. Keep to this now:"""
 _NOTE = re.compile(rf"(?:\A|\n\n){re.escape(NOTE_HEADER)}.*\Z", re.DOTALL)
+_NOTE_TOKENS = 4_000  # of all insights in a retry's prompt together: a runaway reflection may hold thousands
 _SELECTS = "dspy_ace_prompt_bullets"  # the attribute of a program that selects; its copies keep it
 
 
@@ -134,8 +135,15 @@ def _instructed(
 def _note(insights: Sequence[Insight], predictor: str) -> str:
     """Return what a retry's prompt of `predictor` says below the playbook, or `""`."""
     own = [insight.content for insight in insights if insight.predictor in (None, predictor)]
-    listed = ["\n  ".join(defuse(insight).expandtabs(4).splitlines()) for insight in own]
-    return "\n".join([NOTE_HEADER, *(f"- {insight}" for insight in listed)]) if listed else ""
+    lines, left = [], _NOTE_TOKENS
+    for number, content in enumerate(own):
+        if left <= 0:
+            lines.append(f"- (and {len(own) - number} more)")
+            break
+        shown = cut_middle(shortened(content), left)
+        left -= count_tokens(shown)
+        lines.append("- " + "\n  ".join(defuse(shown).expandtabs(4).splitlines()))
+    return "\n".join([NOTE_HEADER, *lines]) if lines else ""
 
 
 # --- playbooks that outgrow a prompt

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dspy_ace import Bullet, Playbook
@@ -105,7 +105,6 @@ def test_of_two_blocks_both_go_and_the_last_one_counts() -> None:
 
 
 @given(playbooks(), texts())
-@settings(max_examples=150)
 def test_any_playbook_is_taken_out_whole(playbook: Playbook, own: str) -> None:
     """Whatever stands in bullets and instructions: the own text comes back, and each bullet once."""
     for name in ("react", "other"):
@@ -117,7 +116,6 @@ def test_any_playbook_is_taken_out_whole(playbook: Playbook, own: str) -> None:
 
 
 @given(playbooks())
-@settings(max_examples=100)
 def test_what_is_read_back_reads_the_same(playbook: Playbook) -> None:
     """A program loaded from JSON: the playbook read back gives each predictor the very same prompt."""
     instructions = shown(playbook, "react", "extract.predict")
@@ -126,7 +124,6 @@ def test_what_is_read_back_reads_the_same(playbook: Playbook) -> None:
 
 
 @given(playbooks())
-@settings(max_examples=100)
 def test_with_its_values_at_hand_nothing_is_lost(playbook: Playbook) -> None:
     """Counters, sources, sections, scopes and bullets that no prompt shows come from `program.playbook`."""
     program = Program(playbook, **shown(playbook, "react", "other"))

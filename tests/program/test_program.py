@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import types
@@ -325,6 +326,17 @@ def test_a_reflection_stands_below_the_playbook(playbook: Playbook) -> None:
     assert text.index("Name the unit.") < text.index(NOTE_HEADER) < text.index("- Check the sign.\n  [ [ ##")
     assert text.endswith("\n- Then the unit.")
     assert "[[ ##" not in text
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("insights", [["Check the sign. " * 20] * 10_000, ["word " * 1_000_000, "Then the unit."]])
+def test_a_runaway_reflection_is_bounded(insights: list[str], playbook: Playbook) -> None:
+    """Ten thousand insights, or one of megabytes: the prompt of the retry holds the first ones, and says so."""
+    student = dspy.Predict("question -> answer")
+    program = with_reflection(student, playbook, insights)
+    added = len(program.signature.instructions) - len(with_playbook(student, playbook).signature.instructions)
+    assert 5_000 < added < 40_000
+    assert re.search(r"\(and \d+ more\)|characters cut", program.signature.instructions)
 
 
 @pytest.mark.compat
