@@ -6,7 +6,6 @@ import copy
 import inspect
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,43 +58,55 @@ def run_cell(conditions: Conditions, method: str, seed: int, optimizer: Teleprom
         KeyboardInterrupt: Ctrl-C, also where the optimizer caught it and returned a program.
     """
     observer = Observer(conditions.program, conditions.valset)
-    cell = _blank(method, seed)
-    settings: dict[str, Any] = {"lm": one_by_one(dspy.settings.lm)}
-    if conditions.num_threads is not None:
-        settings["num_threads"] = conditions.num_threads
-    with CtrlC() as ctrl_c, uncached(), dspy.context(**settings):
-        student = copy_program(conditions.program)
-        for _, predictor in student.named_predictors():
-            predictor.lm = one_by_one(predictor.lm)
-        started = time.monotonic()
-        stage = "compile"
+    cell: dict[str, Any] = {
+        "version": VERSION,
+        "method": method,
+        "seed": seed,
+        "status": "failed",
+        "reason": None,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "test_scores": [],
+        "failures": {},
+        "prompt_tokens": None,
+        "bullets": None,
+        "prompts": {},
+    }
+    stage = "compile"
+    with CtrlC() as ctrl_c, uncached(), dspy.context(**_settings(conditions)):
         try:
             with observer.watching("compile"):
-                program = student if optimizer is None else _compiled(conditions, observer, student, optimizer, seed)
+                program = _compiled(conditions, observer, optimizer, seed)
             _raise_if(ctrl_c.count)
-            cell["seconds"]["compile"], started, stage = round(time.monotonic() - started, 3), time.monotonic(), "test"
-            cell |= _described(program)
-            with observer.watching("test", _outside(program, conditions.program)):
-                tested = _tested(program, conditions, observer)
+            stage, cell = "test", cell | _described(program)
+            online = getattr(program, "online", False) is True  # it says of itself that it learns while it is tested
+            # an online program learns in the test: what it calls besides the student is the optimizer's
+            learning = online and bool(stages_of(program) & stages_of(conditions.program))
+            with observer.watching("test", "optimizer" if learning else "task"):
+                tested = _tested(program, conditions, observer, in_order=online)
             _raise_if(ctrl_c.count)
-            if _online(program):
-                cell |= _described(program)  # as it is after the stream
+            cell |= _described(program) if online else {}  # as it is after the stream
             cell["test_scores"] = [trajectory.feedback.score for trajectory in tested]
             cell["failures"] = dict(Counter(t.error.kind for t in tested if t.error is not None))
             cell["status"] = "ok"
         except Exception as error:  # noqa: BLE001 - an optimizer may raise anything; the row says what
             _raise_if(ctrl_c.count)
             cell["reason"] = f"{stage}: {type(error).__name__}: {str(error).strip() or 'no message'}"[:2000]
-        cell["seconds"][stage] = round(time.monotonic() - started, 3)
-    cell["usage"] = {phase: observer.usage(phase) for phase in ("compile", "test")}
-    made = observer.rollouts["compile"] or observer.scored["compile"]
-    cell["metric_calls"] = {
-        "compile": made,
-        "test": max(observer.rollouts["test"], len(cell["test_scores"])),
+    return cell | {
+        "metric_calls": {
+            "compile": observer.rollouts["compile"] or observer.scored["compile"],
+            "test": max(observer.rollouts["test"], len(cell["test_scores"])),
+        },
+        "usage": {phase: observer.usage(phase) for phase in ("compile", "test")},
+        "call_errors": observer.call_errors,
+        "seconds": observer.seconds,
+        "curve": observer.curve,
+        "prompt_steps": observer.prompt_steps(),
     }
-    cell["call_errors"] = observer.call_errors
-    cell["curve"], cell["prompt_steps"] = observer.curve, observer.prompt_steps()
-    return cell
+
+
+def _settings(conditions: Conditions) -> dict[str, Any]:
+    settings: dict[str, Any] = {"lm": one_by_one(dspy.settings.lm)}
+    return settings if conditions.num_threads is None else settings | {"num_threads": conditions.num_threads}
 
 
 @contextmanager
@@ -124,20 +135,35 @@ _cache_lock = threading.Lock()
 _caches: list[Any] = []
 
 
+def values_within(optimizer: Any) -> dict[str, Any]:
+    """Return every value that an optimizer, those inside it and their containers hold, by attribute.
+
+    The names look like `reflection_lm`, `teacher_settings.lm`, `parts[0].seed`.
+    """
+    found: dict[str, Any] = {}
+
+    def keep(path: str, value: Any) -> Any:
+        found[path] = value
+        return value
+
+    _mapped(optimizer, keep)
+    return found
+
+
 def lms_within(optimizer: Any) -> dict[str, Any]:
-    """Return the LMs an optimizer holds, by attribute (`reflection_lm`, `teacher_settings.lm`, …)."""
-    return {path: value for path, value in _values(optimizer).items() if isinstance(value, dspy.BaseLM)}
+    """Return the LMs an optimizer holds, by attribute."""
+    return {path: value for path, value in values_within(optimizer).items() if isinstance(value, dspy.BaseLM)}
 
 
 def settings_within(optimizer: Any) -> dict[str, Any]:
-    """Return the plain settings that decide what an optimizer does, and those inside it do, by attribute."""
-    plain = {path: value for path, value in _values(optimizer).items() if isinstance(value, (str, int, float, bool))}
-    return {path: value for path, value in plain.items() if _last(path) not in _FREE}
+    """Return the plain settings that decide what an optimizer does, by attribute."""
+    values = values_within(optimizer).items()
+    return {p: v for p, v in values if isinstance(v, (str, int, float, bool)) and _last(p) not in _FREE}
 
 
-def takes_seed(optimizer: Any) -> bool:
-    """Return True if the optimizer, or one inside it, has an attribute `seed`, or its `compile` such an argument."""
-    return accepts(optimizer, "seed") or any(_last(path) == "seed" for path in _values(optimizer))
+def seeded(optimizer: Any) -> bool:
+    """Return True if the optimizer, or one inside it, has an attribute `seed`."""
+    return any(_last(path) == "seed" for path in values_within(optimizer))
 
 
 def required(optimizer: Any) -> set[str]:
@@ -151,10 +177,13 @@ def accepts(optimizer: Any, name: str) -> bool:
     return name in inspect.signature(optimizer.compile).parameters
 
 
-def _compiled(
-    conditions: Conditions, observer: Observer, student: dspy.Module, optimizer: Teleprompter, seed: int
-) -> dspy.Module:
-    """Compile the student with a copy of the optimizer that has the seed and the watched metric."""
+def _compiled(conditions: Conditions, observer: Observer, optimizer: Teleprompter | None, seed: int) -> dspy.Module:
+    """Compile a copy of the student with a copy of the optimizer that has the seed and the watched metric."""
+    student = copy_program(conditions.program)
+    for _, predictor in student.named_predictors():
+        predictor.lm = one_by_one(predictor.lm)
+    if optimizer is None:
+        return student
     watched = observer.watched(conditions.metric)
 
     def put(path: str, value: Any) -> Any:
@@ -173,7 +202,7 @@ def _compiled(
     if conditions.valset:
         offered["valset"] = list(conditions.valset)
     arguments: dict[str, Any] = {name: value for name, value in offered.items() if accepts(made, name)}
-    if accepts(made, "seed") and not any(_last(path) == "seed" for path in _values(made)):
+    if accepts(made, "seed") and not seeded(made):
         arguments["seed"] = seed
     program = made.compile(student, **arguments)
     if not isinstance(program, dspy.Module):
@@ -181,15 +210,15 @@ def _compiled(
     return program
 
 
-def _tested(program: dspy.Module, conditions: Conditions, observer: Observer) -> list[Trajectory]:
-    """Run the test set once: in threads, but one at a time until a first example works; an online program in order.
+def _tested(program: dspy.Module, conditions: Conditions, observer: Observer, *, in_order: bool) -> list[Trajectory]:
+    """Run the test set once: in threads unless `in_order`, but one at a time until a first example works.
 
     Raises:
         RunError: the LM answers none of the first three examples, or every rollout failed.
         MetricError: the metric fails on an example: then there is no score.
     """
     scorer = Scorer(observer.watched(conditions.metric))
-    threads = 1 if _online(program) else conditions.num_threads or dspy.settings.num_threads or 8
+    threads = 1 if in_order else conditions.num_threads or dspy.settings.num_threads or 8
 
     def score(example: dspy.Example, prediction: Any) -> Any:  # without the trace: in DSPy that means evaluation
         return scorer(example, prediction)
@@ -224,58 +253,14 @@ def _described(program: dspy.Module) -> dict[str, Any]:
     }
 
 
-def _outside(program: dspy.Module, student: dspy.Module) -> str:
-    """Return the role of LM calls outside of the student in the test: those of an online program serve its learning."""
-    return "optimizer" if _online(program) and stages_of(program) & stages_of(student) else "task"
-
-
-def _online(program: dspy.Module) -> bool:
-    """Return True if the program says of itself that it learns while it is tested."""
-    return getattr(program, "online", False) is True
-
-
 def _raise_if(pressed: int) -> None:
     if pressed:
         raise KeyboardInterrupt
 
 
-def _blank(method: str, seed: int) -> dict[str, Any]:
-    return {
-        "version": VERSION,
-        "method": method,
-        "seed": seed,
-        "status": "failed",
-        "reason": None,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "test_scores": [],
-        "failures": {},
-        "metric_calls": {"compile": 0, "test": 0},
-        "usage": {"compile": {}, "test": {}},
-        "call_errors": {},
-        "seconds": {"compile": 0.0, "test": 0.0},
-        "curve": [],
-        "prompt_steps": [],
-        "prompt_tokens": None,
-        "bullets": None,
-        "prompts": {},
-    }
-
-
 def _last(path: str) -> str:
     """Return the attribute at the end of a path: `seed` of `teacher.parts[0].seed`."""
     return path.rpartition(".")[2]
-
-
-def _values(optimizer: Any) -> dict[str, Any]:
-    """Return every value that an optimizer, those inside it and their containers hold, by attribute."""
-    found: dict[str, Any] = {}
-
-    def keep(path: str, value: Any) -> Any:
-        found[path] = value
-        return value
-
-    _mapped(optimizer, keep)
-    return found
 
 
 def _mapped(optimizer: Any, change: Callable[[str, Any], Any]) -> Any:

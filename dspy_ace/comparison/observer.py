@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Token
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import dspy
@@ -24,17 +24,14 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
 from ..errors import MetricError
-from ..lm import Meter, Usage
+from ..lm import Measurement, Meter, Usage
 from ..playbook import count_tokens
 from ..program import Metric, called, feedback_of
 
 _SCOPE = "dspy_ace_scope"
 _REMEMBERED = 4096  # predictions whose score may still come
 _STEPS = 200  # most points of `prompt_steps`
-_KEPT = (
-    "calls", "cached_calls", "failed_calls", "prompt_tokens", "cached_tokens", "completion_tokens", "dollars",
-    "seconds",
-)  # fmt: skip
+_KEPT = tuple(field.name for field in fields(Usage) if field.name != "retries")  # each attempt is a call of its own
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
     Attributes:
         rollouts: by phase how often the program was run.
         scored: by phase how often the metric was called.
+        seconds: by phase how long it took.
         curve: `[rollouts, dollars or None, seconds, best mean score so far]`, one each time a prompt has a score
             for every example of the valset; a rollout that failed scores 0.
         call_errors: by role the error of the first LM call that failed in the compile.
@@ -70,22 +68,21 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         self._ids = {id(example): position for position, example in enumerate(self._valset)}
         self._alike: dict[str, list[int]] = {}
         for position, example in enumerate(self._valset):
-            self._alike.setdefault(_inputs(example), []).append(position)
+            self._alike.setdefault(_key(example.inputs().toDict()), []).append(position)
         self._phase, self._outside, self._stepping = "compile", "optimizer", True
         self._started = time.monotonic()
         self._meter = Meter()
         self._usage: dict[str, dict[str, Usage]] = {"compile": {}, "test": {}}
         self.rollouts = {"compile": 0, "test": 0}
         self.scored = {"compile": 0, "test": 0}
+        self.seconds = {"compile": 0.0, "test": 0.0}
         self.curve: list[list[float | None]] = []
         self.call_errors: dict[str, str] = {}
         self._steps: list[list[int]] = []
         self._tokens: dict[str, int] = {}
         self._tables: dict[str, dict[int, float]] = {}
         self._predictions: OrderedDict[int, tuple[Any, _Scope]] = OrderedDict()
-        self._open: dict[str, Token[dict[str, Any]]] = {}  # by call: the way back to the settings before it
-        self._calls: dict[str, tuple[str, str, float, _OneCall]] = {}  # LM calls under way
-        self._marked: dict[str, _Scope] = {}  # rollouts under way
+        self._open: dict[str, tuple[Token[dict[str, Any]], Any]] = {}  # calls under way: the settings before, the scope
         self._lock = threading.RLock()
 
     @contextmanager
@@ -99,8 +96,11 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         """
         self._phase, self._outside, self._started = phase, outside, time.monotonic()
         self._stepping = outside == "optimizer"
-        with dspy.context(callbacks=[*(dspy.settings.get("callbacks") or []), self], **{_SCOPE: None}):
-            yield
+        try:
+            with dspy.context(callbacks=[*(dspy.settings.get("callbacks") or []), self], **{_SCOPE: None}):
+                yield
+        finally:
+            self.seconds[phase] = round(time.monotonic() - self._started, 3)
 
     def watched(self, metric: Metric) -> Metric:
         """Wrap a metric: same name and signature, its calls are counted, its LM calls have the role `metric`."""
@@ -142,16 +142,12 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         scope = self._rollout(instance, inputs) if whole else _Scope("task")
         if not whole:
             self._step(instance)
-        self._open[call_id] = _put(_SCOPE, scope)
-        self._marked[call_id] = scope
+        self._open[call_id] = (_put(_SCOPE, scope), scope)
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Remember the prediction of a rollout that has ended, so that its score can be told; a failed one scores 0."""
-        token, scope = self._open.pop(call_id, None), self._marked.pop(call_id, None)
-        if token is None or scope is None:
-            return
-        thread_local_overrides.reset(token)
-        if scope.prompt is None:
+        scope = self._closed(call_id)
+        if scope is None or scope.prompt is None:
             return
         if exception is not None:
             self._note(scope.prompt, self._alike.get(scope.inputs, []), 0.0)
@@ -162,26 +158,31 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             if len(self._predictions) > _REMEMBERED:
                 self._predictions.popitem(last=False)
 
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
-        """Note the role of an LM call that begins, and read its usage before any other tracker does."""
-        self._meter.meet(instance)
-        scope = dspy.settings.get(_SCOPE)
-        tracker = _OneCall(dspy.settings.get("usage_tracker"))
-        self._calls[call_id] = (self._phase, scope.role if scope else self._outside, time.monotonic(), tracker)
-        self._open[call_id] = _put("usage_tracker", tracker)
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Note the role of an LM call that begins, and measure its usage beside any other tracker."""
+        self._meter.meet(instance, inputs)
+        scope, made = dspy.settings.get(_SCOPE), Measurement(self._meter)
+        tracker = _Both(made.tracker, dspy.settings.get("usage_tracker"))
+        role = scope.role if scope else self._outside
+        self._open[call_id] = (_put("usage_tracker", tracker), (self._phase, role, made))
 
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Count an LM call that has ended, answered or not."""
-        token, call = self._open.pop(call_id, None), self._calls.pop(call_id, None)
-        if token is None or call is None:
+        if (call := self._closed(call_id)) is None:
             return
-        thread_local_overrides.reset(token)
-        phase, role, started, tracker = call
-        used = self._used(tracker.entries, exception is not None, time.monotonic() - started)
+        phase, role, made = call
+        made.counter.on_lm_end(call_id, outputs, exception)
         with self._lock:
-            self._usage[phase][role] = self._usage[phase].get(role, Usage()) + used
+            self._usage[phase][role] = self._usage[phase].get(role, Usage()) + made.usage()
             if exception is not None and phase == "compile":
                 self.call_errors.setdefault(role, f"{type(exception).__name__}: {exception}"[:300])
+
+    def _closed(self, call_id: str) -> Any:
+        """Put back the settings before a call, and return what was noted of it; None for a call not seen."""
+        token, noted = self._open.pop(call_id, (None, None))
+        if token is not None:
+            thread_local_overrides.reset(token)
+        return noted
 
     def _is_student(self, instance: Any) -> bool:
         return type(instance) is self._kind and bool(self._stages & stages_of(instance))
@@ -236,40 +237,20 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             now = time.monotonic() - self._started
             self.curve.append([self.rollouts["compile"], spent.dollars, round(now, 3), best])
 
-    def _used(self, entries: Sequence[tuple[str, Mapping[str, Any]]], failed: bool, seconds: float) -> Usage:
-        dollars: float | None = 0.0
-        for lm, entry in entries:
-            price = self._meter.price(lm, entry)
-            dollars = None if price is None or dollars is None else dollars + price
-        counted = [entry for _, entry in entries]
-        return Usage(
-            calls=1,
-            cached_calls=int(not failed and not counted),
-            failed_calls=int(failed),
-            prompt_tokens=sum(_count(entry, "prompt_tokens") for entry in counted),
-            cached_tokens=sum(_count(entry.get("prompt_tokens_details"), "cached_tokens") for entry in counted),
-            completion_tokens=sum(_count(entry, "completion_tokens") for entry in counted),
-            dollars=dollars,
-            seconds=seconds,
-        )
 
+class _Both(UsageTracker):  # type: ignore[misc]  # dspy is untyped
+    """A usage tracker that tells two others; the second is the one in force, if there is one."""
 
-class _OneCall(UsageTracker):  # type: ignore[misc]  # dspy is untyped
-    """A tracker that keeps the usage of one call and hands it on to the tracker that was in force."""
-
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, *others: Any) -> None:
         super().__init__()
-        self.inner = inner
-        self.entries: list[tuple[str, Mapping[str, Any]]] = []
+        self.others = [other for other in others if other is not None]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _OneCall:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Both:
         return self
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
-        if usage_entry:
-            self.entries.append((lm, self._flatten_usage_entry(usage_entry)))
-        if self.inner is not None:
-            self.inner.add_usage(lm, usage_entry)
+        for other in self.others:
+            other.add_usage(lm, usage_entry)
 
 
 def _put(setting: str, value: Any) -> Token[dict[str, Any]]:
@@ -299,17 +280,8 @@ def _like(call: Callable[..., Any], metric: Metric) -> Metric:
     return call
 
 
-def _inputs(example: dspy.Example) -> str:
-    return _key(dict(example.inputs().items()))
-
-
 def _key(inputs: Mapping[str, Any]) -> str:
     return repr(sorted(inputs.items(), key=lambda item: item[0]))
-
-
-def _count(entry: Any, key: str) -> int:
-    value = entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
-    return value if isinstance(value, int) else 0
 
 
 def prompt_texts(program: dspy.Module) -> dict[str, str]:

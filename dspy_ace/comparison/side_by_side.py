@@ -34,7 +34,7 @@ from ..training import (
     versions,
 )
 from . import table
-from .cell import Conditions, accepts, lms_within, required, run_cell, settings_within, takes_seed
+from .cell import Conditions, accepts, lms_within, required, run_cell, seeded, settings_within
 from .folder import VERSION, Cells
 from .rows import STUDENT, Row, rows_of
 
@@ -283,7 +283,7 @@ def _notes(conditions: Conditions, optimizers: Mapping[str, Teleprompter]) -> li
             said.append(f"{twice} of {len(tested)} test examples also stand in the {name}: scores are too high.")
             logger.warning("compare: %s", said[-1])
     for name, optimizer in optimizers.items():
-        if not takes_seed(optimizer):
+        if not seeded(optimizer) and not accepts(optimizer, "seed"):
             said.append(f"{name} takes no seed: its runs differ by the chance of its LM calls alone.")
         if conditions.valset and not accepts(optimizer, "valset"):
             said.append(f"{name} takes no valset: it had the trainset alone.")
