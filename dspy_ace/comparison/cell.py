@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from ..errors import MetricError, RunError
+from ..errors import Count, MetricError, RunError, SettingsError, checked
 from ..lm import one_by_one
 from ..playbook import Playbook
 from ..program import Metric, Scorer, Trajectory, copy_program, rollouts
-from ..training import CtrlC
+from ..training import CtrlC, check_examples, check_program
 from .observer import Observer, prompt_texts, prompt_tokens, stages_of
 
 VERSION = 1
@@ -46,6 +46,17 @@ class Conditions:
     valset: Sequence[dspy.Example]
     testset: Sequence[dspy.Example]
     num_threads: int | None
+
+    def checked(self) -> Conditions:
+        """Return the conditions with the sets as lists. Raises SettingsError for a user's mistake in them."""
+        check_program(self.program)
+        if self.metric is None:
+            raise SettingsError("metric must be a callable that scores a prediction; got None.")
+        Scorer(self.metric)
+        checked("num_threads", self.num_threads, Count | None)
+        train, test = (check_examples(getattr(self, name), name) for name in ("trainset", "testset"))
+        val = check_examples(self.valset, "valset", may_be_empty=True)
+        return replace(self, trainset=train, valset=val, testset=test)
 
 
 def run_cell(conditions: Conditions, method: str, seed: int, optimizer: Teleprompter | None) -> dict[str, Any]:

@@ -12,26 +12,21 @@ import itertools
 import re
 import warnings
 import xml.etree.ElementTree as ET  # reads what matplotlib has just written, nothing from outside
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
 
 from .rows import STUDENT, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
-Cells: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]  # those that ended well, by method
 Style: TypeAlias = Mapping[str, Any]  # properties of a matplotlib line
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6BB1")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":", "-.")
-NAMES = ("test_score", "score_by_metric_calls", "score_by_dollars", "prompt_tokens")
 MISSING = (
     "The figures are missing because matplotlib is not installed. "
     "Install it and write the report again: pip install 'dspy-ace[comparisons]'"
@@ -114,27 +109,26 @@ def drawings(
     for cell in cells:
         if cell["status"] == "ok":
             fine.setdefault(cell["method"], []).append(cell)
-    style, left_out = styles(list(fine)), []
+    style, made, left_out = styles(list(fine)), [], []
     with mpl.rc_context(_RC), warnings.catch_warnings():
         # a letter DejaVu lacks is a box in the PNG; a browser has it for the SVG
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        made = [_scores(rows, style)]
-        for column in (0, 1):
-            drawing, sentence = _anytime_figure(fine, style, column)
-            made.append(drawing)
-            left_out += [sentence] if sentence else []
-        made.append(_prompts(fine, style))
-    for name, drawing in zip(NAMES, made, strict=True):
-        if drawing is None and not (name == NAMES[2] and left_out):
-            left_out.append(f"No figure of {name.replace('_', ' ')}: no cell has numbers for it.")
-    return [drawing for drawing in made if drawing is not None], left_out
+        if any(row.score is not None for row in rows):
+            made.append(_scores(rows, style))
+        for curve in CURVES:
+            runs = [(method, points) for method, of in fine.items() for cell in of if (points := curve.points(cell))]
+            if runs:
+                made.append(_lines(curve, runs, style))
+            missing = [method for method in fine if fine[method] and method not in dict(runs) and method != STUDENT]
+            if missing or not runs:
+                names = f" of {', '.join(missing)}" if runs else ""
+                left_out.append(f"No {curve.title.lower()}{names}: it is not known.")
+    return made, left_out
 
 
-def _scores(rows: Sequence[Row], styles: Mapping[str, Style]) -> Drawing | None:
-    """Test score of each method with its interval, a line a method."""
+def _scores(rows: Sequence[Row], styles: Mapping[str, Style]) -> Drawing:
+    """Draw the test score of each method with its interval, a line a method."""
     shown = [(row, row.score) for row in rows if row.score is not None]
-    if not shown:
-        return None
     figure, axes = _figure(0.9 + 0.42 * len(shown))
     axes.grid(visible=False, axis="y")
     for place, (row, score) in enumerate(shown):
@@ -149,112 +143,90 @@ def _scores(rows: Sequence[Row], styles: Mapping[str, Style]) -> Drawing | None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("test score")
     caption = "Mean test score with its 95 % interval. Dotted: the student alone."
-    return _drawing(NAMES[0], "Test score", caption, figure)
+    return _drawing("test_score", "Test score", caption, figure)
 
 
-def _anytime_figure(cells: Cells, styles: Mapping[str, Style], column: int) -> tuple[Drawing | None, str]:
-    """Best validation score so far against metric calls (column 0) or dollars (1); with what is left out and why."""
-    against = ("metric calls", "dollars")[column]
-    curves = {method: [curve for cell in of if (curve := to_the_end(cell))] for method, of in cells.items()}
-    bands = {method: band for method, of in curves.items() if (band := anytime(of, column)) is not None}
-    if column == 1 and not any(band.x[-1] > 0 for band in bands.values()):
-        return None, f"No figure of the score against {against}: no model of this comparison has a known price."
-    if not bands:
-        return None, ""
+def _lines(curve: Curve, runs: Sequence[tuple[str, Points]], styles: Mapping[str, Style]) -> Drawing:
+    """Draw step curves, a line a seed: a mean would hide a collapse."""
     figure, axes = _figure(3.1)
-    for method, band in bands.items():
-        style = styles[method]
-        axes.fill_between(band.x, band.low, band.high, step="post", color=style["color"], alpha=0.13, linewidth=0)
-        ends = [0, -1] if len(band.x) > 1 else [0]
-        axes.step(band.x, band.mean, where="post", linewidth=1.8, markersize=6, markevery=ends, **style)
-    axes.set_xlim(left=0)
-    axes.locator_params(axis="x", integer=column == 0)
-    axes.set_xlabel(f"{against} spent while compiling")
-    axes.set_ylabel("best validation score so far")
-    _legend(figure, list(bands), styles)
-    caption = (
-        f"Best validation score so far against {against}: mean over seeds; the band goes from the lowest to the "
-        "highest seed. A line ends where its last seed had spent all; a seed that ended earlier keeps its last score."
-    )
-    missing = [method for method, of in cells.items() if of and method not in bands and method != STUDENT]
-    left_out = f"Not in the figure of the score against {against}, because it is not known there: {', '.join(missing)}."
-    return _drawing(NAMES[1 + column], f"Score against {against}", caption, figure), left_out if missing else ""
-
-
-def _prompts(cells: Cells, styles: Mapping[str, Style]) -> Drawing | None:
-    """Tokens of the prompt in use as a run goes on, a line a seed: a mean would hide a collapse."""
-    runs = [
-        (m, np.array(c["prompt_steps"], dtype=float)) for m, of in cells.items() for c in of if c.get("prompt_steps")
-    ]
-    if not runs:
-        return None
-    figure, axes = _figure(3.1)
-    for method, steps in runs:
-        end = [len(steps) - 1]
-        axes.step(*steps.T, where="post", linewidth=1.3, alpha=0.85, markersize=6, markevery=end, **styles[method])
-    tokens = np.concatenate([steps[:, 1] for _, steps in runs])
-    wide = tokens.min() > 0 and tokens.max() > 30 * tokens.min()
+    for method, points in runs:
+        x, y = zip(*points, strict=True)
+        end = [len(x) - 1]
+        axes.step(x, y, where="post", linewidth=1.3, alpha=0.85, markersize=6, markevery=end, **styles[method])
+    heights = [y for _, points in runs for _, y in points]
+    wide = min(heights) > 0 and max(heights) > 30 * min(heights)
     axes.set_yscale("log" if wide else "linear")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    if not wide:
-        axes.set_ylim(bottom=0)
-    axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel("metric calls")
-    axes.set_ylabel("prompt tokens" + (" (logarithmic)" if wide else ""))
+    axes.set_xlim(left=0)
+    axes.set_xlabel(curve.x)
+    axes.set_ylabel(curve.y + (" (logarithmic)" if wide else ""))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.locator_params(axis="x", integer="calls" in curve.x)
     _legend(figure, list(dict.fromkeys(method for method, _ in runs)), styles)
-    caption = (
-        "Tokens of the task prompt in use, step by step, one line a seed. A line that stays low shows brevity bias; "
-        "a line that grows and then drops shows context collapse."
-    )
-    return _drawing(NAMES[3], "Prompt tokens", caption, figure)
+    return _drawing(curve.name, curve.title, curve.caption, figure)
+
+
+Points: TypeAlias = Sequence[Sequence[float]]  # (x, y), x rising
 
 
 @dataclass(frozen=True)
-class Band:
-    """A step curve over seeds: arrays of shape (points,); `x` rises, each value holds until the next point."""
+class Curve:
+    """A figure with a line for each seed: `points` makes the line of a cell, none if its numbers are not known."""
 
-    x: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-def to_the_end(cell: Mapping[str, Any]) -> list[list[float | None]]:
-    """Continue the curve of a cell up to all that its compile spent: what came after its last point was no better.
-
-    Returns:
-        Points (metric calls, dollars or None, seconds, score); none if no prompt was scored on the whole valset.
-    """
-    curve = [list(point) for point in cell.get("curve") or ()]
-    if not curve:
-        return []
-    prices = [used.get("dollars") for used in cell["usage"].get("compile", {}).values()]
-    dollars = None if None in prices else sum(price for price in prices if price is not None)
-    end = [cell["metric_calls"]["compile"], dollars, cell["seconds"]["compile"]]
-    known = [None if None in pair else max(pair) for pair in zip(end, curve[-1], strict=False)]
-    return [*curve, [*known, curve[-1][3]]]
+    name: str
+    title: str
+    x: str
+    y: str
+    caption: str
+    points: Callable[[Mapping[str, Any]], Points]
 
 
-def anytime(curves: Sequence[Sequence[Sequence[float | None]]], column: int) -> Band | None:
-    """Average the best validation score so far over the seeds of one method, against what was spent.
-
-    The band starts where every seed has a score. A seed that ended earlier keeps its last one.
+def best_so_far(cell: Mapping[str, Any], column: int) -> Points:
+    """Return the best validation score so far of a cell, up to all that its compile used.
 
     Args:
-        curves: one a seed, of points (metric calls, dollars or None, seconds, score).
-        column: what stands on the x axis: 0 metric calls, 1 dollars, 2 seconds.
+        cell: as in `cells.jsonl`.
+        column: what is on the x axis: 0 metric calls, 1 dollars.
 
     Returns:
-        Mean, lowest and highest score over seeds; None without a curve, or where one point has no x or score.
+        (x, score) pairs; none if no prompt was scored on the whole valset, or a price is unknown.
     """
-    steps = [np.array([[p[column], p[3]] for p in curve], dtype=float) for curve in curves if curve]  # None is nan
-    if not steps or not all(np.isfinite(s).all() for s in steps):
-        return None
-    steps = [s[np.argsort(s[:, 0], kind="stable")] for s in steps]
-    start = max(s[0, 0] for s in steps)
-    x = np.unique(np.concatenate([[start], *(s[s[:, 0] > start, 0] for s in steps)]))
-    y = np.stack([s[np.searchsorted(s[:, 0], x, side="right") - 1, 1] for s in steps])
-    return Band(x, y.mean(axis=0), y.min(axis=0), y.max(axis=0))
+    points = [(point[column], point[3]) for point in cell.get("curve") or ()]
+    prices = [used.get("dollars") for used in cell["usage"].get("compile", {}).values()]
+    end = cell["metric_calls"]["compile"] if column == 0 else None if None in prices else sum(prices)
+    if not points or end is None or any(x is None for x, _ in points) or (column == 1 and end == 0):
+        return []
+    return [*points, (max(end, points[-1][0]), points[-1][1])]  # what came after the last point was no better
+
+
+_BEST = "Best validation score so far, one line a seed. A line ends where its seed had spent all."
+CURVES = (
+    Curve(
+        "score_by_metric_calls",
+        "Score against metric calls",
+        "metric calls spent while compiling",
+        "best validation score so far",
+        _BEST,
+        lambda cell: best_so_far(cell, 0),
+    ),
+    Curve(
+        "score_by_dollars",
+        "Score against dollars",
+        "dollars spent while compiling",
+        "best validation score so far",
+        _BEST,
+        lambda cell: best_so_far(cell, 1),
+    ),
+    Curve(
+        "prompt_tokens",
+        "Prompt tokens",
+        "metric calls",
+        "prompt tokens",
+        "Tokens of the task prompt in use, one line a seed. A line that stays low shows brevity bias; a line that "
+        "grows and then drops shows context collapse.",
+        lambda cell: cell.get("prompt_steps") or [],
+    ),
+)
+NAMES = ("test_score", *(curve.name for curve in CURVES))
 
 
 def falls(cells: Sequence[Mapping[str, Any]], least: int = 1000) -> list[str]:

@@ -175,7 +175,7 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         with self._lock:
             self._usage[phase][role] = self._usage[phase].get(role, Usage()) + made.usage()
             if exception is not None and phase == "compile":
-                self.call_errors.setdefault(role, f"{type(exception).__name__}: {exception}"[:300])
+                self.call_errors.setdefault(role, " ".join(f"{type(exception).__name__}: {exception}".split())[:200])
 
     def _closed(self, call_id: str) -> Any:
         """Put back the settings before a call, and return what was noted of it; None for a call not seen."""

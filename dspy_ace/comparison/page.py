@@ -72,8 +72,7 @@ def save_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"line": _on_one_line, "fenced": _fenced}
-    environment.tests["number"] = lambda text: _LEADING_NUMBER.match(text) is not None
+    environment.filters |= {"line": _on_one_line, "fenced": _fenced, "numeric": _numeric}
     page = environment.get_template(f"page{path.suffix}.jinja").render(
         **_content(header, cells, rows),
         figures=figures,
@@ -126,6 +125,11 @@ def _grid(columns: Sequence[str], items: Sequence[Mapping[str, Any]]) -> Grid:
         columns,
         *([str(item.get(column) if item.get(column) is not None else "–") for column in columns] for item in items),
     ]
+
+
+def _numeric(grid: Grid) -> list[int]:
+    """Return the columns of a table that hold numbers, but the first, which names its row."""
+    return [at for at in range(1, len(grid[0])) if any(_LEADING_NUMBER.match(row[at]) for row in grid[1:])]
 
 
 def _usage(cells: Sequence[Mapping[str, Any]]) -> Grid:

@@ -21,18 +21,9 @@ import dspy
 from annotated_types import Ge
 from dspy.teleprompt import Teleprompter
 
-from ..errors import Count, SettingsError, checked
-from ..program import Metric, Scorer
-from ..training import (
-    check_examples,
-    check_lms,
-    check_program,
-    describe_callable,
-    describe_data,
-    describe_program,
-    fingerprint,
-    versions,
-)
+from ..errors import SettingsError, checked
+from ..program import Metric
+from ..training import check_lms, describe_callable, describe_data, describe_program, fingerprint, versions
 from . import table
 from .cell import Conditions, accepts, lms_within, required, run_cell, seeded, settings_within
 from .folder import VERSION, Cells
@@ -139,9 +130,15 @@ def compare(
         JournalError: `out` cannot be used, or holds another comparison.
         KeyboardInterrupt: Ctrl-C before the first cell was finished.
     """
-    conditions, made = _checked(
-        program, metric, trainset, valset, testset, num_threads=num_threads, optimizers=optimizers, seeds=seeds
-    )
+    conditions = Conditions(program, metric, trainset, () if valset is None else valset, testset, num_threads).checked()
+    _check_plan(optimizers, seeds)
+    made = {
+        (name, seed): _made(name, optimizer, seed, bool(conditions.valset))
+        for name, optimizer in optimizers.items()
+        for seed in seeds
+    }
+    held = {f"{name}.{path}": lm for (name, _), o in made.items() for path, lm in lms_within(o).items()}
+    check_lms(program, **held)
     about = {"label": label, "task": task, "command": command, "budget": budget}
     header = _header(conditions, optimizers, made, seeds) | {k: v for k, v in about.items() if v is not None}
     plan = [(method, seed) for seed in seeds for method in (STUDENT, *optimizers)]
@@ -161,36 +158,6 @@ def compare(
             cells.add(cell)
             logger.info("compare: %s, seed %s: %s", method, seed, _outcome(cell))
         return Comparison(cells.header, cells.cells)
-
-
-def _checked(
-    program: Any,
-    metric: Any,
-    trainset: Any,
-    valset: Any,
-    testset: Any,
-    *,
-    num_threads: Any,
-    optimizers: Any,
-    seeds: Any,
-) -> tuple[Conditions, dict[tuple[str, int], Teleprompter]]:
-    """Find every user mistake that can be seen without an LM call."""
-    check_program(program)
-    if metric is None:
-        raise SettingsError("metric must be a callable that scores a prediction; got None.")
-    Scorer(metric)
-    trainset = check_examples(trainset, "trainset")
-    valset = check_examples([] if valset is None else valset, "valset", may_be_empty=True)
-    testset = check_examples(testset, "testset")
-    checked("num_threads", num_threads, Count | None)
-    _check_plan(optimizers, seeds)
-    made = {
-        (name, seed): _made(name, optimizer, seed, bool(valset))
-        for name, optimizer in optimizers.items()
-        for seed in seeds
-    }
-    check_lms(program, **{f"{name}.{path}": lm for (name, _), o in made.items() for path, lm in lms_within(o).items()})
-    return Conditions(program, metric, trainset, valset, testset, num_threads), made
 
 
 def _check_plan(optimizers: Any, seeds: Any) -> None:

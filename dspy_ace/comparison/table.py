@@ -40,7 +40,7 @@ def _spent(value: Callable[[Row], float | None], form: str = ",.0f", unknown: st
 def _per_example(row: Row, *kinds: str, form: str = ",.0f") -> str:
     counts = [total(row.test_usage, kind) for kind in kinds]
     known = [count for count in counts if count is not None]
-    return _number(sum(known) / row.test_size, form) if row.test_size and len(known) == len(kinds) else _NONE
+    return _number(sum(known) / row.test_size, form) if row.seeds_ok and len(known) == len(kinds) else _NONE
 
 
 COLUMNS: Mapping[str, Callable[[Row], str]] = {

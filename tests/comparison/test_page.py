@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from browser import Page, browser
-from dspy_ace.comparison.figures import NAMES, anytime, falls, styles, to_the_end
+from dspy_ace.comparison.figures import NAMES, best_so_far, falls, styles
 from dspy_ace.comparison.page import save_page
 from dspy_ace.comparison.rows import Row
 from dspy_ace.errors import SettingsError
@@ -146,48 +146,57 @@ def save(made: dict[str, Any], path: Path) -> str:
     return save_page(made["header"], made["cells"], made["rows"], path).read_text(encoding="utf-8")
 
 
-def test_page_holds_what_was_found_and_how(made: dict[str, Any], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def report(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The HTML page, drawn once for the tests that only read it."""
+    return save(made, tmp_path_factory.mktemp("html") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def markdown(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Markdown page, drawn once."""
+    return save(made, tmp_path_factory.mktemp("md") / "a report.md")
+
+
+def test_page_holds_what_was_found_and_how(made: dict[str, Any], report: str) -> None:
     """The page names every method, the label, the notes, reasons of failures, versions, seeds, dates and command."""
-    text = html.unescape(save(made, tmp_path / "report.html"))
+    text = html.unescape(report)
     wanted = [*FINAL, HEADER["label"], *HEADER["notes"], "RunError: the provider is gone", "3.4.1", "0, 1, 2"]
     wanted += ["2026-01-01T10:00:00+00:00 to 2026-01-03", HEADER["command"], "second line"]
     wanted += [f"{r.score:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in made["rows"] if r.score is not None]
     assert [piece for piece in wanted if piece not in text] == []
 
 
-def test_page_asks_nobody(made: dict[str, Any], tmp_path: Path) -> None:
+def test_page_asks_nobody(report: str) -> None:
     """No address in the page leaves it, and its policy forbids every request."""
-    page = save(made, tmp_path / "report.html")
     parser = _Tags()
-    parser.feed(page)
+    parser.feed(report)
     assert {a for a in parser.addresses if not a.startswith("#")} == {"data:,"}
-    assert "default-src 'none'" in page
+    assert "default-src 'none'" in report
 
 
-def test_hostile_text_stays_text(made: dict[str, Any], tmp_path: Path) -> None:
+def test_hostile_text_stays_text(report: str) -> None:
     """Markup, quotes, template syntax and control characters in names, reasons and prompts are shown as they are."""
-    page = save(made, tmp_path / "report.html")
     parser = _Tags()
-    parser.feed(page)
+    parser.feed(report)
     assert parser.tags.count("script") == 1
     assert not {"img", "b", "co"} & set(parser.tags)
-    assert "{{ 7*7 }}" in page
-    assert not re.search(r"[\x00-\x08\x0b-\x1f]", page)
+    assert "{{ 7*7 }}" in report
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", report)
 
 
 @drawn
-def test_ids_are_unique(made: dict[str, Any], tmp_path: Path) -> None:
+def test_ids_are_unique(report: str) -> None:
     """No two elements of the page share an id, those inside the figures included, and each reference has its target."""
     parser = _Tags()
-    parser.feed(save(made, tmp_path / "report.html"))
+    parser.feed(report)
     assert len(parser.ids) == len(set(parser.ids))
     assert {a[1:] for a in parser.addresses if a.startswith("#")} <= set(parser.ids)
 
 
-def test_published_rows_stand_apart(made: dict[str, Any], tmp_path: Path) -> None:
+def test_published_rows_stand_apart(report: str) -> None:
     """Published results are in a table of their own that says so, and in no measured one."""
-    page = save(made, tmp_path / "report.html")
-    measured, published = page.split('<section id="published"')
+    measured, published = report.split('<section id="published"')
     assert "78.3" in published
     assert "not measured here" in published
     assert "2510.04618" not in measured
@@ -205,12 +214,12 @@ def test_figures_are_files_too(made: dict[str, Any], tmp_path: Path) -> None:
     unpriced = [cell(m, s, f, priced=False) for m, f in FINAL.items() for s in range(2)]
     page = save({**made, "cells": unpriced}, tmp_path / "report.html")
     assert not (folder / "score_by_dollars.svg").exists()
-    assert "no model of this comparison has a known price" in page
+    assert "No score against dollars: it is not known." in page
 
 
 @drawn
 def test_methods_may_have_any_name(tmp_path: Path) -> None:
-    """Dollars, underscores, other scripts, half characters, empty and very long names reach figures and page."""
+    """Dollars, underscores, other scripts, half characters, empty and very long names reach figures and pages."""
     names = [
         "$x^2$",
         "_hidden",
@@ -238,8 +247,8 @@ def test_figures_name_whom_they_leave_out(made: dict[str, Any], tmp_path: Path) 
     cells = [cell("ACE", 0, 0.9), {**cell("ICL", 0, 0.7), "curve": []}, cell("GEPA", 0, 0.8, priced=False)]
     rows = [row(name, cells) for name in ("ACE", "ICL", "GEPA")]
     page = save({"header": HEADER, "cells": cells, "rows": rows}, tmp_path / "report.html")
-    assert "against metric calls, because it is not known there: ICL." in page
-    assert "against dollars, because it is not known there: ICL, GEPA." in page
+    assert "No score against metric calls of ICL: it is not known." in page
+    assert "No score against dollars of ICL, GEPA: it is not known." in page
 
 
 def test_without_matplotlib_the_page_says_so(
@@ -272,46 +281,29 @@ def test_another_suffix_is_refused(made: dict[str, Any], tmp_path: Path) -> None
 
 
 @drawn
-def test_markdown_tables_keep_their_shape(made: dict[str, Any], tmp_path: Path) -> None:
+def test_markdown_tables_keep_their_shape(markdown: str) -> None:
     """Every table line has as many cells as its title, whatever pipes stand in names and reasons."""
-    text = save(made, tmp_path / "a report.md")
-    blocks = re.findall(r"(?:^\|.*\n?)+", re.sub(r"(?ms)^(`{3,}).*?^\1$", "", text), flags=re.MULTILINE)
+    blocks = re.findall(r"(?:^\|.*\n?)+", re.sub(r"(?ms)^(`{3,}).*?^\1$", "", markdown), flags=re.MULTILINE)
     assert len(blocks) == 5
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
-    assert "](a%20report_figures/test_score.png)" in text
-    assert HEADER["label"] in text
+    assert "](a%20report_figures/test_score.png)" in markdown
+    assert HEADER["label"] in markdown
 
 
-def test_markdown_prompts_are_diffs(made: dict[str, Any], tmp_path: Path) -> None:
+def test_markdown_prompts_are_diffs(markdown: str) -> None:
     """Each compiled prompt is a line diff against the student's, in a fence longer than any it holds."""
-    text = save(made, tmp_path / "report.md")
-    assert "+" + LONG[0] in text
-    assert re.search(r"^````diff$", text, flags=re.MULTILINE)
-
-
-def test_anytime_curve_is_the_mean_of_step_curves() -> None:
-    """The band begins where each seed has a score, holds a value until the next, and knows no price it was not told."""
-    one = [[10, 0.1, 1.0, 0.2], [30, 0.3, 3.0, 0.6]]
-    two = [[20, 0.2, 2.0, 0.4]]
-    band = anytime([one, two], 0)
-    assert band is not None
-    assert band.x.tolist() == [20, 30]
-    assert band.mean.tolist() == pytest.approx([0.3, 0.5])
-    assert (band.low.tolist(), band.high.tolist()) == ([0.2, 0.4], [0.4, 0.6])
-    assert anytime([one, [[20, None, 2.0, 0.4]]], 1) is None
-    assert anytime([], 0) is None
+    assert "+" + LONG[0] in markdown
+    assert re.search(r"^````diff$", markdown, flags=re.MULTILINE)
 
 
 def test_a_curve_goes_on_to_the_end_of_its_compile() -> None:
     """What was spent after the last better score is shown as well; an unknown price stays unknown; no curve, none."""
-    run = cell("GEPA", 0, 0.8)
-    spent = [run["metric_calls"]["compile"], pytest.approx(0.4), run["seconds"]["compile"]]
-    *before, end = to_the_end({**run, "curve": [[8, 0.01, 2.0, 0.5]]})
-    assert before == [[8, 0.01, 2.0, 0.5]]
-    assert end == [*spent, 0.5]
-    assert to_the_end(cell("GEPA", 0, 0.8, priced=False))[-1][1] is None
-    assert to_the_end({**run, "curve": []}) == []
+    run = {**cell("GEPA", 0, 0.8), "curve": [[8, 0.01, 2.0, 0.5], [20, 0.02, 3.0, 0.7]]}
+    assert best_so_far(run, 0) == [(8, 0.5), (20, 0.7), (run["metric_calls"]["compile"], 0.7)]
+    assert best_so_far(run, 1) == [(0.01, 0.5), (0.02, 0.7), (pytest.approx(0.4), 0.7)]
+    assert best_so_far(cell("GEPA", 0, 0.8, priced=False), 1) == []
+    assert best_so_far({**run, "curve": []}, 0) == []
 
 
 def test_a_collapse_is_named() -> None:
@@ -408,3 +400,11 @@ def test_a_browser_diffs_line_by_line(page: Page, tmp_path: Path) -> None:
     assert [line[2:] for line in opened if line[0] in " −"] == old
     assert [line[2:] for line in opened if line[0] in " +"] == new
     assert page.run(f"{box.format(1)}.children.length") == 10_200
+
+
+def test_the_title_is_that_of_the_program(tmp_path: Path) -> None:
+    """Both kinds of page, and the table in a terminal, say which program was optimized."""
+    made = {"header": {"version": 1, "program": "ChainOfThought(question -> answer)"}, "cells": [], "rows": []}
+    for suffix in (".html", ".md"):
+        page = html.unescape(save(made, tmp_path / f"report{suffix}")).replace("\\", "")
+        assert "Optimizers of ChainOfThought(question -> answer)" in page

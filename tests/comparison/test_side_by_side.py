@@ -350,6 +350,28 @@ def test_what_is_on_disk_is_plain_json(offline: OfflineLM, tmp_path: Path) -> No
 
 
 @pytest.mark.compat
+def test_a_method_without_a_working_role_gets_a_footnote(offline: OfflineLM) -> None:
+    """All calls of its own LM failed and it went on: its score is a score of nothing, and the notes say so."""
+
+    class Deaf(Teleprompter):  # type: ignore[misc]  # dspy is untyped
+        def compile(self, student: Any, *, trainset: Any) -> Any:
+            for _ in range(2):
+                with pytest.raises(Exception, match="API key"):
+                    OfflineLM(faults={"auth": 1.0}, num_retries=0)("improve this")
+            return student
+
+    result = compared({"deaf": Deaf(), "same": Same(metric)})
+    student, deaf, same = result.rows
+    assert deaf.score == student.score
+    assert same.dead_roles == student.dead_roles == ()
+    (said,) = deaf.dead_roles
+    assert said.startswith("deaf, seed 0: all 2 LM calls of the role 'optimizer' failed in the compile (")
+    assert "API key" in said
+    assert said in result.to_markdown()
+    assert result.header["program"] == "Predict(message -> desk)"
+
+
+@pytest.mark.compat
 def test_a_report_can_be_saved(offline: OfflineLM, tmp_path: Path) -> None:
     """As Markdown; another kind of file is refused."""
     result = compared()
