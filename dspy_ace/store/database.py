@@ -30,6 +30,9 @@ SCHEMA = (
     ),
     "CREATE INDEX ace_tells_open ON ace_tells (taken, id)",
 )
+_ADMINISTRATOR = "The server's own log, statistics, replicas and backups are its administrator's to clean."
+PATIENCE = 2.0  # seconds to wait for readers before erasing is put off
+LOCK_SECONDS = 0.2  # the longest time for which such a wait keeps others from the tables
 _kept_open: list[Any] = []  # connections of a parent process: closing one in a child could harm the parent's
 
 
@@ -77,17 +80,24 @@ class Sqlite:
             raise StoreError(f"{self} holds tables of another program and no store; give a file of its own.")
         return bool(names)
 
-    def erase(self) -> tuple[bool, str]:
-        """Overwrite in all files what deleted rows held; return True once it is done, and what a user should know."""
+    def erase(self) -> str:
+        """Overwrite in all files what deleted rows held, and return what a user should know.
+
+        Raises:
+            StoreError: it could not be done now: the disk is full, or others are reading for longer than `PATIENCE`.
+        """
         with self._explained():
             connection = self._connected()
-            self._retried(connection, "VACUUM")
-            if self._retried(connection, "PRAGMA wal_checkpoint(TRUNCATE)")[0]:
-                return False, (
-                    f"Another process is reading {self.path.name}: what was deleted is still in its -wal file. "
-                    "It is erased when the store is opened next."
-                )
-        return True, ""
+            self._retried(connection, "VACUUM", self.timeout)
+            # While a checkpoint waits for readers nobody can write: it waits often, and each time briefly.
+            connection.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS:.0f}")
+            try:
+                busy, *_ = self._retried(connection, "PRAGMA wal_checkpoint(TRUNCATE)", min(PATIENCE, self.timeout))
+            finally:
+                connection.execute(f"PRAGMA busy_timeout = {1000 * self.timeout:.0f}")
+        if busy:
+            raise StoreError(f"Another process is reading {self.path.name}.")
+        return ""
 
     def forked(self) -> None:
         """Use a new connection from now on: this is a child process."""
@@ -108,7 +118,7 @@ class Sqlite:
                 raise StoreError(f"{self}: its folder cannot be made: {error}.") from error
             connection = sqlite3.connect(self.path, timeout=self.timeout, isolation_level=None, check_same_thread=False)
             try:
-                self._retried(connection, "PRAGMA journal_mode=WAL")
+                self._retried(connection, "PRAGMA journal_mode=WAL", self.timeout)
                 connection.execute("PRAGMA synchronous=FULL")  # an acknowledged write outlives a power cut
                 connection.execute("PRAGMA secure_delete=ON")
             except BaseException:
@@ -117,9 +127,9 @@ class Sqlite:
             self._connection = connection
         return self._connection
 
-    def _retried(self, connection: sqlite3.Connection, sql: str) -> list[Any]:
+    def _retried(self, connection: sqlite3.Connection, sql: str, seconds: float) -> list[Any]:
         """Return the first row of a statement that SQLite may refuse without waiting for others."""
-        end = time.monotonic() + self.timeout
+        end = time.monotonic() + seconds
         while True:
             try:
                 row: tuple[Any, ...] = connection.execute(sql).fetchone() or ()
@@ -191,19 +201,21 @@ class Server:
         with self._explained("cannot be reached: "):
             return bool(self._alchemy.inspect(self._engine).has_table("ace_head"))
 
-    def erase(self) -> tuple[bool, str]:
-        """As for `Sqlite`; on PostgreSQL the tables are rewritten, elsewhere nothing can be done from here."""
-        if self._engine.dialect.name == "postgresql":
-            with (
-                self._explained("the tables could not be rewritten: "),
-                self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
-            ):
-                for table in ("ace_head", "ace_events", "ace_tells"):
-                    connection.execute(self._alchemy.text(f"VACUUM FULL {table}"))
-            kept = "The tables were rewritten (VACUUM FULL)."
-        else:
-            kept = "The rows are deleted; whether their bytes are, is up to the database."
-        return True, f"{kept} The server's own log, replicas and backups are its administrator's to clean."
+    def erase(self) -> str:
+        """As for `Sqlite`. On PostgreSQL the tables are rewritten; elsewhere it cannot be done from here."""
+        if self._engine.dialect.name != "postgresql":
+            return f"The rows are deleted; whether their bytes are, is up to the database. {_ADMINISTRATOR}"
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with self.transaction(write=True) as run:
+                    _rewrite_tables(run)
+                return f"The tables were put into new files. {_ADMINISTRATOR}"
+            except StoreError as error:
+                # an OperationalError: somebody is reading; anything else, such as a missing right, will not pass
+                if not isinstance(error.__cause__, self._alchemy.exc.OperationalError) or time.monotonic() > end:
+                    raise StoreError(f"the tables could not be put into new files. {error}") from error
+            time.sleep(0.1)
 
     def forked(self) -> None:
         """Use new connections from now on: this is a child process."""
@@ -219,6 +231,21 @@ class Server:
             yield
         except self._alchemy.exc.SQLAlchemyError as error:
             raise StoreError(f"{self}: {what}{getattr(error, 'orig', None) or error}") from error
+
+
+def _rewrite_tables(run: Run) -> None:
+    """Put the rows of PostgreSQL tables into new files.
+
+    Not VACUUM FULL: it keeps rows that any older transaction might still read, only warns where the role does not own
+    the table, and waits for readers with everybody else waiting behind it.
+    """
+    run(f"SET LOCAL lock_timeout = '{1000 * LOCK_SECONDS:.0f}ms'")
+    run("LOCK TABLE ace_events, ace_tells IN ACCESS EXCLUSIVE MODE")
+    run("CREATE TEMPORARY TABLE ace_kept_events ON COMMIT DROP AS SELECT * FROM ace_events")
+    run("CREATE TEMPORARY TABLE ace_kept_tells ON COMMIT DROP AS SELECT * FROM ace_tells")
+    run("TRUNCATE ace_events, ace_tells")
+    run("INSERT INTO ace_events SELECT * FROM ace_kept_events")
+    run("INSERT INTO ace_tells SELECT * FROM ace_kept_tells")
 
 
 Database = Union[Sqlite, Server]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +26,7 @@ from ..errors import Count, DeltaError, Finite, SettingsError, StoreError, check
 from ..playbook import (
     Account,
     Delta,
+    Forgotten,
     Playbook,
     Rejected,
     Selection,
@@ -37,7 +40,15 @@ from . import tables
 from .database import Database, Run, open_database
 from .tables import Appended, StoredEvent, Tell
 
+logger = logging.getLogger("dspy.ace")
+
+MAX_DEPTH = 100  # levels of a told record
 KEPT = 64  # playbooks kept in memory of the versions that were read: most deltas are made for one of them
+_OTHERS = (
+    "Other processes use what was removed until they read the store again: OnlineACE every poll_seconds, or with "
+    "learn='manual' at its next learn() or refresh()."
+)
+_watchers: dict[str, list[weakref.WeakMethod[Callable[[], object]]]] = {}
 
 
 class PlaybookStore:
@@ -139,16 +150,17 @@ class PlaybookStore:
         if not isinstance(delta, Delta):
             raise SettingsError(f"append takes a Delta; got {brief(delta)}.")
         checked("key", key, str | None)
+        with self._transaction() as run:  # a long replay is done before others have to wait for the write
+            made_for = self._latest(run)[1] if base is None else self._at(run, base)
         with self._transaction(write=True) as run:
             version, told = tables.head(run, lock=True)
             if key is not None and (before := tables.appended_under(run, key)):
                 return before
             ids = _ids(taken, told)
-            base = version if base is None else base
-            made_for, (_, now) = self._at(run, base), self._latest(run)
-            if reason := tables.refusal(run, base, ids):
+            if reason := tables.refusal(run, version if base is None else base, ids):
                 return Appended(version, tuple(Rejected(operation, reason) for operation in delta.operations))
-            good, rejected = rebase(delta, made_for, now)
+            _, now = self._latest(run)
+            good, rejected = rebase(delta, now if base is None else made_for, now)
             tables.write(run, version + 1, "delta", tables.delta_body(good, rejected), key)
             tables.take(run, ids)
         return Appended(version + 1, rejected)
@@ -157,7 +169,7 @@ class PlaybookStore:
         """Go back to an earlier version, and return the new one. This is an event too, so it can be undone."""
         with self._transaction(write=True) as run:
             latest, _ = tables.head(run, lock=True)
-            self._at(run, version)
+            _check_version(version, latest)
             tables.write(run, latest + 1, "rollback", {"to": version})
         return latest + 1
 
@@ -180,9 +192,12 @@ class PlaybookStore:
         """
         checked("source", source, str | None)
         checked("key", key, str | None)
+        plain = dict(checked("record", record, InstanceOf[Mapping[Any, Any]]))
+        if not _fits(plain, MAX_DEPTH):
+            raise SettingsError(f"record must not be nested more than {MAX_DEPTH} levels deep; this one is.")
         try:
-            written = json.dumps(dict(checked("record", record, InstanceOf[Mapping[Any, Any]])), allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
+            written = json.dumps(plain, allow_nan=False)
+        except (TypeError, ValueError) as error:
             raise SettingsError(f"record must be plain JSON data, by name; this one is not: {error}.") from error
         with self._transaction(write=True) as run:
             _, told = tables.head(run, lock=True)
@@ -247,21 +262,45 @@ class PlaybookStore:
             …
         """
         selection = Selection.of(sources, matching, bullets, keep_shared)
+        with self._transaction() as run:
+            seen = _read_all(run)
+        done = _without(*seen, selection)  # it may take long, so it is done before others have to wait for the write
         with self._transaction(write=True) as run:
-            account = _forget(run, selection)
-        note = self._erase()
-        return replace(account, notes=(*account.notes, note)) if note else account
+            version, _ = tables.head(run, lock=True)
+            if version != len(seen[1]):  # others were faster
+                seen = _read_all(run)
+                done = _without(*seen, selection)
+            account = _forget(run, selection, seen[1], done)
+        notes = [note for note in (*account.notes, self._erase(), _OTHERS) if note]
+        for method in [each() for each in _watchers.get(str(self._database), [])]:
+            with contextlib.suppress(StoreError):  # its store is closed
+                method and method()
+        return replace(account, notes=tuple(notes))
+
+    def watch(self, method: Callable[[], object]) -> None:
+        """Call a bound method, in this process, each time something was forgotten in this database.
+
+        It is called in the thread that calls `forget`, by any PlaybookStore on the same path or URL. The store keeps
+        only a weak reference to its object.
+        """
+        _watchers.setdefault(str(self._database), []).append(weakref.WeakMethod(method))
 
     def _erase(self) -> str:
-        """Erase from the files what deleted rows held, and note that in the store; return what a user should know."""
+        """Erase from the files what deleted rows held, and note that in the store. Return what a user should know."""
         with self._alone() as database:
             self._read = {}
-            with database.transaction(write=False) as run:
-                version = tables.unclean(run)
-            done, note = database.erase()
-            if done:
+            try:
+                with database.transaction(write=False) as run:
+                    version = tables.unclean(run)
+                note = database.erase()
                 with database.transaction(write=True) as run:
                     tables.mark_clean(run, version)
+            except StoreError as error:  # what was forgotten is gone for all readers: this is no reason to stop them
+                note = (
+                    "What was deleted may still be in the database's files, until they are erased when the store is "
+                    f"opened next. The reason: {error}"
+                )
+                logger.warning("ACE: %s", note)
         return note
 
     def _set_up(self, database: Database, seed: Playbook) -> None:
@@ -293,9 +332,7 @@ class PlaybookStore:
         return version, self._read[version]
 
     def _at(self, run: Run, version: int) -> Playbook:
-        latest, _ = self._latest(run)
-        hint = f"Versions go from 0 (the seed) to {latest} (the latest)."
-        checked("version", version, Annotated[int, Ge(0), Le(latest)], hint)
+        _check_version(version, self._latest(run)[0])
         if version not in self._read:
             seed, events = tables.everything(run)
             return _replayed(seed, events[:version])
@@ -326,41 +363,53 @@ def _replayed(playbook: Playbook, events: Sequence[StoredEvent]) -> Playbook:
         raise StoreError(f"The store is damaged after version {start}: {error}. Take it from a backup.") from error
 
 
+def _fits(data: Any, levels: int) -> bool:
+    """Return True if JSON data is nested at most so many levels deep: then everybody can read it, in any stack."""
+    inner = data.values() if isinstance(data, dict) else data if isinstance(data, (list, tuple)) else ()
+    return not inner or (levels > 0 and all(_fits(each, levels - 1) for each in inner))
+
+
+def _check_version(version: int, latest: int) -> None:
+    hint = f"Versions go from 0 (the seed) to {latest} (the latest)."
+    checked("version", version, Annotated[int, Ge(0), Le(latest)], hint)
+
+
 def _ids(ids: Iterable[int], told: int) -> list[int]:
     kind = list[Annotated[int, Ge(1), Le(told)]]
     return sorted(set(checked("taken", list(ids), kind, f"It takes ids of told records, from 1 to {told}.")))
 
 
-def _forget(run: Run, selection: Selection) -> Account:
-    """Rewrite the history and delete told records, in one transaction; return an account of it.
+def _read_all(run: Run) -> tuple[Playbook, list[StoredEvent], tuple[Tell, ...]]:
+    return (*tables.everything(run), tables.open_tells(run))
 
-    Raises:
-        SettingsError: what is selected is not here; nothing is changed then.
-        StoreError: an event is damaged.
-    """
-    version, _ = tables.head(run, lock=True)
-    seed, stored = tables.everything(run)
-    history = [event.event for event in stored]
-    tells = tables.open_tells(run)
-    going = [told.id for told in tells if told.source in selection.sources or _finds(selection, told.record)]
+
+def _without(seed: Playbook, stored: Sequence[StoredEvent], tells: Sequence[Tell], selection: Selection) -> Forgotten:
+    """Rewrite the history. Raises SettingsError if what is selected is not in the store."""
     # Rejected operations are kept for readers only. Any of them may quote what is forgotten, so all of them go.
     rejected = [each.to_json() for event in stored for each in event.rejected]
     named = {source for each in rejected for source in _sources(each["operation"] or {})}
-    done = rewrite(seed, history, selection, known={*named, *(told.source for told in tells)})
-    if not (going or done.found or selection.sources or _finds(selection, rejected)):
+    done = rewrite(seed, [event.event for event in stored], selection, {*named, *(told.source for told in tells)})
+    found = bool(done.found or selection.sources or _finds(selection, rejected))
+    if not found and not any(_finds(selection, told.record) for told in tells):
         pattern = getattr(selection.matching, "pattern", "")
         raise SettingsError(f"Nothing in this store matches {pattern!r:.100}. Nothing was changed.")
+    if rejected:
+        gone = f"{counted(len(rejected), 'rejected operation')}, kept for readers only, went as well."
+        done = replace(done, account=replace(done.account, notes=(gone, *done.account.notes)))
+    return done
+
+
+def _forget(run: Run, selection: Selection, stored: Sequence[StoredEvent], done: Forgotten) -> Account:
+    """Write the rewritten history and delete told records. Return an account of it."""
+    going = [t.id for t in tables.open_tells(run) if t.source in selection.sources or _finds(selection, t.record)]
     tables.write_over(run, 0, {"playbook": done.seed.to_json()})
     for event, new in zip(stored, done.deltas, strict=True):
         if isinstance(new, Delta) and (new != event.delta or event.rejected):
             tables.write_over(run, event.version, tables.delta_body(new))
     for number in going:
         tables.delete_tell(run, number)
-    tables.write(run, version + 1, "forget", {})
-    notes = done.account.notes
-    if rejected:
-        notes = (f"{counted(len(rejected), 'rejected operation')}, kept for readers only, went as well.", *notes)
-    return replace(done.account, tells=len(going), notes=notes)
+    tables.write(run, len(stored) + 1, "forget", {})
+    return replace(done.account, tells=len(going))
 
 
 def _finds(selection: Selection, data: Any) -> bool:

@@ -6,6 +6,10 @@ import json
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -155,7 +159,8 @@ def test_a_reader_in_the_way_of_the_erasure_is_said(tmp_path: Path) -> None:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM ace_events").fetchall()
         account = store.forget(sources={"f"})
-        assert "erased when the store is opened next" in str(account)
+        assert "until they are erased when the store is opened next" in str(account)
+        assert "Another process is reading store.db" in str(account)
         reader.execute("COMMIT")
         reader.close()
     with PlaybookStore(path) as store:
@@ -178,3 +183,128 @@ def test_a_store_forgets_by_pattern_and_in_what_was_told(tmp_path: Path) -> None
         account = store.forget(bullets={"s-00002"})
         assert len(store.playbook()) == 0
         assert [event.kind for event in store.history()] == ["delta", "forget", "forget"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
+def test_a_full_disk_puts_off_the_erasure_alone(tmp_path: Path) -> None:
+    """The text is forgotten, the account says that its bytes are left, and the store opens; later they are erased."""
+    code = f"""
+import os, resource
+from dspy_ace import PlaybookStore
+from dspy_ace.playbook import Add, Delta
+path = {str(tmp_path / "store.db")!r}
+store = PlaybookStore(path)
+for n in range(40):
+    store.append(Delta((Add("S", f"{CANARY} {{n}} " * 200, None, (f"user-{{n}}",)),)))
+    store.tell({{"text": "x" * 10_000}})
+limit = os.path.getsize(path + "-wal") + 200_000
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+print(store.forget(sources={{"user-7"}}))
+print(len(PlaybookStore(path).playbook()))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert "until they are erased when the store is opened next" in done.stdout
+    assert "cannot be written" in done.stdout
+    assert done.stdout.endswith("39\n")
+    assert "may still be in the database's files" in done.stderr  # opening it again says so in the log
+    with PlaybookStore(tmp_path / "store.db"):
+        held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert f"{CANARY} 6 ".encode() in held
+    assert f"{CANARY} 7 ".encode() not in held
+
+
+@pytest.mark.slow
+def test_forgetting_on_postgresql_waits_for_no_reader(postgres: str) -> None:
+    """An open transaction that has read the tables puts the erasure off, and nobody else waits behind it."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    databases.empty(postgres)
+    engine = sqlalchemy.create_engine(postgres)
+    with PlaybookStore(postgres) as store, PlaybookStore(postgres) as other, engine.connect() as reader:
+        store.append(Delta((add(CANARY, "f"), add("mine", "a"))))
+        reader.execute(sqlalchemy.text("SELECT * FROM ace_events")).fetchall()
+        waited: list[float] = []
+        ended = threading.Event()
+
+        def ask() -> None:
+            while not ended.is_set():
+                start = time.monotonic()
+                other.tell({"text": CANARY}, source="g")
+                other.playbook()
+                waited.append(time.monotonic() - start)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        account = store.forget(sources={"f"})
+        ended.set()
+        asking.join()
+        assert "until they are erased when the store is opened next" in str(account)
+        assert len(waited) > 2
+        assert max(waited) < 2
+        assert contents(other.playbook()) == {"s-00002": "mine"}
+        reader.rollback()
+        account = store.forget(sources={"g"})
+        assert "The tables were put into new files" in str(account)
+        assert not _held_by_server(engine, CANARY)
+    engine.dispose()
+
+
+@pytest.mark.slow
+def test_a_role_that_may_not_rewrite_the_tables_is_said(postgres: str) -> None:
+    """Nothing is claimed that was not done; the owner's next opening does it."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    databases.empty(postgres)
+    PlaybookStore(postgres).close()
+    engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with engine.connect() as owner:
+        owner.execute(sqlalchemy.text("CREATE ROLE app LOGIN"))
+        owner.execute(sqlalchemy.text("GRANT SELECT, INSERT, UPDATE, DELETE ON ace_head, ace_events, ace_tells TO app"))
+    with PlaybookStore(postgres.replace("ace@", "app@")) as store:
+        store.append(Delta((add(CANARY, "f"), add("mine", "a"))))
+        account = store.forget(sources={"f"})
+        assert contents(store.playbook()) == {"s-00002": "mine"}
+        assert "permission denied" in str(account)
+        assert "put into new files. The server" not in str(account)
+    assert _held_by_server(engine, CANARY)
+    PlaybookStore(postgres).close()
+    assert not _held_by_server(engine, CANARY)
+    with engine.connect() as owner:
+        owner.execute(sqlalchemy.text("DROP OWNED BY app"))
+        owner.execute(sqlalchemy.text("DROP ROLE app"))
+    engine.dispose()
+
+
+def _held_by_server(engine: Any, text: str) -> bool:
+    """Say if the files of the tables hold a text."""
+    import sqlalchemy
+
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("COMMIT"))
+        connection.execute(sqlalchemy.text("CHECKPOINT"))
+        read = "SELECT pg_read_binary_file(pg_relation_filepath(:name))"
+        files = [connection.execute(sqlalchemy.text(read), {"name": f"ace_{n}"}).scalar() for n in ("events", "tells")]
+    return any(text.encode() in bytes(file) for file in files)
+
+
+def test_who_watches_hears_of_a_forgetting_at_once(tmp_path: Path) -> None:
+    """Every object of this process on the same database does, whichever forgets; one that is gone is not called."""
+
+    class Watcher:
+        def __init__(self, store: PlaybookStore) -> None:
+            self.store, self.seen = store, [len(store.playbook())]
+            store.watch(self.look)
+
+        def look(self) -> None:
+            self.seen.append(len(self.store.playbook()))
+
+    path = tmp_path / "store.db"
+    with PlaybookStore(path) as one, PlaybookStore(path) as two, PlaybookStore(tmp_path / "other.db") as other:
+        one.append(Delta((add(CANARY, "f"), add("mine", "a"))))
+        mine, theirs, elsewhere = Watcher(one), Watcher(two), Watcher(other)
+        gone = Watcher(two)
+        del gone
+        account = one.forget(sources={"f"})
+        assert (mine.seen, theirs.seen, elsewhere.seen) == ([2, 1], [2, 1], [0])
+        assert "until they read the store again" in str(account)
+        two.close()
+        one.forget(sources={"a"})
+        assert (mine.seen, theirs.seen) == ([2, 1, 0], [2, 1])

@@ -19,7 +19,8 @@ import databases
 from dspy_ace import Playbook, PlaybookStore
 from dspy_ace.errors import SettingsError, StoreError
 from dspy_ace.playbook import Add, Delete, Delta, Merge, Rollback, Tag, Update, apply, rebase, replay
-from paths import GOLDEN
+from dspy_ace.store import tables
+from paths import GOLDEN, ROOT
 from strategies import deltas, playbooks
 
 pytestmark = pytest.mark.compat
@@ -252,6 +253,73 @@ print(len(store.playbook()))
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "3\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_relative_path_is_that_of_the_opening(tmp_path: Path) -> None:
+    """Neither a change of the working directory nor a fork after it leads to another file."""
+    code = """
+import os
+from dspy_ace import PlaybookStore
+store = PlaybookStore("memory.db")
+store.tell({"n": 1})
+os.mkdir("elsewhere")
+os.chdir("elsewhere")
+store.tell({"n": 2})
+child = os.fork()
+if child == 0:
+    store.tell({"n": 3})
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(len(store.pending()), os.listdir("."))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "3 []\n"
+
+
+def test_a_long_history_is_read_before_others_have_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an append, a rollback or a forgetting reads all events, another process can write."""
+    path = tmp_path / "store.db"
+    with PlaybookStore(path) as store:
+        for n in range(5):
+            store.append(Delta((Add("S", f"bullet {n}", None, (str(n),)),)))
+    read, whole = [], tables.everything
+    with PlaybookStore(path) as store, PlaybookStore(path, timeout=0.05) as other:
+
+        def everything(run: Any) -> Any:
+            read.append(other.tell({"text": "meanwhile"}))
+            return whole(run)
+
+        monkeypatch.setattr(tables, "everything", everything)
+        assert store.append(add("late"), 2) == (6, ())
+        assert store.rollback(1) == 7
+        assert len(store.playbook()) == 1
+        store.forget(sources={"0"})
+        assert len(read) >= 4
+
+
+def test_a_record_is_as_deep_as_anybody_can_read(url: Any) -> None:
+    """One that is nested deeper is refused: it could be read by nobody who is deep in a stack himself."""
+
+    def nested(levels: int) -> Any:
+        return {"in": nested(levels - 1)} if levels else [1]
+
+    def deeper(frames: int) -> Any:
+        return deeper(frames - 1) if frames else store.pending()
+
+    with PlaybookStore(url) as store:
+        store.tell(nested(99), source="a")
+        for levels in (100, 900):
+            with pytest.raises(SettingsError, match="not be nested more than 100 levels"):
+                store.tell(nested(levels), source="a")
+        endless: dict[str, Any] = {}
+        endless["self"] = endless
+        with pytest.raises(SettingsError, match="not be nested more than 100 levels"):
+            store.tell(endless)
+        assert [told.record for told in deeper(500)] == [nested(99)]
 
 
 def test_user_mistakes_are_said(url: Any) -> None:
