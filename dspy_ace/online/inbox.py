@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ from typing import Any, Protocol
 
 import dspy
 
+from ..errors import StoreError
 from ..playbook import Delta, Playbook, Rejected, apply
 from ..program import Call, Failure, Feedback, Trajectory, render_value
 from ..store import PlaybookStore
@@ -137,14 +140,22 @@ class Shared:
         self._held: list[Told] = []  # claimed here, not learned from yet
         self._until = 0.0  # when the first claim on them ends
         self._foreign: set[int] = set()
+        self._unsure: dict[str, str] = {}  # what was told while the store failed → its key
 
     def snapshot(self) -> tuple[int, Playbook]:
         """Version and playbook."""
         return self._store.snapshot()
 
     def put(self, told: Told, source: str | None) -> str:
-        """Keep it."""
-        number = self._store.tell(_to_record(told), source=source)
+        """Keep it. A store that fails may have kept it nevertheless; told again it has the same key, so it is once."""
+        record = _to_record(told)
+        said = hashlib.sha256(json.dumps([record, source]).encode()).hexdigest()
+        key = self._unsure.pop(said, None) or uuid.uuid4().hex
+        try:
+            number = self._store.tell(record, source=source, key=key)
+        except StoreError:
+            self._unsure[said] = key
+            raise
         return source or f"tell-{number}"
 
     def waiting(self, most: int) -> int:

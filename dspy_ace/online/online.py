@@ -114,6 +114,8 @@ class OnlineACE:
         self._background = Background(
             self._learner, self.refresh, None if store is None else poll_seconds, learns=learn == "background"
         )
+        if store is not None:
+            store.watch(self.refresh)  # what is forgotten leaves the prompts of this process at once
         self._in_background = learn == "background"
         self._keeps = store is not None  # what is told and not learned
         self._farewell = None if self._keeps else weakref.finalize(self, _say_left, self._inbox)

@@ -14,7 +14,7 @@ import pytest
 from dspy.utils.exceptions import LMServerError
 
 from dspy_ace import Playbook, PlaybookStore
-from dspy_ace.errors import RunError
+from dspy_ace.errors import RunError, StoreError
 from dspy_ace.online import inbox
 from dspy_ace.online.online import OnlineACE
 from dspy_ace.playbook import Add, Delta
@@ -137,6 +137,43 @@ def test_what_is_forgotten_while_it_is_learned_from_stays_forgotten(offline: Off
             assert program.learn() is not None
             assert [bullet.sources for bullet in program.playbook] == [("user-2",)]
             assert store.pending() == ()
+
+
+def test_what_is_forgotten_leaves_the_prompts_at_once(offline: OfflineLM, tmp_path: Path) -> None:
+    """The next call in this process is without it, whichever object on the same store forgot it."""
+    with PlaybookStore(tmp_path / "memory.db") as store, PlaybookStore(tmp_path / "memory.db") as mine:
+        store.append(Delta((Add("S", "Jane prefers Maple.", None, ("jane",)), Add("S", "Read twice.", None, ("joe",)))))
+        with noted(Notebook(), store=mine, learn="manual") as program:
+            program(message="Hello")
+            assert "Jane prefers" in str(offline.history[-1]["messages"])
+            account = store.forget(sources={"jane"})
+            program(message="Hello again")
+            prompt = str(offline.history[-1]["messages"])
+            assert "Read twice." in prompt
+            assert "Jane prefers" not in prompt
+    assert "OnlineACE every poll_seconds" in str(account)  # how long it takes elsewhere
+
+
+def test_what_is_told_again_after_a_lost_answer_is_there_once(offline: OfflineLM, tmp_path: Path) -> None:
+    """A connection that breaks after the commit is an error of `tell`; told again, it is the same record."""
+
+    class Losing(PlaybookStore):
+        lost = False
+
+        def tell(self, *args: Any, **options: Any) -> int:
+            number = super().tell(*args, **options)
+            if not self.lost:
+                self.lost = True
+                raise StoreError("the connection was lost")
+            return number
+
+    with Losing(tmp_path / "memory.db") as store, noted(Notebook(), store=store) as program:
+        first, second = program(message="Hello"), program(message="Hello")
+        with pytest.raises(StoreError, match="lost"):
+            program.tell(first, 0)
+        assert program.tell(first, 0) == "tell-1"
+        assert program.tell(second, 0) == "tell-2"  # another prediction, though it reads the same
+        assert [told.source for told in store.pending()] == ["tell-1", "tell-2"]
 
 
 def test_records_of_others_and_values_that_are_no_json(offline: OfflineLM, tmp_path: Path) -> None:
