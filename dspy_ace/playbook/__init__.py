@@ -1,7 +1,7 @@
 """The values: bullets, operations on them, text formats, merging, forgetting, and a playbook's history."""
 
 from .files import append_line, hold_folder, whole_lines, write_whole
-from .forgetting import Account, Forgotten, Selection, counted, forget, quotes, rewrite
+from .forgetting import Account, Forgotten, Selection, counted, forget, rewrite
 from .history import Event, Rollback, replay
 from .merging import combine, merge, rebase
 from .operations import Add, Delete, Delta, Merge, Operation, Rejected, Tag, Update, admit, apply
@@ -43,7 +43,6 @@ __all__ = [
     "hold_folder",
     "merge",
     "playbook_block",
-    "quotes",
     "rebase",
     "replay",
     "rewrite",

@@ -14,7 +14,7 @@ from: an update of the old text, a merge of those of its bullets. So
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,53 +35,40 @@ ELSEWHERE = (
 # --- what to forget, and what was done
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Selection:
     """What to forget: everything that one of the first three arguments names.
 
     Args:
         sources: names of examples, as `Bullet.sources` and `Tag.source` hold them.
         matching: a regular expression that finds something in a bullet's content or section.
-        bullets: ids of bullets, in lower case (`casefold`).
+        bullets: ids of bullets.
         keep_shared: keep what forgotten sources taught together with others, without the names of the forgotten ones.
             The text may still hold what these taught. False: such a text goes.
+
+    Raises:
+        SettingsError: nothing is selected, a name is no text, the expression cannot be read.
     """
 
-    sources: frozenset[str] = frozenset()
-    matching: re.Pattern[str] | None = None
-    bullets: frozenset[str] = frozenset()
-    keep_shared: bool = False
+    sources: frozenset[str]
+    matching: re.Pattern[str] | None
+    bullets: frozenset[str]  # in lower case (`casefold`)
+    keep_shared: bool
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         sources: Iterable[str] = (),
         matching: str | re.Pattern[str] | None = None,
         bullets: Iterable[str] = (),
         keep_shared: bool = False,
-    ) -> Selection:
-        """Make the selection a user means, checked as far as that is possible without a playbook.
-
-        Raises:
-            SettingsError: nothing is selected, a name is no text, the expression cannot be read.
-        """
+    ) -> None:
         named = _names("sources", sources, "{'3', 'user-17'}")
         ids = frozenset(name.strip().strip("[]").casefold() for name in _names("bullets", bullets, "{'str-00042'}"))
         if not named and matching is None and not ids:
             raise SettingsError(
                 "Nothing is selected: name sources, a pattern (matching=…) or ids of bullets to forget."
             )
-        if matching is not None and not isinstance(matching, re.Pattern):
-            if not isinstance(matching, str) or not matching:
-                raise SettingsError(f"matching is a regular expression that is not empty; got {matching!r:.100}.")
-            try:
-                matching = re.compile(matching)
-            except re.error as error:
-                raise SettingsError(
-                    f"matching={matching!r:.100} is not a regular expression: {error}. "
-                    "For a plain text give re.escape(text)."
-                ) from error
-        return cls(named, matching, ids, keep_shared)
+        vars(self).update(sources=named, matching=_pattern(matching), bullets=ids, keep_shared=keep_shared)
 
     def names(self, sources: Iterable[str]) -> bool:
         """Return True if what these sources taught together is to be forgotten."""
@@ -219,7 +206,7 @@ def forget(
         >>> [bullet.id for bullet in forget(history, sources={"a"}).playbook]
         ['tool-00002']
     """
-    selection = Selection.of(sources, matching, bullets, keep_shared)
+    selection = Selection(sources, matching, bullets, keep_shared)
     done = rewrite(seed or Playbook(), tuple(deltas), selection)
     if not done.found and not selection.sources:
         pattern = getattr(selection.matching, "pattern", "")
@@ -258,18 +245,6 @@ def rewrite(seed: Playbook, history: Sequence[Event], selection: Selection, know
     return Forgotten(now, rewriting.seed, tuple(deltas), rewriting.account(seed, now), first, found)
 
 
-def quotes(rejected: Mapping[str, Any], selection: Selection) -> bool:
-    """Return True if a rejection (as `Rejected.to_json` writes it, its fields of any type) names what is forgotten."""
-    operation, reason = rejected.get("operation") or {}, rejected.get("reason", "")
-    named = operation.get("sources", [operation.get("source")])
-    texts = (operation.get(name) for name in ("content", "section", "reason"))
-    return (
-        selection.finds(reason, *(text for text in texts if isinstance(text, str)))
-        or any(source in selection.sources for source in named if isinstance(source, str))
-        or any(re.search(rf"\bexamples? [^:]*\b{re.escape(source)}\b", reason) for source in selection.sources)
-    )
-
-
 @dataclass
 class _Place:
     """Where a replay stands: the playbook as it was, and as it is without what is forgotten.
@@ -306,20 +281,19 @@ class _Rewriting:
                 self.place.tainted.add(bullet.id)
         self.ids = {bullet.id for bullet in seed}
         self.shown = bool(self.place.tainted)  # a forgotten text has stood in the playbook
-        self.met = False  # something forgotten has been named
+        self.met = self.meets = False  # something forgotten has been named: so far, in this delta
         self.operations = self.votes = self.deletions = 0
 
     def event(self, delta: Delta) -> Delta:
         """Return the delta without what is forgotten; both playbooks move on."""
-        meets = any(self._selected(operation) for operation in delta.operations)
-        self.met = self.met or meets
+        self.meets = any(self._selected(operation) for operation in delta.operations)
+        self.met = self.met or self.meets
         kept: list[Operation] = []
         for operation in delta.operations:
             made = self._silent(operation) if operation.content is None else self._written(operation)
             for each in made:
                 self.place.rewritten.do(each)
             kept += made
-            self.deletions += meets and operation.edits and operation.content is None
         return Delta(tuple(kept))
 
     def go_back(self, past: _Place) -> None:
@@ -363,16 +337,18 @@ class _Rewriting:
 
     def _silent(self, operation: Operation) -> list[Operation]:
         """Return what is left of an operation that writes no text: it follows its bullet."""
-        place, (bullet,) = self.place, operation.ids
+        place, selection, (bullet,) = self.place, self.selection, operation.ids
         place.original.do(operation)
-        if operation.edits:
+        if bullet not in place.original:
             place.tainted.discard(bullet)
+            self.deletions += self.meets
             reason = "" if self.met or self.shown else " ".join(operation.texts)
             return [Delete(name, reason) for name in place.stands.pop(bullet)]
-        if self.selection.names(operation.sources):
+        if selection.names(operation.sources) or selection.finds(*operation.texts):
             self.votes += getattr(operation, "helpful", 0) + getattr(operation, "harmful", 0)
             return []
-        return [operation.on((name,)) for name in place.stands[bullet][:1]]
+        kept = operation.taught_by(selection.without(operation.sources))
+        return [kept.on((name,)) for name in place.stands[bullet][:1]]
 
     def _written(self, operation: Operation) -> list[Operation]:
         """Return what is left of an operation that writes a text: all, the text without its author, or nothing."""
@@ -431,6 +407,18 @@ def counted(number: int, what: str) -> str:
 def _listed(ids: tuple[str, ...]) -> str:
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     return f"{counted(len(ids), 'bullet')} ({', '.join(ids[:SHOWN])}{more})" if ids else "no bullet"
+
+
+def _pattern(matching: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
+    if matching is None or isinstance(matching, re.Pattern):
+        return matching
+    if not isinstance(matching, str) or not matching:
+        raise SettingsError(f"matching is a regular expression that is not empty; got {matching!r:.100}.")
+    try:
+        return re.compile(matching)
+    except re.error as error:
+        hint = "For a plain text give re.escape(text)."
+        raise SettingsError(f"matching={matching!r:.100} is not a regular expression: {error}. {hint}") from error
 
 
 def _names(what: str, names: Any, example: str) -> frozenset[str]:

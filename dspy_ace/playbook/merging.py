@@ -111,7 +111,7 @@ def merge(a: Playbook, b: Playbook) -> Playbook:
         >>> a = Playbook([Bullet("str-00001", "TOOLS", "Name the unit.", helpful=1)])
         >>> b = Playbook([Bullet("a-1", "TOOLS", "name the unit", helpful=2), Bullet("a-2", "TOOLS", "Round late.")])
         >>> [(bullet.id, bullet.helpful) for bullet in merge(a, b)]
-        [('str-00001', 3), ('tool-00002', 0)]
+        [('str-00001', 3), ('tool-00003', 0)]
     """
     for name, playbook in (("a", a), ("b", b)):
         if not isinstance(playbook, Playbook):

@@ -1,11 +1,11 @@
 """Operations on a playbook, deltas made of them, and the plain code that applies them (ACE §3.1, §3.2).
 
-An operation is one class here. It says all that the rest of the package asks of it:
+An operation is one class here. Besides its fields it says all that the rest of the package asks of it:
 
-- its fields, of which `op` is the name in JSON, and `edits`: it changes or removes the text of bullets;
-- `ids`: the bullets it touches; `sources`: the examples it was learned from; `content`: the text it writes, or None;
-- `key`: operations of one key do the same, and `united` makes one of two such;
-- `apply_to`: carries it out; `on`: the same operation on other bullets.
+- `op`: its name in JSON. `edits`: True if it changes or removes the text of bullets.
+- `ids`: the bullets it touches. `sources`: the examples it was learned from. `content`: the text it writes, or None.
+- `key`: operations of one key do the same, and `united` makes one of two such.
+- `on`: the same operation on other bullets. `apply_to`: carries it out and returns the id of a bullet it adds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ class _Operation:
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
+    def label(self) -> str:
+        """What messages call it: `update str-00042`."""
+        ids = getattr(self, "ids", ())
+        named = ", ".join(map(str, ids)) if isinstance(ids, (list, tuple)) else str(ids)
+        return f"{self.op} {named:.100}".rstrip()
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The words in it: content, section and reason."""
         found = (getattr(self, name, None) for name in ("content", "section", "reason"))
@@ -40,8 +47,8 @@ class _Operation:
         return self.taught_by((*mine.sources, *other.sources))
 
     def taught_by(self: Self, sources: Iterable[str]) -> Self:
-        """Return this operation with other sources. It must have the field."""
-        return replace(self, sources=tuple(dict.fromkeys(sources)))
+        """Return this operation with other sources, if it keeps any."""
+        return replace(self, sources=tuple(dict.fromkeys(sources))) if "sources" in vars(self) else self
 
     def renamed(self, names: Mapping[str, str]) -> Operation:
         """Return this operation with ids replaced: old id → new id; others stay."""
@@ -57,13 +64,6 @@ class _Operation:
         values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
         changed = {name: _plain(v) for name, (v, usual) in values.items() if type(v) is not type(usual) or v != usual}
         return {"op": self.op, **changed}
-
-    @property
-    def label(self) -> str:
-        """What messages call it: `update str-00042`."""
-        ids = getattr(self, "ids", ())
-        named = ", ".join(map(str, ids)) if isinstance(ids, (list, tuple)) else str(ids)
-        return f"{self.op} {named:.100}".rstrip()
 
     def check(self) -> None:
         """Raise DeltaError unless each field has its type: custom roles make operations, too."""
@@ -93,11 +93,9 @@ class _OfOne(_Operation):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The bullet it touches."""
         return (self.id,)
 
     def on(self: Self, ids: tuple[str, ...]) -> Self:
-        """Return the same operation on the first of these bullets."""
         return replace(self, id=ids[0])
 
 
@@ -114,15 +112,12 @@ class Add(_Operation):
 
     @property
     def key(self) -> Hashable:
-        """Equal contents for the same predictor are one bullet, whatever their sections."""
         return self.op, folded(self.content), self.predictor
 
     def on(self, ids: tuple[str, ...]) -> Add:  # noqa: ARG002 - it touches none
-        """Return the same operation."""
         return self
 
     def apply_to(self, working: Working) -> str:
-        """Add the bullet and return its id."""
         section = working.section(self.section)
         new = Bullet(working.next_id(section), section, self.content, 0, 0, self.predictor, tuple(self.sources))
         working.put(new)
@@ -142,11 +137,9 @@ class Update(_OfOne):
 
     @property
     def key(self) -> Hashable:
-        """Updates are the same if they leave equal words in the same section."""
         return self.op, self.id, folded(self.content), _section_key(self.section)
 
     def apply_to(self, working: Working) -> None:
-        """Write the new words."""
         bullet = working.known(self.id)
         section = bullet.section if self.section is None else working.section(self.section)
         sources = (*bullet.sources, *self.sources)
@@ -166,17 +159,14 @@ class Merge(_Operation):
 
     @property
     def key(self) -> Hashable:
-        """Merges of the same bullets are the same if they leave equal words in the same section."""
         return self.op, frozenset(self.ids), folded(self.content), _section_key(self.section)
 
     def on(self, ids: tuple[str, ...]) -> Merge | Update:
-        """Return the same operation on these bullets; on a single one it is an update."""
         if len(ids) == 1 and len(self.ids) > 1:
             return Update(ids[0], self.content, self.section, self.sources)
         return replace(self, ids=ids)
 
     def apply_to(self, working: Working) -> None:
-        """Write the words into the oldest bullet and remove the others."""
         found = {bullet.id: bullet for bullet in map(working.known, self.ids)}
         if len(found) < 2 or len(found) < len(self.ids):
             raise DeltaError(f"a merge needs two or more different bullets; got {brief(list(self.ids))}")
@@ -209,16 +199,13 @@ class Delete(_OfOne):
 
     @property
     def key(self) -> Hashable:
-        """Deletions of one bullet are the same, whatever their reasons."""
         return self.op, self.id
 
     def united(self, other: Delete) -> Delete:
-        """Return the deletion with the reasons of both."""
         reasons = [*self.reason.split("; "), *other.reason.split("; ")]
         return replace(self, reason="; ".join(dict.fromkeys(filter(None, reasons))))
 
     def apply_to(self, working: Working) -> None:
-        """Remove the bullet."""
         working.remove(working.known(self.id))
 
 
@@ -235,20 +222,16 @@ class Tag(_OfOne):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The example that the votes come from, if it is known."""
         return () if self.source is None else (self.source,)
 
     @property
     def key(self) -> Hashable:
-        """Votes of one example on one bullet add up."""
         return self.op, self.id, self.source
 
     def united(self, other: Tag) -> Tag:
-        """Return the votes of both."""
         return replace(self, helpful=self.helpful + other.helpful, harmful=self.harmful + other.harmful)
 
     def apply_to(self, working: Working) -> None:
-        """Add the votes to the counters."""
         bullet = working.known(self.id)
         helpful, harmful = bullet.helpful + self.helpful, bullet.harmful + self.harmful
         working.put(replace(bullet, helpful=helpful, harmful=harmful))
@@ -375,14 +358,14 @@ class Working:
     """A playbook while operations are carried out on it. An operation that raises has changed nothing."""
 
     def __init__(self, playbook: Playbook) -> None:
+        self.sections = dict.fromkeys(playbook.sections)
+        self.high_water = playbook.high_water
         self._bullets = playbook.index()
         self._spelled = {section_key(name): name for name in reversed(playbook.sections)}
-        self.sections = dict.fromkeys(playbook.sections)
-        self._high_water = playbook.high_water
 
     def playbook(self) -> Playbook:
         """Return the playbook as it is now."""
-        return Playbook.unchecked(dict(self._bullets), self.sections, self._high_water)
+        return Playbook.unchecked(dict(self._bullets), self.sections, self.high_water)
 
     def do(self, operation: Operation, max_chars: int | None = None) -> str | None:
         """Carry out an operation and return the id of the bullet that it adds, if it does.
@@ -392,12 +375,15 @@ class Working:
         """
         check(operation)
         try:
-            content = operation.content or ""
-            if max_chars is not None and len(content) > max_chars:
-                raise DeltaError(f"the content has {len(content)} characters; at most {max_chars} are taken")
+            size = len(operation.content or "")
+            if max_chars is not None and size > max_chars:
+                raise DeltaError(f"the content has {size} characters; at most {max_chars} are taken")
             return operation.apply_to(self)
         except (DeltaError, PlaybookError) as error:
             raise DeltaError(f"{operation.label}: {error}") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name.casefold() in self._bullets
 
     def known(self, name: str) -> Bullet:
         """Return the bullet of exactly that id. Raises DeltaError if there is none."""
@@ -414,12 +400,12 @@ class Working:
 
     def next_id(self, section: str) -> str:
         """Return the id of the next bullet of a section."""
-        return f"{section_slug(section)}-{self._high_water + 1:05d}"
+        return f"{section_slug(section)}-{self.high_water + 1:05d}"
 
     def put(self, bullet: Bullet) -> None:
         """Add a bullet, or replace the one of its id."""
         self._bullets[bullet.id.casefold()] = bullet
-        self._high_water = max(self._high_water, bullet.number)
+        self.high_water = max(self.high_water, bullet.number)
         if bullet.section not in self.sections:
             self.sections[bullet.section] = None
             self._spelled.setdefault(section_key(bullet.section), bullet.section)

@@ -261,7 +261,7 @@ class PlaybookStore:
             Removed: 1 bullet (str-00002).
             …
         """
-        selection = Selection.of(sources, matching, bullets, keep_shared)
+        selection = Selection(sources, matching, bullets, keep_shared)
         with self._transaction() as run:
             seen = _read_all(run)
         done = _without(*seen, selection)  # it may take long, so it is done before others have to wait for the write

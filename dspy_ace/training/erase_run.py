@@ -19,7 +19,6 @@ from ..playbook import (
     Selection,
     counted,
     playbook_block,
-    quotes,
     replay,
     rewrite,
 )
@@ -60,7 +59,7 @@ def forget_run(
         SettingsError: nothing is selected, something that is not here, or `seed` is not the run's.
         JournalError: no run, one in use or damaged, or a folder that cannot be written.
     """
-    selection = Selection.of(sources, matching, bullets, keep_shared)
+    selection = Selection(sources, matching, bullets, keep_shared)
     folder, run = Path(log_dir), _run_file(Path(log_dir))
     seed = seed or Playbook()
     _check_seed(run, seed, selection)
@@ -141,7 +140,19 @@ def _without(record: Record, delta: Any, selection: Selection, met: bool) -> Rec
         failures=failures,
         reflections=tuple(r for r in record.reflections if r.get("example") not in selection.sources),
         delta=delta,
-        rejected=() if met else tuple(r for r in record.rejected if not quotes(r, selection)),
+        rejected=() if met else tuple(r for r in record.rejected if not _quotes(r, selection)),
+    )
+
+
+def _quotes(rejected: Mapping[str, Any], selection: Selection) -> bool:
+    """Return True if a rejection (as `Rejected.to_json` writes it, its fields of any type) names what is forgotten."""
+    operation, reason = rejected.get("operation") or {}, rejected.get("reason", "")
+    named = operation.get("sources", [operation.get("source")])
+    texts = (operation.get(name) for name in ("content", "section", "reason"))
+    return (
+        selection.finds(reason, *(text for text in texts if isinstance(text, str)))
+        or any(source in selection.sources for source in named if isinstance(source, str))
+        or any(re.search(rf"\bexamples? [^:]*\b{re.escape(source)}\b", reason) for source in selection.sources)
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dspy_ace import Bullet, GrowAndRefine, Playbook
 from dspy_ace.errors import DeltaError, SettingsError
-from dspy_ace.playbook import Add, Delete, Delta, Merge, Rejected, Selection, Tag, Update, apply, quotes
+from dspy_ace.playbook import Add, Delete, Delta, Merge, Tag, Update, apply
 from dspy_ace.playbook.forgetting import forget
 from dspy_ace.playbook.history import Event, Rollback, replay, versions
 from forget_helpers import CANARY, add, contents
@@ -303,21 +303,6 @@ def test_forgetting_in_two_goes_or_twice_is_the_same(seed: int) -> None:
     assert contents(then.playbook) == contents(both.playbook)
     with pytest.raises(SettingsError, match="No such sources"):
         forget(both.deltas, both.seed, sources={"a"})
-
-
-@pytest.mark.parametrize(
-    ("reason", "quoted"),
-    [
-        ("reflection on example 17 failed: ValueError", True),
-        ("curation of examples 3, 17, 8 failed: no reply", True),
-        ("reflection on example 171 failed: ValueError", False),
-        ("curation of examples 3, 8 failed: 17 tokens over", False),
-        ("no bullet 's-00017' in the playbook", False),
-    ],
-)
-def test_a_rejection_whose_reason_names_a_forgotten_example_goes_with_it(reason: str, quoted: bool) -> None:
-    """The reason of a failed reflection or curation names its examples: it may hold their words."""
-    assert quotes(Rejected(None, reason).to_json(), Selection.of({"17"})) is quoted
 
 
 def test_a_refined_playbook_keeps_the_text_of_those_who_stay() -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from dspy_ace import ACE, Bullet, Playbook, with_playbook
 from dspy_ace.errors import JournalError, SettingsError
-from dspy_ace.playbook import Delta, Tag, replay
+from dspy_ace.playbook import Delta, Rejected, Selection, Tag, replay
 from dspy_ace.testing import OfflineLM
-from dspy_ace.training.erase_run import forget_run
+from dspy_ace.training.erase_run import _quotes, forget_run
 from dspy_ace.training.history import Record, Validation
 from dspy_ace.training.journal import Journal
 from forget_helpers import CANARY, add
@@ -165,3 +165,18 @@ def test_mistakes_with_a_run_folder_are_said(kept_run: Path, tmp_path: Path) -> 
             mistake()
     after = {path.name: path.read_bytes() for path in kept_run.iterdir()}
     assert {**after, "lock": b""} == {**before, "lock": b""}
+
+
+@pytest.mark.parametrize(
+    ("reason", "quoted"),
+    [
+        ("reflection on example 17 failed: ValueError", True),
+        ("curation of examples 3, 17, 8 failed: no reply", True),
+        ("reflection on example 171 failed: ValueError", False),
+        ("curation of examples 3, 8 failed: 17 tokens over", False),
+        ("no bullet 's-00017' in the playbook", False),
+    ],
+)
+def test_a_rejection_whose_reason_names_a_forgotten_example_goes_with_it(reason: str, quoted: bool) -> None:
+    """The reason of a failed reflection or curation names its examples: it may hold their words."""
+    assert _quotes(Rejected(None, reason).to_json(), Selection({"17"})) is quoted

@@ -362,6 +362,32 @@ def test_what_is_no_operation_is_refused(data: Any) -> None:
         Delta.from_json(data if data != [] else None)
 
 
+def test_a_rejection_survives_json() -> None:
+    """With its operation, or none; a field of any type is written as text."""
+    for rejected in (Rejected(Tag("a-1", 1), "no bullet"), Rejected(None, "no JSON")):
+        assert Rejected.from_json(json.loads(json.dumps(rejected.to_json()))) == rejected
+    assert Rejected(Tag("a-1", 1), "x").to_json() == {
+        "operation": {"op": "tag", "id": "a-1", "helpful": 1},
+        "reason": "x",
+    }
+    assert Rejected(None, "x").to_json() == {"operation": None, "reason": "x"}
+    assert Rejected(Add("S", {1}), "x").to_json()["operation"]["content"] == "{1}"  # type: ignore[arg-type]
+
+
+@relaxed
+@given(st.data())
+def test_every_operation_knows_itself(data: st.DataObject) -> None:
+    """Ids, sources, key and text are there for each kind; renamed to itself it is the same."""
+    operation = data.draw(operations(SEED))
+    assert isinstance(operation.ids, tuple)
+    assert isinstance(operation.sources, tuple)
+    assert hash(operation.key) == hash(operation.key)
+    assert operation.renamed({name: name for name in operation.ids}) == operation
+    assert operation.renamed({}) is operation
+    assert (operation.content is None) == (operation.op in ("delete", "tag"))
+    assert operation.united(operation).key == operation.key
+
+
 def test_deltas_are_sequences_of_operations() -> None:
     """A delta may be given a list; two in a row are one."""
     one, other = Delta([Tag("a-1", 1)]), Delta((Delete("a-1"),))  # type: ignore[arg-type]
