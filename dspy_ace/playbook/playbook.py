@@ -263,16 +263,10 @@ class Playbook:
         bullets: Iterable[str] = (),
         keep_shared: bool = False,
     ) -> tuple[Playbook, Account]:
-        """Take out the bullets that some sources taught, alone or with others: `forget` without a history.
+        """Forget without a history: return the playbook without the selected bullets, and an account of what was done.
 
-        A bullet of several sources goes as a whole (with `keep_shared` it stays as a whole), and votes stay in the
-        counters. `forget` and `PlaybookStore.forget` know each operation, and lose less.
-
-        Args:
-            sources, matching, bullets, keep_shared: what to forget, see `Selection`.
-
-        Returns:
-            (the playbook without them, an account of what was done).
+        The arguments are those of `dspy_ace.playbook.forget`, which knows each operation and loses less: here a bullet
+        of several sources goes (with `keep_shared`: stays) as a whole, and votes stay in the counters.
 
         Raises:
             SettingsError: nothing is selected, or a name is unknown; the message lists the known names.

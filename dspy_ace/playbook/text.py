@@ -74,7 +74,7 @@ def section_slug(section: str) -> str:
 _CODE_SPAN = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
 _QUOTES = str.maketrans({**dict.fromkeys("“”„‟«»「」『』", '"'), **dict.fromkeys("‘’‚‛‹›", "'")})
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-"))
-_WIDE_MARK = re.compile(r"(?<!\d)[。、，；：！،؛۔।…]|[。、，；：！،؛۔।…](?!\d)")
+_WIDE_MARK = re.compile(r"(?<!\d)[。、，；：،؛۔।…]|[。、，；：،؛۔।…](?!\d)|(?<![0-9A-Za-z])！")
 _PIECES = re.compile(
     r"""(?P<code>```.*?```|`[^`]*`)
     | (?P<indent>\n(?:[ ]{2,}|[ ]*\t)[ \t]*)
