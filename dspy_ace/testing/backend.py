@@ -1,5 +1,19 @@
 """The offline model without DSPy: a request in, a reply with its usage out, everything logged.
 
+How a request becomes a reply:
+
+| file | job |
+|---|---|
+| `request` · `reply` | a chat request as fields and values · values in the types and format that it asks for |
+| `words` · `calculate` | stems and sentences · numbers and written formulas, worked out without running code |
+| `statements` · `evidence` | possible answers and the sentences that name them · a score for each answer |
+| `answer` · `agent` | the task model: a value for each field · the next step of an agent |
+| `reflect` · `curate` | the Reflector and the Curator |
+| `noise` · `backend` | deliberate imperfections · who answers, faults, latency, usage, log |
+| `offline` · `server` | the DSPy model · the same model as an OpenAI-compatible HTTP server |
+
+An answerer of your own may use all of them.
+
 A token is a run of up to eight letters, of up to three digits, or one other visible character. The count is close to
 that of common tokenizers for English prose, needs no vocabulary, and is the same everywhere.
 """

@@ -9,8 +9,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from typing import Any
 
 from .calculate import formula_name, work_out
@@ -130,15 +131,18 @@ def fields_in(text: str) -> dict[str, str]:
 
 def read_case(ask: Ask) -> Case:
     """Read the case of a reflection request, whatever it calls its fields."""
-    get = _finder(ask)
-    text = get("task_inputs", "input", "example")
-    feedback, outcome = get("feedback", "critique"), get("outcome", "score", "result", "verdict")
-    expected = fields_in(get("expected", "target", "gold", "label")) or read_feedback(feedback)[0]
-    trajectory = get("trajectory", "attempt", "prediction", "output", "trace")
-    given = _given(trajectory, expected)
-    calls = _calls(trajectory, _HEADING.findall(ask.values.get("task", "")))
-    bullets = get("bullets", "playbook")
-    return Case(_values_only(text), expected, given, _verdict(outcome, feedback), feedback, bullets, calls)
+    feedback = _field(ask, "feedback", "critique")
+    expected = fields_in(_field(ask, "expected", "target", "gold", "label")) or read_feedback(feedback)[0]
+    trajectory = _field(ask, "trajectory", "attempt", "prediction", "output", "trace")
+    return Case(
+        text=_values_only(_field(ask, "task_inputs", "input", "example")),
+        expected=expected,
+        given=_given(trajectory, expected),
+        good=_verdict(_field(ask, "outcome", "score", "result", "verdict"), feedback),
+        feedback=feedback,
+        bullets=_field(ask, "bullets", "playbook"),
+        calls=_calls(trajectory, _HEADING.findall(ask.values.get("task", ""))),
+    )
 
 
 def read_feedback(feedback: str) -> tuple[dict[str, str], bool | None]:
@@ -148,15 +152,11 @@ def read_feedback(feedback: str) -> tuple[dict[str, str], bool | None]:
     return expected, _verdict("", feedback)
 
 
-def _finder(ask: Ask) -> Callable[..., str]:
-    def get(*names: str) -> str:
-        for name in names:
-            for key, value in ask.values.items():
-                if key == name:
-                    return value
-        return next((v for n in names for k, v in ask.values.items() if n in k.lower()), "")
-
-    return get
+def _field(ask: Ask, *names: str) -> str:
+    """Return the value of the first field with one of `names`, or else with one of them in its name."""
+    exact = (ask.values[name] for name in names if name in ask.values)
+    similar = (value for name in names for key, value in ask.values.items() if name in key.lower())
+    return next(chain(exact, similar), "")
 
 
 def _values_only(text: str) -> str:
@@ -297,29 +297,23 @@ class Lesson:
 
 def lessons_of(case: Case) -> list[Lesson]:
     """Return the lessons of a case; none for a success that teaches nothing or a case without a verdict."""
-    found: list[Lesson] = []
-    text = listed(case.text).rest
-    named = len(case.expected) > 1
-    expected = case.expected or (dict(case.given) if case.good else dict.fromkeys(case.given, ""))
     if not case.expected and case.good is None:
         return []
+    found: list[Lesson] = []
+    text = listed(case.text).rest
+    questions = numbered_questions(text)
+    expected = case.expected or (case.given if case.good else dict.fromkeys(case.given, ""))
     for name, right in list(expected.items())[:_FIELDS]:
-        wrong = case.given.get(name) or (
-            next(iter(case.given.values()), "") if not name or len(case.given) == 1 else ""
-        )
-        questions = numbered_questions(text)
-        rights, wrongs = [p.strip() for p in right.split(",")], [p.strip() for p in wrong.split(",")]
-        label = name if named else ""
+        only = next(iter(case.given.values()), "") if not name or len(case.given) == 1 else ""
+        wrong = case.given.get(name) or only
+        rights, wrongs = right.split(","), wrong.split(",")
+        label = name if len(case.expected) > 1 else ""
         if case.several:
             found += _for_one(case, name, right.strip(), wrong.strip(), label)
-            continue
-        if len(questions) > 1 and len(questions) in (len(rights), len(wrongs)):
-            for number, question in enumerate(questions):
-                pair = (
-                    rights[number] if number < len(rights) else "",
-                    wrongs[number] if number < len(wrongs) else "",
-                )
-                found += _lesson(case, question, *pair, label)
+        elif len(questions) > 1 and len(questions) in (len(rights), len(wrongs)):
+            pairs = zip_longest(rights, wrongs, fillvalue="")
+            for question, (one, other) in zip(questions, pairs, strict=False):
+                found += _lesson(case, question, one.strip(), other.strip(), label)
         else:
             found += _lesson(case, text, right.strip(), wrong.strip(), label)
     return found
