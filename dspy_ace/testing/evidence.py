@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -139,7 +139,10 @@ def kind_named(text: str) -> str:
 
 
 _QUOTED_WORD, _PART, _PHRASE, _BESIDE = 1.0, 0.75, 0.4, 0.4
-_OWN, _AGAINST, _BESIDES, _NEXT, _MISFIT = 0.55, 0.6, 0.1, 0.5, 0.25
+"""Weights of a cue: a quoted word, a word of a quoted phrase, that phrase, a bare word beside a quoted phrase."""
+_OWN, _AGAINST, _ASIDE, _NEXT, _MISFIT = 0.55, 0.6, 0.1, 0.5, 0.25
+"""Factors: an option's own words, statements against it, those that are `aside`, each further statement for the same
+option, and a number of another sort than the one in focus."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +165,12 @@ class Verdict:
 class Evidence:
     """Statements about one set of options, indexed by cue. Built once a prompt, it judges many passages."""
 
-    def __init__(self, options: tuple[Option, ...], said: Sequence[Statement]) -> None:
+    def __init__(self, options: tuple[Option, ...], stated: Sequence[Statement]) -> None:
         self.options = options
-        self.said = tuple(said)
+        self.statements = tuple(stated)
         self._cues: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        self._totals = [0.0] * len(said)
-        self._kinds = [next((k for p in s.phrases for k in (kind_of_pattern(p),) if k), "") for s in said]
+        self._totals = [0.0] * len(stated)
+        self._kinds = [next((k for p in s.phrases for k in (kind_of_pattern(p),) if k), "") for s in stated]
         self._blocked: dict[str, list[int]] = defaultdict(list)
         self._index()
         self._own: dict[str, list[int]] = defaultdict(list)
@@ -183,34 +186,30 @@ class Evidence:
 
     def _index(self) -> None:
         """Weigh the cues: one counts more the fewer statements have it and the larger its option's share of them."""
-        votes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-        raw: list[dict[str, float]] = []
-        for said in self.said:
-            mine = _weights(said)
-            raw.append(mine)
-            if said.sign > 0:
-                for cue in mine:
-                    votes[cue][said.target] += 1
-        count = max(1, sum(1 for s in self.said if s.sign > 0))
-        even = 1.0 / max(2, len({s.target for s in self.said if s.sign > 0}))
-        for number, said in enumerate(self.said):
+        raw = [_weights(statement) for statement in self.statements]
+        targets = [statement.target for statement in self.statements if statement.sign > 0]
+        votes: dict[str, Counter[int]] = defaultdict(Counter)
+        for statement, cues in zip(self.statements, raw, strict=True):
+            for cue in cues if statement.sign > 0 else ():
+                votes[cue][statement.target] += 1
+        even = 1.0 / max(2, len(set(targets)))
+        for number, statement in enumerate(self.statements):
             for cue, weight in raw[number].items():
-                cast = votes.get(cue, {})
-                total = sum(cast.values())
-                share = (cast.get(said.target, 0) + 0.2) / (total + 0.2) if said.sign > 0 else 1.0
+                total = votes[cue].total() if cue in votes else 0
+                share = (votes[cue][statement.target] + 0.2) / (total + 0.2) if statement.sign > 0 else 1.0
                 share = max(0.05, (share - even) / (1.0 - even))
-                telling = weight * math.log(2.0 + count / (1.0 + total)) * share
+                telling = weight * math.log(2.0 + max(1, len(targets)) / (1.0 + total)) * share
                 self._cues[cue].append((number, telling))
                 self._totals[number] += telling
-            for cue in said.blocked:
+            for cue in statement.blocked:
                 self._blocked[cue].append(number)
 
     def judge(self, text: Passage) -> Verdict:
         """Score the options for `text`; ties go to the option listed first."""
         hits: dict[int, float] = defaultdict(float)
-        for gram, near in text.grams.items():
+        for gram, share in text.grams.items():
             for number, weight in self._cues.get(gram, ()):
-                hits[number] += weight * near
+                hits[number] += weight * share
         for gram in text.grams:
             for number in self._blocked.get(gram, ()):
                 hits[number] *= 0.1
@@ -219,8 +218,8 @@ class Evidence:
         for sign, factor in ((1, 1.0), (-1, -_AGAINST)):
             per_option: dict[int, list[float]] = defaultdict(list)
             for number, strength in strengths.items():
-                if self.said[number].sign == sign:
-                    per_option[self.said[number].target].append(strength)
+                if self.statements[number].sign == sign:
+                    per_option[self.statements[number].target].append(strength)
             for target, found in per_option.items():
                 found.sort(reverse=True)
                 scores[target] += factor * sum(s * _NEXT**i for i, s in enumerate(found[:8]))
@@ -229,22 +228,23 @@ class Evidence:
         margin = (scores[best] - max(rest, 0.0)) / scores[best] if scores and scores[best] > 0 else 0.0
         ranked = sorted(strengths, key=lambda n: (-strengths[n], n))
         top = strengths[ranked[0]] if ranked else 0.0
-        used = tuple(self.said[n] for n in ranked[:12] if strengths[n] >= 0.25 * top and strengths[n] > 0)
+        used = tuple(self.statements[n] for n in ranked[:12] if strengths[n] >= 0.25 * top and strengths[n] > 0)
         return Verdict(tuple(scores), best, used, margin)
 
     def _strength(self, number: int, hit: float, text: Passage) -> float:
-        coverage = min(1.0, hit / self._totals[number]) if self._totals[number] else 0.0
-        strength = hit * (0.4 + 0.6 * coverage) * (_BESIDES if self.said[number].aside else 1.0)
-        stated, kind = self._kinds[number], text.kind
-        if self.said[number].limits:
-            strength *= 1.5 if self.said[number].admits(numbers(text.text)) else 0.1
-        return strength * _MISFIT if kind and stated and kind != stated else strength
+        """Return how strongly a statement holds for `text`; `hit` is the weight of its cues that were found there."""
+        statement, kind, total = self.statements[number], self._kinds[number], self._totals[number]
+        coverage = min(1.0, hit / total) if total else 0.0
+        strength = hit * (0.4 + 0.6 * coverage) * (_ASIDE if statement.aside else 1.0)
+        if statement.limits:
+            strength *= 1.5 if statement.admits(numbers(text.text)) else 0.1
+        return strength * _MISFIT if text.kind and kind and text.kind != kind else strength
 
     def _own_words(self, text: Passage) -> list[float]:
         scores = [0.0] * len(self.options)
-        for gram, near in text.grams.items():
+        for gram, share in text.grams.items():
             for index in self._own.get(gram, ()):
-                scores[index] += near * self._rarity(gram)
+                scores[index] += share * self._rarity(gram)
         for index, score in enumerate(scores):
             if score:
                 fit = _MISFIT if text.kind and self._option_kinds[index] not in ("", text.kind) else 1.0
@@ -270,15 +270,12 @@ def _weights(said: Statement) -> dict[str, float]:
 @lru_cache(maxsize=128)
 def gather(options: tuple[Option, ...], texts: tuple[str, ...], shown: tuple[tuple[str, int], ...] = ()) -> Evidence:
     """Collect evidence from the statements in `texts` and from demonstrations `shown` (input, index of its answer)."""
-    said: list[Statement] = []
-    for text in texts:
-        said += statements(text, options)
-    for text, target in shown:
-        said.append(_example(text, target))
-    return Evidence(options, said)
+    stated = [statement for text in texts for statement in statements(text, options)]
+    return Evidence(options, stated + [_example(text, target) for text, target in shown])
 
 
 def _example(text: str, target: int) -> Statement:
+    """Return a demonstration as a statement: the words of its input call for its answer."""
     grams = passage(text).grams
     ranked = sorted((g for g in grams if " " not in g and g != "#"), key=lambda g: -grams[g])
     return Statement("", target, 1, tuple(ranked[:24]), (), (), text)
