@@ -1,4 +1,4 @@
-"""The curator: turns the lessons of several reviews into the operations that the playbook in view lacks."""
+"""The curator: turns the lessons of several reviews into operations on the playbook in view."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from .evidence import kind_of_pattern
 from .request import Ask
 from .statements import BULLET, blocks
-from .words import content_stems, normal
+from .words import content_stems, cut, first_group, normal
 
 _REVIEW = re.compile(r"^[ \t#*]*Review[ \t]+(\d+)\b.*$", re.MULTILINE | re.IGNORECASE)
 _INSIGHT = re.compile(r"^[ \t]*[-*•][ \t]+(.+)$", re.MULTILINE)
@@ -35,12 +35,22 @@ _PLACEHOLDER = re.compile(r"^\W*(?:none|empty|no insights?|n/a)\b", re.IGNORECAS
 
 
 _CLOSE, _FULL = 0.25, 14
-"""Share of cue words from which two lessons for one answer become one, and the cues after which a bullet is full."""
+"""Share of common cue words from which two lessons for one answer become one; most cues of a bullet."""
 
 
 @dataclass
 class Point:
-    """A lesson as the curator sees it: the answer it speaks for, what it rules out, its cues, where it was seen."""
+    """A lesson of a review or a bullet, as read.
+
+    Attributes:
+        text: its words.
+        answer, wrong: the answer that it is for and the one that it is against, as `normal` text; empty for none.
+        cues: its quoted phrases, or else its content words.
+        reviews: numbers of the reviews that state it.
+        id: of the bullet; empty for a new lesson.
+        field: the output field that it names; empty for none.
+        predictor: whom it is for; empty for everyone.
+    """
 
     text: str
     answer: str
@@ -53,30 +63,31 @@ class Point:
 
 
 def read_point(text: str, source: str = "") -> Point:
-    """`text` of an insight or bullet as a point."""
+    """Read the text of an insight or bullet."""
     addressed = _FOR.search(text)
     text = text[: addressed.start()] if addressed else text
-    ruled = _NOT.search(text)
-    unquoted = _CUE.sub(" ", text)
-    answer = _ANSWER.search(unquoted)
+    ruled_out = _NOT.search(text)
+    answer = _ANSWER.search(_CUE.sub(" ", text))
     named = answer[2].strip() if answer else ""
-    asked = (answer[1] or "") if answer else ""
-    if ruled and named.startswith("not "):
+    if ruled_out and named.startswith("not "):
         named = ""
-    cues = tuple(next(g for g in m.groups() if g) for m in _CUE.finditer(text)) or tuple(
-        dict.fromkeys(content_stems(text))
+    quoted = tuple(first_group(match) for match in _CUE.finditer(text))
+    return Point(
+        text=" ".join(text.split()),
+        answer=normal(named),
+        wrong=normal(ruled_out[1]) if ruled_out else "",
+        cues=quoted or tuple(dict.fromkeys(content_stems(text))),
+        id=source,
+        field=(answer[1] or "") if answer else "",
+        predictor=addressed[1] if addressed else "",
     )
-    return Point(" ".join(text.split()), normal(named), normal(ruled[1]) if ruled else "", cues, id=source, field=asked,
-                 predictor=addressed[1] if addressed else "")  # fmt: skip
 
 
 def reviewed(text: str) -> list[Point]:
-    """The lessons in `reviews`, each once, with the numbers of the reviews that state it."""
-    marks = list(_REVIEW.finditer(text))
-    ends = [m.start() for m in marks[1:]] + [len(text)]
+    """Return the lessons of the reviews, each once, with the numbers of the reviews that state it."""
     found: list[Point] = []
-    for mark, end in zip(marks, ends, strict=False):
-        for line in _insights(text[mark.end() : end]):
+    for mark, body in cut(_REVIEW.finditer(text), text):
+        for line in _insights(body):
             point = read_point(line)
             twin = next((p for p in found if _same(p, point)), None)
             if twin is None:
@@ -88,7 +99,7 @@ def reviewed(text: str) -> list[Point]:
 
 
 def _insights(body: str) -> Iterable[str]:
-    """Insight lines of one review: below a line that announces insights when there is one, else every dash line."""
+    """Return the insights of one review: all lines with a dash, below the heading `Insights:` if there is one."""
     start = re.search(r"^[ \t]*(?:key[ _])?(?:insights?|lessons?)[^\n:]*:", body, re.MULTILINE | re.IGNORECASE)
     rest = body[start.end() :] if start else body
     if start and rest.lstrip().startswith("["):
@@ -101,12 +112,13 @@ def _insights(body: str) -> Iterable[str]:
 
 
 def overlap(one: Point, other: Point) -> float:
-    """Share of cue words that two points have in common, of the smaller set (0 … 1)."""
+    """Return the share of common cue words, of the smaller set: 0 … 1."""
     a, b = set(content_stems(" ".join(one.cues))), set(content_stems(" ".join(other.cues)))
     return len(a & b) / min(len(a), len(b)) if a and b else 0.0
 
 
 def _same(one: Point, other: Point) -> bool:
+    """Return True if two lessons of reviews say the same."""
     if one.predictor != other.predictor:
         return False
     if normal(one.text) == normal(other.text):
@@ -172,7 +184,7 @@ def plan(held: list[Point], points: list[Point], evidence: str, tight: float = 0
 
 
 def _place(point: Point, now: dict[str, Point], fresh: list[Point], tight: float) -> None:
-    """Put a lesson where it belongs: nowhere if it is known, into a bullet that is close, or beside the others."""
+    """Drop a lesson that is known, join one that is close to a bullet with it, or keep it as a new bullet."""
     alike = [
         p for p in (*now.values(), *fresh) if (p.field, p.answer, _sort(p)) == (point.field, point.answer, _sort(point))
     ]
@@ -200,12 +212,12 @@ def _place(point: Point, now: dict[str, Point], fresh: list[Point], tight: float
 
 
 def _sort(point: Point) -> str:
-    """What kind of number a lesson's leading pattern speaks of; empty for none."""
+    """Return the sort of number in a lesson's first pattern with `#`; empty for none."""
     return next((kind_of_pattern(cue) for cue in point.cues if "#" in cue), "")
 
 
 def _common(points: list[Point]) -> set[tuple[str, str]]:
-    """(Field, stem) pairs that go with many different answers of that field and so tell none of them apart."""
+    """Return the (field, stem) pairs that stand with many answers of the field, and so tell none of them apart."""
     answers: dict[tuple[str, str], set[str]] = {}
     known: dict[str, set[str]] = {}
     for point in points:
@@ -217,13 +229,13 @@ def _common(points: list[Point]) -> set[tuple[str, str]]:
 
 
 def _sharpened(point: Point, common: set[tuple[str, str]]) -> Point:
-    """`point` without the quoted cues that consist of common words."""
+    """Return `point` without the quoted cues that have only common words."""
     words = {cue: {(point.field, stem) for stem in content_stems(cue)} for cue in point.cues}
     return _without(point, {cue for cue, stems in words.items() if stems and stems <= common and "#" not in cue})
 
 
 def _without(point: Point, drop: set[str]) -> Point:
-    """`point` without the quoted cues in `drop`, as long as two are left."""
+    """Return `point` without the quoted cues in `drop`; at least two stay."""
     text, kept = point.text, list(point.cues)
     for cue in point.cues:
         if len(kept) > 2 and cue in drop and f'"{cue}"' in text:
@@ -256,13 +268,13 @@ def _joined(one: Point, other: Point) -> str:
 
 
 def section_of(point: Point) -> str:
-    """A section for a new bullet, by what it is: a rule, a mistake to avoid, or a hint."""
+    """Return the section for a new bullet: mistakes to avoid, clues for an answer, or strategies."""
     if not point.answer and point.wrong:
         return "COMMON MISTAKES TO AVOID"
     return "CONTEXT CLUES & INDICATORS" if point.answer else "STRATEGIES & INSIGHTS"
 
 
 def echo(book: str) -> list[dict[str, Any]]:
-    """Junk: the playbook's own format as the content of new bullets."""
+    """Return junk: new bullets whose content is in the playbook's own format."""
     lines = [line for line in book.splitlines() if BULLET.match(line)][:2] or ["[str-00001] (STRATEGIES & INSIGHTS)"]
     return [{"type": "ADD", "section": "## PLAYBOOK", "content": f"## STRATEGIES & INSIGHTS\n{line}"} for line in lines]
