@@ -27,8 +27,8 @@ from dspy_ace.testing import OfflineLM
 
 # `make test` draws few examples and `make test-all` many, the same every time; HYPOTHESIS_PROFILE=search draws new ones
 hypothesis.settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None)
-hypothesis.settings.register_profile("thorough", max_examples=300, derandomize=True, deadline=None)
-hypothesis.settings.register_profile("search", max_examples=300, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("thorough", max_examples=200, derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", max_examples=200, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # a gate that runs in the background of a shell starts with Ctrl-C ignored, and its children with it

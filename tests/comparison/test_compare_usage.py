@@ -11,8 +11,7 @@ import pytest
 from compare_helpers import TEST, VAL, Same, billed, compared, metric, spent
 from comparisons.proposals import answer_proposal
 from dspy_ace import ACE
-from dspy_ace.lm import retries
-from dspy_ace.lm.prices import price_of
+from dspy_ace.lm import price_of, retries
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from runs import client, faulty

@@ -17,7 +17,7 @@ from office.apprentice import Apprentice
 from office.world import current
 
 from dspy_ace import ACE, Playbook
-from dspy_ace.program.rollout import rollouts
+from dspy_ace.program import rollouts
 from paths import ROOT
 
 

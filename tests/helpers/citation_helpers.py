@@ -1,4 +1,4 @@
-"""What the tests of citations share: adapters, replies as they write them, and models that cite."""
+"""Adapters, replies as models write them for each, and models that cite."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import dspy
 
 from dspy_ace import Playbook, with_playbook
-from dspy_ace.program import Trajectory
+from dspy_ace.program import Trajectory, rollouts
 from dspy_ace.program.citation import FIELD
-from dspy_ace.program.rollout import rollouts
 from scripted import Messages, scripted
 
 ADAPTERS = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}

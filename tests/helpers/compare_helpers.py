@@ -1,4 +1,4 @@
-"""What the tests of comparisons share: a small comparison, simple optimizers, two ways to count what was used."""
+"""A small comparison, simple optimizers, and two ways to count what was used."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def compared(optimizers: Mapping[str, Any] | None = None, **changes: Any) -> Com
 
 
 def spent(result: Comparison) -> dict[str, int]:
-    """What all cells say was used, roles and phases together."""
+    """Add up the usage in all cells, roles and phases together."""
     used = [u for cell in result.cells for phase in cell["usage"].values() for u in phase.values()]
     return {name: sum(u[name] for u in used) for name in FIELDS}
 
 
 def billed(*servers: Any) -> dict[str, int]:
-    """What the servers' own logs say."""
+    """Add up the usage in the servers' own logs."""
     log = [record for server in servers for record in server.log]
     return {"calls": len(log), **{name: sum(getattr(record, name) for record in log) for name in FIELDS[1:]}}

@@ -1,4 +1,4 @@
-"""What the tests of OnlineACE share: a routing program, a reflector that keeps its notes, a desk that fails."""
+"""OnlineACE on the routing task, a reflector that keeps what it is given, a program that fails for some messages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import dspy
 
-from dspy_ace import Playbook
-from dspy_ace.online.online import OnlineACE
+from dspy_ace import OnlineACE, Playbook
 from dspy_ace.playbook import Add, Delta
 from dspy_ace.roles import Reflection
 from tasks import Route, messages

@@ -50,7 +50,7 @@ def compiled(lm: Any, student: Any = None, metric: Any = desk_metric, **settings
 
 
 def billed(server: OfflineServer) -> dict[str, Usage]:
-    """What the server's own log says that each role has used."""
+    """Add up the usage of each role in the server's own log."""
     roles: dict[str, Usage] = {}
     for record in server.log:
         used = Usage(
@@ -62,7 +62,7 @@ def billed(server: OfflineServer) -> dict[str, Usage]:
 
 
 def booked(program: Any) -> dict[str, Usage]:
-    """What the run says of the roles that called an LM; retries are not what a server can tell."""
+    """Return the usage that the run reports, by role that called an LM; without retries, which no server can tell."""
     usage: Mapping[str, Usage] = program.detailed_results.usage
     kept = ("calls", "cached_calls", "failed_calls", "prompt_tokens", "cached_tokens", "completion_tokens")
     return {role: Usage(*(getattr(used, name) for name in kept)) for role, used in usage.items() if used.calls}

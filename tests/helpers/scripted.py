@@ -14,7 +14,7 @@ Reply = str | BaseException
 
 
 class Script:
-    """What the model says, and what it was told.
+    """The replies of a scripted model, and the requests it got.
 
     Args:
         replies: one for each request (the last one again when they run out; an exception is raised), or a
@@ -31,7 +31,7 @@ class Script:
         return self
 
     def answer(self, messages: Messages, response_format: Any) -> str:
-        """The next reply; the request is kept."""
+        """Return the next reply, and keep the request."""
         with self._lock:
             number = len(self.requests)
             self.requests.append(messages)
@@ -48,11 +48,11 @@ class Script:
 def scripted(
     replies: Reply | Sequence[Reply] | Callable[[Messages], Reply], *, structured: bool = False, **settings: Any
 ) -> Any:
-    """A `dspy` LM that says `replies`; `lm.script.requests` holds the messages of every request.
+    """Make a `dspy` LM that says `replies`; `lm.script.requests` holds the messages of every request.
 
     Args:
         replies: see `Script`.
-        structured: whether the model says of itself that it takes a response schema.
+        structured: True if the model says of itself that it takes a response schema.
         settings: of the LM; the cache is off unless asked for.
     """
     script = Script(replies)
@@ -62,7 +62,7 @@ def scripted(
 
 
 def rate_limited() -> BaseException:
-    """What a provider's refusal looks like at the place where a scripted model raises it."""
+    """Make a provider's refusal, to be raised by a scripted model."""
     if hasattr(dspy, "lm15"):
         return dspy.lm15.RateLimitError("slow down", status=429, provider="scripted")
     from dspy.utils.exceptions import LMRateLimitError

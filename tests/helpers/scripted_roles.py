@@ -1,4 +1,4 @@
-"""What tests of the two LM roles share: replies in the chat layout, cases, and what a prompt holds."""
+"""Replies of the two LM roles in the chat layout, trajectories for them, and the fields of their prompts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import dspy
 import pytest
 
 from dspy_ace import Playbook
-from dspy_ace.program import Trajectory
-from dspy_ace.program.trajectory import Call, Feedback
+from dspy_ace.program import Call, Feedback, Trajectory
 from dspy_ace.roles import Reflection
 from paths import SHARED
 

@@ -1,4 +1,4 @@
-"""What hypothesis draws: playbooks of any text, operations of any kind, deltas that fit a playbook."""
+"""Hypothesis strategies: playbooks of any text, operations of any kind, deltas that fit a playbook."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from dspy.utils.callback import BaseCallback
 from dspy_ace import Usage, with_playbook
 from dspy_ace.lm.usage import Meter
 from dspy_ace.playbook import Playbook
-from dspy_ace.program.rollout import rollouts
+from dspy_ace.program import rollouts
 from dspy_ace.testing import OfflineLM
 from scripted import Messages, rate_limited, scripted
 

@@ -17,7 +17,7 @@ from dspy_ace.errors import DeltaError, SettingsError
 from dspy_ace.playbook import Add, Delete, Delta, Merge, Tag, Update, apply
 from dspy_ace.playbook.forgetting import forget
 from dspy_ace.playbook.history import Event, Rollback, replay, versions
-from forget_helpers import CANARY, add, contents
+from edits import CANARY, add, contents
 
 
 def forgotten(*operations: Any, **chosen: Any) -> Playbook:

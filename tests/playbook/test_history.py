@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delta_helpers import relaxed
 from dspy_ace import Playbook
 from dspy_ace.errors import DeltaError
 from dspy_ace.playbook import Add, Delta, Event, Rollback, apply, replay
 from dspy_ace.playbook.history import versions
+from edits import relaxed
 from strategies import deltas, playbooks
 
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from delta_helpers import SEED, checked, relaxed
 from dspy_ace import Bullet, Playbook
 from dspy_ace.errors import SettingsError
 from dspy_ace.playbook import (
@@ -27,6 +26,7 @@ from dspy_ace.playbook import (
     rebase,
     section_key,
 )
+from edits import SEED, checked, relaxed
 from strategies import deltas, playbooks
 
 pytestmark = pytest.mark.compat

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delta_helpers import SEED, checked, done, relaxed
 from dspy_ace.errors import DeltaError
 from dspy_ace.playbook.merging import combine
 from dspy_ace.playbook.operations import (
@@ -28,6 +27,7 @@ from dspy_ace.playbook.operations import (
     operation_from_json,
 )
 from dspy_ace.playbook.playbook import Bullet, Playbook
+from edits import SEED, checked, done, relaxed
 from strategies import deltas, junk, operations, playbooks
 
 # --- apply

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dspy_ace import Playbook, Reflector
 from dspy_ace.errors import RoleError, SettingsError
 from dspy_ace.playbook import count_tokens
-from dspy_ace.program.trajectory import Call, Failure, Feedback
+from dspy_ace.program import Call, Failure, Feedback
 from dspy_ace.roles import Insight, Reflection
 from dspy_ace.roles.reflector import ReflectOnTrajectory
 from scripted import rate_limited, scripted

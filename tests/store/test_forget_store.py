@@ -22,7 +22,7 @@ import databases
 from dspy_ace import Bullet, Playbook, PlaybookStore, with_playbook
 from dspy_ace.errors import SettingsError
 from dspy_ace.playbook import Add, Delta, Event, Merge, Tag, Update, apply
-from forget_helpers import CANARY, add, contents
+from edits import CANARY, add, contents
 
 FIFTY = [str(n) for n in range(50)]
 

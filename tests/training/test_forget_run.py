@@ -19,7 +19,7 @@ from dspy_ace.testing import OfflineLM
 from dspy_ace.training.erase_run import _quotes, forget_run
 from dspy_ace.training.history import Record, Validation
 from dspy_ace.training.journal import Journal
-from forget_helpers import CANARY, add
+from edits import CANARY, add
 from tasks import Route, desk_metric, messages
 
 LESSON = re.compile(r"Harbor|Maple|Summit|Lantern")

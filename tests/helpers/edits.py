@@ -1,12 +1,13 @@
-"""What the tests of deltas share: a small playbook, how operations are applied to it, and how a result is checked."""
+"""A small playbook, operations on it, and views of the result, for tests of deltas and of forgetting."""
 
 from __future__ import annotations
 
 from hypothesis import settings
 
-from dspy_ace.playbook import Bullet, Delta, Operation, Playbook, apply
+from dspy_ace.playbook import Add, Bullet, Delta, Operation, Playbook, apply
 
 relaxed = settings(deadline=None)
+CANARY = "xq7canary"  # a word to look for where something was forgotten
 
 SEED = Playbook(
     (
@@ -20,9 +21,20 @@ SEED = Playbook(
 
 
 def done(*operations: Operation, playbook: Playbook = SEED) -> Playbook:
+    """Apply operations, by default to `SEED`."""
     return apply(playbook, Delta(operations))
 
 
 def checked(playbook: Playbook) -> Playbook:
-    """The same playbook made by its constructor, which checks everything that `apply` need not."""
+    """Make the playbook again by its constructor, which checks everything that `apply` need not."""
     return Playbook(playbook.bullets, playbook.sections, playbook.high_water)
+
+
+def add(content: str, *sources: str, section: str = "S") -> Add:
+    """Make an addition."""
+    return Add(section, content, None, sources)
+
+
+def contents(playbook: Playbook) -> dict[str, str]:
+    """Map each id to its content."""
+    return {bullet.id: bullet.content for bullet in playbook}
