@@ -15,7 +15,7 @@ DEFAULT_METHODS = "icl,bootstrap,mipro,gepa,simba,dc,ace,ace-paper"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for; argparse ends the program on a mistake."""
+    """Read the command line; argparse ends the program on a mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m comparisons", description="ACE beside other optimizers, under the same conditions."
     )

@@ -1,4 +1,4 @@
-"""What a comparison will cost, before it: calls, tokens and dollars of each method, worked out without an LM call.
+"""The cost of a comparison, estimated before it: calls, tokens and dollars of each method, without an LM call.
 
 Calls follow from each method's arithmetic (its `expect`). Tokens are a guess: prompts are formatted and counted at
 4 characters a token, replies are taken to have the lengths below, and no prompt cache is reckoned with. Dollars are

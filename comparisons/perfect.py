@@ -1,4 +1,4 @@
-"""What an optimizer spends on a student that has nothing to learn: `python -m comparisons.perfect`.
+"""The calls that an optimizer spends on a student that has nothing to learn: `python -m comparisons.perfect`.
 
 The quickstart's messages under a metric that is content with every answer. What is counted are the LM calls the model
 received and the metric calls, from the first call of `compile` to its end.

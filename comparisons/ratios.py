@@ -1,4 +1,4 @@
-"""What ACE costs beside others, as ratios: rollouts, LM calls, prompt tokens billed and wall clock, all in one run.
+"""The cost of ACE beside others, as ratios: rollouts, LM calls, prompt tokens billed and wall clock, all in one run.
 
 The offline model answers over HTTP with the latency of a provider, scaled down by a stated factor: a fixed part, one
 for each prompt token that the prompt cache does not hold, one for each token written. A cached prompt token is billed
@@ -56,7 +56,7 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run cost, and how good it was. Two add up; their score is the mean.
+    """The cost of one run, and how good it was. Two add up; their score is the mean.
 
     Args:
         rollouts: runs of the program.

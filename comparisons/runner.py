@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, argv: list[str], say: Callable[[str], None]) -
 
 
 def setting_of(task: Task, args: argparse.Namespace, reflection_lm: Any) -> Setting:
-    """What all methods get on a task."""
+    """Return what all methods get on a task."""
     return Setting(
         task.metric,
         len(task.train),
@@ -105,5 +105,5 @@ def reports(result: Comparison, folder: Path, task: str) -> list[Path]:
 
 
 def progress(line: str) -> None:
-    """What is going on, on stderr: stdout has the results."""
+    """Say what is going on, on stderr: stdout has the results."""
     print(line, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ CHARACTERS_PER_TOKEN = 4
 
 
 def fitting(examples: list[dspy.Example], max_tokens: int = MAX_TOKENS) -> int:
-    """How many of the examples fit, taken in order, at about 4 characters a token; at least one."""
+    """Count the examples that fit, taken in order, at about 4 characters a token; at least one."""
     left, count = max_tokens, 0
     for example in examples:
         left -= len(str(example.toDict())) // CHARACTERS_PER_TOKEN + 1

@@ -1,4 +1,4 @@
-"""What a method is: an optimizer under the settings of a comparison, made anew for each seed."""
+"""A method: an optimizer under the settings of a comparison, made anew for each seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Compile = Callable[["Recipe", dspy.Module, list[dspy.Example], list[dspy.Example
 
 @dataclass(frozen=True)
 class Setting:
-    """What all methods of a comparison are given alike.
+    """The settings that all methods of a comparison share.
 
     Args:
         metric: of the task.
@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Expected:
-    """What one run is expected to make, for an estimate before it: about, and seldom more.
+    """The calls and tokens that one run is expected to take: about, and seldom more.
 
     Args:
         rollouts: runs of the program while compiling.

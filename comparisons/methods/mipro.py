@@ -23,7 +23,7 @@ LIGHT_TRIALS = 10  # of one predictor: max(2 · 2 · log2(6), 1.5 · 6)
 
 
 class Plan(NamedTuple):
-    """What fits into a budget."""
+    """The candidates and trials that fit into a budget."""
 
     candidates: int
     trials: int

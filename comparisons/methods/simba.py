@@ -19,7 +19,7 @@ MOST_STEPS, MOST_CANDIDATES, MOST_BATCH = 8, 6, 32  # DSPy's defaults
 
 
 class Plan(NamedTuple):
-    """What fits into a budget."""
+    """The steps, candidates and batch that fit into a budget."""
 
     steps: int
     candidates: int

@@ -1,1 +1,1 @@
-"""How long the plain code of the house takes, beside a straightforward version and beside what bounds it."""
+"""The time that the plain code of dspy_ace takes, beside a straightforward version and a lower bound."""

@@ -1,4 +1,4 @@
-"""How much of the prompts a provider's prompt cache serves: `python -m comparisons.performance.cache`.
+"""The share of the prompts that a provider's prompt cache serves: `python -m comparisons.performance.cache`.
 
 Whole compiles of the quickstart's task, then its held-out messages through the compiled program. Each LM call is kept
 with the moments it began and ended, and the run is gone through again beside a simulated prompt cache, one a model: it
@@ -215,7 +215,7 @@ def run(
 
 
 def shares(made: Run, *, begun: bool = False) -> dict[str, Share]:
-    """What is served, by role and part of a role; inference goes on with the task's cache, `cold` without it."""
+    """Return what is served, by role and part of a role; inference goes on with the task's cache, `cold` without it."""
     held, found = Held(), {}
     for role in ("task", "curator", "reflector", "inference"):
         each = served(made.of(role), held if role in ("task", "inference") else Held(), begun=begun)

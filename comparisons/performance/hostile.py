@@ -1,4 +1,4 @@
-"""How time grows with the size of hostile text: `python -m comparisons.performance.hostile`.
+"""The growth of time with the size of hostile text: `python -m comparisons.performance.hostile`.
 
 What a model or a file may hold at its worst: brackets without end, items cut in two, space where nothing is expected,
 lessons that differ in a number only. Each input is made at size n, 2n and 4n and read in one run; `growth` is the time

@@ -1,4 +1,4 @@
-"""What `OnlineACE` adds to a call of the program: `python -m comparisons.performance.hot_path`.
+"""The time that `OnlineACE` adds to a call of the program: `python -m comparisons.performance.hot_path`.
 
 The same playbook stands in both prompts, and a model with one reply for all answers both; calls of the two take turns.
 What is left is the request for citations, and the note that the call leaves on its prediction.

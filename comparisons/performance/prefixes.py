@@ -65,13 +65,13 @@ def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
 
 
 def in_blocks(shared: int) -> int:
-    """What of a shared prefix is served in whole blocks, from the least length on; tokens."""
+    """Return the tokens of a shared prefix that are served in whole blocks, from the least length on."""
     return shared - shared % BLOCK if shared >= MINIMUM else 0
 
 
 @dataclass(frozen=True)
 class Share:
-    """What was served, added up over requests. Two add up.
+    """The tokens served, added up over requests. Two add up.
 
     Args:
         calls: requests.
@@ -100,7 +100,7 @@ def share_of(part: int, shared: int) -> Share:
 
 
 def served(requests: Iterable[Request], held: Held, *, begun: bool = False) -> list[Share]:
-    """What a cache serves of each request, in the order they began.
+    """Return what a cache serves of each request, in the order they began.
 
     Args:
         requests: all of one model.

@@ -86,7 +86,7 @@ def settled(size: int, embedded: bool) -> Bench:
 
 
 def rows(size: int, repetitions: int, plain: int, say: Callable[[str], object]) -> Iterator[Row]:
-    """What a step costs at `size` bullets, whole and in parts.
+    """Time a step at `size` bullets, whole and in parts.
 
     Args:
         size: bullets.

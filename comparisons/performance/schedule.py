@@ -1,4 +1,4 @@
-"""How near a run comes to its critical path: `python -m comparisons.performance.schedule`.
+"""The wall clock of a run beside its critical path: `python -m comparisons.performance.schedule`.
 
 Every LM call takes a time drawn at random, 0.2 to 2 s (times `--scale`), by a hash of its request. The critical path is
 the longest chain of calls of which each must wait for the one before. In a step this is the slowest example (rollout,

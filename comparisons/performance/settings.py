@@ -1,4 +1,4 @@
-"""What each setting of ACE is worth, measured: `python -m comparisons.performance.settings batch`.
+"""The worth of each setting of ACE, measured: `python -m comparisons.performance.settings batch`.
 
 The quickstart's task under an offline model with the noise of a real one: slips, wrong lessons, the same lesson in
 other words, replies that cannot be read. For each value of a setting: the mean score on held-out messages over seeds,

@@ -1,4 +1,4 @@
-"""What `import dspy_ace` costs over `import dspy`, each time in a process of its own."""
+"""The time that `import dspy_ace` costs over `import dspy`, each time in a process of its own."""
 
 from __future__ import annotations
 

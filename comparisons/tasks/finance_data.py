@@ -1,4 +1,4 @@
-"""What FiNER and Formula share: the program, and examples from a folder or the hub (examples/finance.py)."""
+"""Shared by FiNER and Formula: the program, and examples from a folder or the hub (examples/finance.py)."""
 
 from __future__ import annotations
 

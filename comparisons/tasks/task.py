@@ -1,4 +1,4 @@
-"""What a task is, and the way to the examples' modules, which hold programs, metrics and data readers already."""
+"""A task, and the way to the modules of `examples/`, which hold programs, metrics and data readers already."""
 
 from __future__ import annotations
 

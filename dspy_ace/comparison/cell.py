@@ -83,7 +83,9 @@ def run_cell(conditions: Conditions, method: str, seed: int, optimizer: Teleprom
         "prompts": {},
     }
     stage = "compile"
-    with CtrlC() as ctrl_c, uncached(), dspy.context(**_settings(conditions)):
+    threads = conditions.num_threads or dspy.settings.num_threads
+    lm = one_by_one(dspy.settings.lm)
+    with CtrlC() as ctrl_c, uncached(), dspy.context(lm=lm, num_threads=threads):
         try:
             with observer.watching("compile"):
                 program = _compiled(conditions, observer, optimizer, seed)
@@ -113,11 +115,6 @@ def run_cell(conditions: Conditions, method: str, seed: int, optimizer: Teleprom
         "curve": observer.curve,
         "prompt_steps": observer.prompt_steps(),
     }
-
-
-def _settings(conditions: Conditions) -> dict[str, Any]:
-    settings: dict[str, Any] = {"lm": one_by_one(dspy.settings.lm)}
-    return settings if conditions.num_threads is None else settings | {"num_threads": conditions.num_threads}
 
 
 @contextmanager

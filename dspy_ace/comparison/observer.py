@@ -7,13 +7,14 @@ anything else → `optimizer`. The role travels with DSPy's settings, so it hold
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Token
 from dataclasses import dataclass, fields
 from typing import Any
@@ -66,9 +67,9 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         self._stages = stages_of(program)
         self._valset = list(valset)
         self._ids = {id(example): position for position, example in enumerate(self._valset)}
-        self._alike: dict[str, list[int]] = {}
+        self._positions: dict[str, list[int]] = {}  # in the valset, by inputs: an optimizer may score copies
         for position, example in enumerate(self._valset):
-            self._alike.setdefault(_key(example.inputs().toDict()), []).append(position)
+            self._positions.setdefault(_key(example.inputs().toDict()), []).append(position)
         self._phase, self._outside, self._stepping = "compile", "optimizer", True
         self._started = time.monotonic()
         self._meter = Meter()
@@ -105,6 +106,7 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
     def watched(self, metric: Metric) -> Metric:
         """Wrap a metric: same name and signature, its calls are counted, its LM calls have the role `metric`."""
 
+        @functools.wraps(metric, updated=())
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
                 with dspy.context(**{_SCOPE: _Scope("metric")}):
@@ -115,7 +117,9 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             self._note_score(args, kwargs, result)
             return result
 
-        return _like(call, metric)
+        with suppress(TypeError, ValueError):  # some builtins have no signature
+            call.__signature__ = inspect.signature(called(metric))  # type: ignore[attr-defined]
+        return call
 
     def usage(self, phase: str) -> dict[str, dict[str, Any]]:
         """Return the usage by role as plain data; roles in alphabetical order."""
@@ -150,7 +154,7 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         if scope is None or scope.prompt is None:
             return
         if exception is not None:
-            self._note(scope.prompt, self._alike.get(scope.inputs, []), 0.0)
+            self._note(scope.prompt, self._positions.get(scope.inputs, []), 0.0)
             return
         prediction = outputs[0] if isinstance(outputs, tuple) and outputs else outputs  # GEPA's come with a trace
         with self._lock:
@@ -216,12 +220,12 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             prediction, scope = self._predictions.get(id(given[1]), (None, None))
         if scope is None or scope.prompt is None or prediction is not given[1]:
             return
-        position = self._ids.get(id(given[0]))
         try:
             score = 0.0 if result is None else feedback_of(result).score
         except MetricError:
             score = 0.0
-        self._note(scope.prompt, self._alike.get(scope.inputs, []) if position is None else [position], score)
+        known = self._ids.get(id(given[0]))
+        self._note(scope.prompt, self._positions.get(scope.inputs, []) if known is None else [known], score)
 
     def _note(self, prompt: str, positions: Sequence[int], score: float) -> None:
         """Note a prompt's score on examples of the valset. Once it has all of them, the curve has a new point."""
@@ -266,18 +270,6 @@ def _put(setting: str, value: Any) -> Token[dict[str, Any]]:
 def stages_of(program: Any) -> set[str]:
     """Return what DSPy knows a program's predictors by: a copy has the same, another predictor another."""
     return {predictor.stage for _, predictor in program.named_predictors() if hasattr(predictor, "stage")}
-
-
-def _like(call: Callable[..., Any], metric: Metric) -> Metric:
-    """Give `call` the name and the signature of `metric`: optimizers read both."""
-    call.__name__ = getattr(metric, "__name__", type(metric).__name__)
-    call.__doc__ = metric.__doc__
-    call.__wrapped__ = metric  # type: ignore[attr-defined]
-    try:
-        call.__signature__ = inspect.signature(called(metric))  # type: ignore[attr-defined]
-    except (TypeError, ValueError):  # some builtins have no signature
-        del call.__wrapped__  # type: ignore[attr-defined]
-    return call
 
 
 def _key(inputs: Mapping[str, Any]) -> str:

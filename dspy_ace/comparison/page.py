@@ -99,7 +99,7 @@ def _save_figures(figures: Sequence[Drawing], folder: Path) -> None:
 
 
 def _content(header: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, Any]:
-    """What both kinds of page say, as text and tables."""
+    """Collect what both kinds of page show, as text and tables."""
     failed = [cell for cell in cells if cell["status"] != "ok"]
     facts = _facts(header, cells)
     prompts = _prompts(cells)
@@ -133,7 +133,7 @@ def _numeric(grid: Grid) -> list[int]:
 
 
 def _usage(cells: Sequence[Mapping[str, Any]]) -> Grid:
-    """What each role of each method used, compiling and testing, summed over all cells, failed ones included."""
+    """Sum up what each role of each method used, compiling and testing, over all cells, failed ones included."""
     by_role: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for cell in cells:
         for phase, roles in (cell.get("usage") or {}).items():
@@ -149,7 +149,7 @@ def _usage(cells: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def _facts(header: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Whatever the header says, flat, and the dates: what a reader needs to run it again."""
+    """List the entries of the header, and the dates: a reader needs them to run it again."""
     facts: dict[str, Any] = {}
     for name, value in header.items():
         if isinstance(value, Mapping):

@@ -70,7 +70,7 @@ def lines(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> list[
 
 
 def title(header: Mapping[str, Any]) -> str:
-    """What was compared, on which program."""
+    """Name the program whose optimizers were compared, and the task."""
     what = ", ".join(str(header[key]) for key in ("program", "task") if header.get(key))
     return f"Optimizers of {what}" if what else "Comparison of optimizers"
 

@@ -86,7 +86,7 @@ def test_a_comparison_survives_kill_nine(tmp_path: Path) -> None:
         "with dspy.context(lm=client(sys.argv[1])):\n"
         "    compared({'ACE': ACE(metric, epochs=1), 'same': Same(metric)}, out=sys.argv[2], seeds=(0, 1))\n"
     )
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers", Path(__file__).parent)))
     environment = {**os.environ, "PYTHONPATH": paths, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     with serve(latency=0.05) as server:
         for wanted in (2, None):
