@@ -80,6 +80,15 @@ Finite = Annotated[float, pydantic.AllowInfNan(False)]
 """Any finite number."""
 
 
+def brief(data: object) -> str:
+    """Return `repr` of anything, cut to 60 characters for a message."""
+    try:
+        shown = repr(data)
+    except ValueError:  # an int beyond Python's limit of digits
+        shown = f"a huge {type(data).__name__}"
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
 def checked(name: str, value: Any, kind: Any, hint: str = "") -> Any:
     """Return `value` if it is of `kind`.
 
@@ -104,7 +113,7 @@ def checked(name: str, value: Any, kind: Any, hint: str = "") -> Any:
         # of `X | None` one problem is told for each side: that of X says what is expected
         problem = next((each for each in error.errors() if each["type"] != "none_required"), error.errors()[0])
         expected = problem["msg"].removeprefix("Input should be ")
-        raise SettingsError(f"{name} must be {expected}; got {value!r:.80}. {hint}".rstrip()) from None
+        raise SettingsError(f"{name} must be {expected}; got {brief(value)}. {hint}".rstrip()) from None
 
 
 @lru_cache(maxsize=256)

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import dspy
 
 from ..ace import ACE
-from ..errors import MetricError, RunError, SettingsError
+from ..errors import MetricError, RunError, SettingsError, brief
 from ..lm import one_by_one
-from ..playbook import Playbook, brief
+from ..playbook import Playbook
 from ..program import Crew, Metric, own_instructions, with_playbook
 from ..roles import Curate, GrowAndRefine, Refine, Reflect
 from ..store import PlaybookStore

@@ -5,7 +5,7 @@ from .forgetting import Account, Forgotten, Selection, counted, forget, rewrite
 from .history import Event, Rollback, replay
 from .merging import combine, merge, rebase
 from .operations import Add, Delete, Delta, Merge, Operation, Rejected, Tag, Update, admit, apply
-from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, brief
+from .playbook import DEFAULT_SECTIONS, Bullet, Playbook
 from .prompt import PLAYBOOK_HEADER, playbook_block, take_out
 from .text import OTHERS, count_tokens, cut_middle, defuse, fit, folded, section_key
 
@@ -31,7 +31,6 @@ __all__ = [
     "admit",
     "append_line",
     "apply",
-    "brief",
     "combine",
     "count_tokens",
     "counted",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from ..errors import DeltaError, SettingsError
+from ..errors import DeltaError, SettingsError, brief
 from .operations import Add, Delta, Merge, Operation, Rejected, Tag, Working, admit, apply, check
-from .playbook import Bullet, Playbook, brief
+from .playbook import Bullet, Playbook
 from .text import folded, section_key
 
 

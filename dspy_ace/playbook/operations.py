@@ -14,8 +14,8 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar, Union, get_args
 
-from ..errors import DeltaError, PlaybookError
-from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, brief, clean_content, number_of, valid_text
+from ..errors import DeltaError, PlaybookError, brief
+from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, clean_content, number_of, valid_text
 from .text import clean_section, folded, section_key, section_slug
 
 Self = TypeVar("Self", bound="_Operation")

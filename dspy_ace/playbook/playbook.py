@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PlaybookError
+from ..errors import PlaybookError, brief
 from . import text
 from .files import write_whole
 
@@ -363,15 +363,6 @@ def clean_content(content: object) -> str:
 def number_of(bullet_id: str) -> int:
     """Return the number at the end of an id."""
     return int(bullet_id[bullet_id.rindex("-") + 1 :])
-
-
-def brief(data: object) -> str:
-    """Return `repr` of anything, cut to 60 characters for a message."""
-    try:
-        shown = repr(data)
-    except ValueError:  # an int beyond Python's limit of digits
-        shown = f"a huge {type(data).__name__}"
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def _sequence(values: Any, name: str) -> tuple[Any, ...]:

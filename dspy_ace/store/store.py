@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from pydantic import InstanceOf
 
-from ..errors import Count, DeltaError, Finite, SettingsError, StoreError, checked
+from ..errors import Count, DeltaError, Finite, SettingsError, StoreError, brief, checked
 from ..playbook import (
     Account,
     Delta,
@@ -30,7 +30,6 @@ from ..playbook import (
     Playbook,
     Rejected,
     Selection,
-    brief,
     counted,
     rebase,
     replay,
