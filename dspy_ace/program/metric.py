@@ -37,6 +37,7 @@ class Scorer:
 
     Attributes:
         by_predictor: True if the metric takes five arguments, and so may speak about single predictors.
+        warned: True once a failure of it on a single predictor was warned of.
 
     Raises:
         SettingsError: not callable, async, or of another arity. No metric is called to find out.
@@ -46,6 +47,7 @@ class Scorer:
         self.metric = metric
         self._arity = 0 if metric is None else _arity("metric", metric, _ARGUMENTS, (2, 3, 5))
         self.by_predictor = self._arity == 5
+        self.warned = False
 
     def __call__(
         self,

@@ -101,7 +101,6 @@ class Rollouts:
         self._names = {id(predictor): name for name, predictor in self.predictors.items()}
         # BestOfN and Refine run deep copies: a predictor's `stage` survives a copy, its id does not
         self._stages = {predictor.stage: name for name, predictor in self.predictors.items()}
-        self._warned = False
 
     def one(self, example: dspy.Example, source: str) -> Trajectory:
         """Run the program on an example and score it, in an environment of its own if there is one.
@@ -156,9 +155,9 @@ class Rollouts:
         words: dict[str, str] = {}
         for name, last in dict(entries).items():
             said, failure = self._scored(trajectory.example, trajectory.prediction, trace, name, [last])
-            if failure is not None and not self._warned:
+            if failure is not None and not self.scorer.warned:
                 logger.warning("ACE: the metric has no words on predictor %s: %s", name, failure.message)
-                self._warned = True
+                self.scorer.warned = True
             if failure is None and said.text not in ("", trajectory.feedback.text):
                 words[name] = said.text
         return replace(trajectory, predictor_feedback=words)

@@ -7,6 +7,7 @@ No text here is longer than `MOST` characters, and none longer than that is buil
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import dspy
@@ -69,7 +70,7 @@ def _written(value: Any, images: Sequence[dspy.Image], most: int, depth: int) ->
     if isinstance(value, dict):
         return f"{{{_listed(((f'{key!r:.200}: ', item) for key, item in value.items()), most, *inside)}}}"
     if isinstance(value, (set, frozenset)):
-        items = sorted(_written(item, images, most, depth - 1) for item in value)  # the same in every process
+        items = sorted(_written(item, images, most, depth - 1) for item in islice(value, most))  # in no hash order
         return f"{{{', '.join(items)}}}" if items else f"{type(value).__name__}()"
     if isinstance(value, list):
         return f"[{_listed((('', item) for item in value), most, *inside)}]"
@@ -108,7 +109,7 @@ def _kind(value: Any, images: Sequence[dspy.Image]) -> str | None:
         known = [value.filename or value.file_id, kind, f"{len(data.rstrip('=')) * 3 // 4:,} bytes" if data else ""]
         return f"({', '.join(['file', *filter(None, known)])})"
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return f"({len(value):,} bytes)"
+        return f"({memoryview(value).nbytes:,} bytes)"
     return None
 
 
