@@ -133,10 +133,10 @@ def _arity(name: str, function: Any, takes: str, counts: tuple[int, ...]) -> int
             if isinstance(function, type)
             else type(function).__name__
         )
-        raise SettingsError(f"{name} must be a function {takes}; got {hint}.")
+        raise SettingsError(f"{name} must be a callable {takes}; got {hint}.")
     if runs is None or any(map(inspect.iscoroutinefunction, (runs, getattr(runs, "__call__", None)))):  # noqa: B004
         raise SettingsError(
-            f"{name} must be a function {takes}; got an async function; wrap it in one that waits for it (asyncio.run)."
+            f"{name} must be a callable {takes}; got an async function; wrap it in one that waits for it (asyncio.run)."
         )
     try:
         signature = inspect.signature(runs)
