@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import SettingsError, brief, checked
 from .history import Event, Rollback, replay
 from .operations import Add, Delete, Delta, Operation, Working, by_age
 from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, clean_content
@@ -375,7 +375,8 @@ class _Rewriting:
         if not copied:  # the text is written here
             place.late.add(name) if self.shown else place.late.discard(name)
         made = operation.on(ids).taught_by(selection.without(operation.sources))
-        if named:  # the section may be its choice
+        if named and getattr(made, "section", None) is not None:  # the section was its choice
+            self.operations += 1
             made = replace(made, section=None)  # type: ignore[arg-type]  # an addition does not come here
         return [made]
 
@@ -423,12 +424,8 @@ def _pattern(matching: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
 
 def _names(what: str, names: Any, example: str) -> frozenset[str]:
     if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
-        raise SettingsError(f"{what} is a set of names like {example}; got {names!r:.100}.")
-    listed = list(names)
-    for name in listed:
-        if not isinstance(name, str):
-            raise SettingsError(f"{what} holds names as text, like {example}; got {name!r:.100}.")
-    return frozenset(listed)
+        raise SettingsError(f"{what} is a set of names like {example}; got {brief(names)}.")
+    return frozenset(checked(what, list(names), list[str], f"It holds names as text, like {example}."))
 
 
 def _natural(name: str) -> tuple[int, str]:
