@@ -114,8 +114,10 @@ class Sqlite:
         if self._connection is None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise StoreError(f"{self}: its folder cannot be made: {error}.") from error
+                if not self.path.exists():
+                    self.path.touch(mode=0o600)  # it holds what users told
+            except (OSError, ValueError) as error:
+                raise StoreError(f"{self}: it cannot be made: {error}. Give another path.") from error
             connection = sqlite3.connect(self.path, timeout=self.timeout, isolation_level=None, check_same_thread=False)
             try:
                 self._retried(connection, "PRAGMA journal_mode=WAL", self.timeout)
@@ -175,7 +177,7 @@ class Server:
             raise SettingsError("A store by URL needs SQLAlchemy: pip install 'dspy-ace[store]'.") from error
         try:
             self._engine = sqlalchemy.create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED")
-        except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
+        except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ImportError, ValueError) as error:
             raise SettingsError(
                 f"This is no URL that SQLAlchemy can open here: {error}. Expected for instance "
                 "'postgresql+psycopg://user:password@host/database', with its driver (psycopg) installed."
@@ -183,7 +185,8 @@ class Server:
         self._alchemy: Any = sqlalchemy
 
     def __str__(self) -> str:
-        return str(self._engine.url.render_as_string(hide_password=True))
+        url = self._engine.url  # a password may stand in the query as well
+        return str(url.set(query=dict.fromkeys(url.query, "***")).render_as_string(hide_password=True))
 
     @contextlib.contextmanager
     def transaction(self, write: bool) -> Iterator[Run]:  # noqa: ARG002 - writers lock the row of ace_head

@@ -418,4 +418,4 @@ def _finds(selection: Selection, data: Any) -> bool:
 def _sources(operation: Mapping[str, Any]) -> list[str]:
     """Return the sources that an operation names; its fields may be of any type."""
     named = operation.get("sources", [operation.get("source")])
-    return [source for source in named if isinstance(source, str)]
+    return [source for source in named if isinstance(source, str)] if isinstance(named, list) else []

@@ -168,6 +168,16 @@ def test_a_reader_in_the_way_of_the_erasure_is_said(tmp_path: Path) -> None:
         assert CANARY.encode() not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
 
 
+def test_rejections_of_any_kind_do_not_stop_a_forgetting(tmp_path: Path) -> None:
+    """A rejected operation may have fields of any type; a source that stands in rejections alone can be forgotten."""
+    with PlaybookStore(tmp_path / "store.db") as store:
+        odd: Any = Add("S", "x", None, 5)  # type: ignore[arg-type]
+        assert len(store.append(Delta((odd, add("mine", "a"), Update("s-99999", CANARY, None, ("f",))))).rejected) == 2
+        assert "2 rejected operations" in str(store.forget(sources={"f"}))
+        assert contents(store.playbook()) == {"s-00001": "mine"}
+        assert store.history()[0].rejected == ()
+
+
 def test_a_store_forgets_by_pattern_and_in_what_was_told(tmp_path: Path) -> None:
     """The pattern finds lessons and pending records; a pattern that finds nothing changes nothing."""
     with PlaybookStore(tmp_path / "store.db") as store:

@@ -351,8 +351,10 @@ def test_a_server_that_is_not_there_is_said() -> None:
     """The address is named, without its password."""
     pytest.importorskip("psycopg")
     with pytest.raises(StoreError, match="cannot be reached") as raised:
-        PlaybookStore("postgresql+psycopg://me:secret@127.0.0.1:1/none")
+        PlaybookStore("postgresql+psycopg://me:secret@127.0.0.1:1/none?password=secret")
     assert "secret" not in str(raised.value)
+    with pytest.raises(SettingsError, match="no URL that SQLAlchemy can open"):
+        PlaybookStore("postgresql+psycopg://me:secret@127.0.0.1:port/none")
 
 
 def test_sqlite_needs_no_sqlalchemy(tmp_path: Path) -> None:
@@ -375,6 +377,8 @@ except SettingsError as error:
 
 def test_files_that_are_no_store_are_refused(tmp_path: Path) -> None:
     """Another program's database, other bytes, a folder, a newer version: each says so, none is changed."""
+    with pytest.raises(StoreError, match="cannot be made"):
+        PlaybookStore(tmp_path / "a\0b.db")
     other = sqlite3.connect(tmp_path / "other.db")
     other.execute("CREATE TABLE songs (name TEXT)")
     other.close()
@@ -433,6 +437,19 @@ def test_bytes_overwritten_in_the_file_are_said(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(StoreError, match="backup"):
         PlaybookStore(path).playbook()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
+def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
+    """It holds what users told; the mode that somebody gave it stays."""
+    path = tmp_path / "store.db"
+    with PlaybookStore(path) as store:
+        store.tell({"n": 1})
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    path.chmod(0o660)
+    with PlaybookStore(path) as store:
+        store.tell({"n": 2})
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o660}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX users")
