@@ -165,12 +165,14 @@ class Server:
 
     Args:
         url: the URL; the driver it names must be installed.
+        timeout: seconds to wait for another process's write (PostgreSQL; elsewhere as long as the server lets it).
 
     Raises:
         SettingsError: SQLAlchemy or the driver is missing, or the URL cannot be read.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout: float) -> None:
+        self.timeout = timeout
         try:
             import sqlalchemy  # noqa: PLC0415 - an extra: SQLite needs none
         except ImportError as error:
@@ -189,14 +191,16 @@ class Server:
         return str(url.set(query=dict.fromkeys(url.query, "***")).render_as_string(hide_password=True))
 
     @contextlib.contextmanager
-    def transaction(self, write: bool) -> Iterator[Run]:  # noqa: ARG002 - writers lock the row of ace_head
-        """Do all of it or nothing. Raises StoreError."""
+    def transaction(self, write: bool) -> Iterator[Run]:
+        """Do all of it or nothing; who writes locks the row of `ace_head`. Raises StoreError."""
         with self._explained(), self._engine.begin() as connection:
 
             def run(sql: str, **values: Any) -> list[tuple[Any, ...]]:
                 result = connection.execute(self._alchemy.text(sql), values)
                 return [tuple(row) for row in result] if result.returns_rows else []
 
+            if write and self._engine.dialect.name == "postgresql":
+                _limit_waiting(run, self.timeout)
             yield run
 
     def has_store(self) -> bool:
@@ -236,13 +240,17 @@ class Server:
             raise StoreError(f"{self}: {what}{getattr(error, 'orig', None) or error}") from error
 
 
+def _limit_waiting(run: Run, seconds: float) -> None:
+    run(f"SET LOCAL lock_timeout = '{max(1, round(1000 * seconds))}ms'")  # 0 would be no limit
+
+
 def _rewrite_tables(run: Run) -> None:
     """Put the rows of PostgreSQL tables into new files.
 
     Not VACUUM FULL: it keeps rows that any older transaction might still read, only warns where the role does not own
     the table, and waits for readers with everybody else waiting behind it.
     """
-    run(f"SET LOCAL lock_timeout = '{1000 * LOCK_SECONDS:.0f}ms'")
+    _limit_waiting(run, LOCK_SECONDS)
     run("LOCK TABLE ace_events, ace_tells IN ACCESS EXCLUSIVE MODE")
     run("CREATE TEMPORARY TABLE ace_kept_events ON COMMIT DROP AS SELECT * FROM ace_events")
     run("CREATE TEMPORARY TABLE ace_kept_tells ON COMMIT DROP AS SELECT * FROM ace_tells")
@@ -262,4 +270,4 @@ def open_database(url: str | Path, timeout: float) -> Database:
         return Sqlite(Path(url), timeout)
     if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
         return Sqlite(Path(url[len("sqlite:///") :]), timeout)
-    return Server(url)
+    return Server(url, timeout)

@@ -56,7 +56,7 @@ class PlaybookStore:
     Args:
         url: a path (SQLite, nothing to install, one machine) or a SQLAlchemy URL (`pip install 'dspy-ace[store]'`).
         seed: the playbook that a new store starts from; an existing store keeps its own.
-        timeout: seconds to wait for another process's write (SQLite).
+        timeout: seconds to wait for another process's write (SQLite and PostgreSQL).
 
     Raises:
         StoreError: not a store, or one of a newer version; damaged; cannot be written.
@@ -270,10 +270,12 @@ class PlaybookStore:
                 seen = _read_all(run)
                 done = _without(*seen, selection)
             account = _forget(run, selection, seen[1], done)
+            self._read = {}
         notes = [note for note in (*account.notes, self._erase(), _OTHERS) if note]
-        for method in [each() for each in _watchers.get(str(self._database), [])]:
-            with contextlib.suppress(StoreError):  # its store is closed
-                method and method()
+        for watcher in list(_watchers.get(str(self._database), [])):
+            if method := watcher():
+                with contextlib.suppress(StoreError):  # its store is closed
+                    method()
         return replace(account, notes=tuple(notes))
 
     def watch(self, method: Callable[[], object]) -> None:
@@ -282,15 +284,17 @@ class PlaybookStore:
         It is called in the thread that calls `forget`, by any PlaybookStore on the same path or URL. The store keeps
         only a weak reference to its object.
         """
-        _watchers.setdefault(str(self._database), []).append(weakref.WeakMethod(method))
+        name = str(self._database)
+        _watchers[name] = [each for each in _watchers.get(name, []) if each()] + [weakref.WeakMethod(method)]
 
     def _erase(self) -> str:
-        """Erase from the files what deleted rows held, and note that in the store. Return what a user should know."""
+        """Erase from the files what forgotten rows held, if they still do. Return what a user should know."""
         with self._alone() as database:
-            self._read = {}
             try:
                 with database.transaction(write=False) as run:
                     version = tables.unclean(run)
+                if not version:
+                    return ""
                 note = database.erase()
                 with database.transaction(write=True) as run:
                     tables.mark_clean(run, version)
@@ -312,9 +316,7 @@ class PlaybookStore:
                     raise
         with database.transaction(write=False) as run:
             tables.check_layout(run, str(database))
-            unclean = tables.unclean(run)
-        if unclean:
-            self._erase()
+        self._erase()
 
     def _latest(self, run: Run) -> tuple[int, Playbook]:
         """Replay the events since the last call, or all after a rollback or a "forget". Return version and playbook."""
@@ -388,8 +390,8 @@ def _without(seed: Playbook, stored: Sequence[StoredEvent], tells: Sequence[Tell
     rejected = [each.to_json() for event in stored for each in event.rejected]
     named = {source for each in rejected for source in _sources(each["operation"] or {})}
     done = rewrite(seed, [event.event for event in stored], selection, {*named, *(told.source for told in tells)})
-    found = bool(done.found or selection.sources or _finds(selection, rejected))
-    if not found and not any(_finds(selection, told.record) for told in tells):
+    found = done.found or selection.sources or selection.finds(_text(rejected))
+    if not found and not any(_selected(told, selection) for told in tells):
         pattern = getattr(selection.matching, "pattern", "")
         raise SettingsError(f"Nothing in this store matches {pattern!r:.100}. Nothing was changed.")
     if rejected:
@@ -400,7 +402,7 @@ def _without(seed: Playbook, stored: Sequence[StoredEvent], tells: Sequence[Tell
 
 def _forget(run: Run, selection: Selection, stored: Sequence[StoredEvent], done: Forgotten) -> Account:
     """Write the rewritten history and delete told records. Return an account of it."""
-    going = [t.id for t in tables.open_tells(run) if t.source in selection.sources or _finds(selection, t.record)]
+    going = [told.id for told in tables.open_tells(run) if _selected(told, selection)]
     tables.write_over(run, 0, {"playbook": done.seed.to_json()})
     for event, new in zip(stored, done.deltas, strict=True):
         if isinstance(new, Delta) and (new != event.delta or event.rejected):
@@ -411,8 +413,12 @@ def _forget(run: Run, selection: Selection, stored: Sequence[StoredEvent], done:
     return replace(done.account, tells=len(going))
 
 
-def _finds(selection: Selection, data: Any) -> bool:
-    return selection.finds(json.dumps(data, ensure_ascii=False))
+def _selected(told: Tell, selection: Selection) -> bool:
+    return told.source in selection.sources or selection.finds(told.source, _text(told.record))
+
+
+def _text(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False)
 
 
 def _sources(operation: Mapping[str, Any]) -> list[str]:

@@ -184,11 +184,12 @@ def test_a_store_forgets_by_pattern_and_in_what_was_told(tmp_path: Path) -> None
         store.append(Delta((add("call 555-0100", "a"), add("mine", "a"))))
         store.tell({"text": "my number is 555-0100"}, source="a")
         store.tell({"text": "nothing"}, source="a")
+        store.tell({"text": "nothing"}, source="tel:555-0199")
         with pytest.raises(SettingsError, match="matches 'zebra'"):
             store.forget(matching="zebra")
         assert store.version == 1
         account = store.forget(matching=r"\d{3}-\d{4}")
-        assert (account.removed, account.tells) == (("s-00001",), 1)
+        assert (account.removed, account.tells) == (("s-00001",), 2)
         assert [told.id for told in store.pending()] == [2]
         account = store.forget(bullets={"s-00002"})
         assert len(store.playbook()) == 0

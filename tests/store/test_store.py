@@ -357,6 +357,22 @@ def test_a_server_that_is_not_there_is_said() -> None:
         PlaybookStore("postgresql+psycopg://me:secret@127.0.0.1:port/none")
 
 
+@pytest.mark.slow
+def test_a_writer_that_does_not_end_is_waited_for_so_long_and_no_longer(postgres: str) -> None:
+    """On a server as with SQLite: after `timeout` seconds the write is refused, and reading goes on."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    databases.empty(postgres)
+    engine = sqlalchemy.create_engine(postgres)
+    with PlaybookStore(postgres, timeout=0.2) as store, engine.connect() as writer:
+        writer.execute(sqlalchemy.text("UPDATE ace_head SET version = version"))
+        with pytest.raises(StoreError, match="timeout"):
+            store.tell({"n": 1})
+        assert store.pending() == ()
+        writer.rollback()
+        assert store.tell({"n": 1}) == 1
+    engine.dispose()
+
+
 def test_sqlite_needs_no_sqlalchemy(tmp_path: Path) -> None:
     """The default store works where SQLAlchemy is not installed; a URL is answered with what to install."""
     code = f"""
