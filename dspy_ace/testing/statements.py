@@ -172,16 +172,20 @@ class Statement:
 
 @dataclass(frozen=True)
 class _Mention:
+    """An option named in a sentence. `role`: 2 as the answer, 1 without a sign of either, -1 as a wrong answer."""
+
     start: int
     end: int
     option: int
-    role: int  # 2: named as the answer, 1: named, -1: named as wrong
+    role: int
 
 
+# What stands between a verb of answering and the option: `answer always with the label X`.
 _DETERMINERS = (
     r"(?:\s+(?:the|a|an|it|its|them|this|these|that|to|as|with|under|by|in|into|for|always|just|simply|only|directly|"
     r"straight|label|tag|category|class|department|team|queue|option|field|value|answer|be|[`'\"]?\w+[`'\"]?\s*=))*"
 )
+# What stands before an option that is the answer, and after one.
 _SPEAKS_FOR = re.compile(
     r"(?:→|⇒|->|=>|[:=]|\b(?:go|goes|going|belongs?|routed?|routes?|send|sent|assign(?:ed)?|direct(?:ed)?|forward(?:ed)?|"
     r"classify|classified|label(?:l?ed)?|tag(?:ged)?|mark(?:ed)?|answer|answers|choose|pick|select|use|return|give|say|"
@@ -196,12 +200,14 @@ _OWNS = re.compile(
     r"(?:is|are) (?:used|right|correct|the|about|meant))\b)",
     re.IGNORECASE,
 )
+# What stands before an option that is a wrong answer, and after one.
 _AGAINST = re.compile(
     r"(?:\b(?:not|never|instead of|rather than|avoid|wrongly|isn['’]t|aren['’]t|don['’]t|doesn['’]t|nor|neither)\b)"
     r"(?:(?!\bbut\b)[^,;.:→]){0,32}$",
     re.IGNORECASE,
 )
 _IS_WRONG = re.compile(r"^[\"'”’`*]*\s+(?:is|was|would be|are)\s+(?:wrong|incorrect|not\b|a mistake)", re.IGNORECASE)
+# What stands after an option that is only the name of a field, between options of one list, around a phrase.
 _VALUED = re.compile(
     r"^[\"'`]?\s*(?:=|:|\bis|\bare|\b(?:should|must) be)\s*[\"'`]?(?:true|false|yes|no)\b", re.IGNORECASE
 )
@@ -209,6 +215,7 @@ _CHAIN = re.compile(r"^[\"'”’`*\s]*(?:,|/|\bor\b|\band\b|\bnor\b|\s)+(?:to|t
 _QUOTE = re.compile(
     r"\"([^\"\n]{2,80})\"|“([^”\n]{2,80})”|`([^`\n]{2,80})`|(?<!\w)'([^'\n]{2,80})'(?!\w)|‘([^’\n]{2,80})’"
 )
+# An exception: words that must not be there.
 _BLOCK = re.compile(
     r"\b(?:unless|without|except(?: for| when| if)?|excluding|other than|if not|when not|"
     r"(?:does not|doesn['’]t|do not|don['’]t|is not|isn['’]t|not) "
@@ -223,8 +230,9 @@ _LIMIT = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+(?:['’]\w+)?")
-_SHY_WORDS = "yes no true false none other a b c d e f g h i j high low medium good bad new open up down on off"
-_SHY = frozenset(_SHY_WORDS.split())
+# Words so common that they name an option only beside a sign of answering; words that are never cues.
+_COMMON_WORDS = "yes no true false none other a b c d e f g h i j high low medium good bad new open up down on off"
+_COMMON = frozenset(_COMMON_WORDS.split())
 _GENERIC = STOP_STEMS | frozenset(
     stems("route routed send sent belong belongs assign assigned direct forward team department queue option options "
           "ticket message text input word words phrase phrases talk talks speak speaks contain contains include "
@@ -249,7 +257,7 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
             yield "", tail
 
 
-class Names:
+class _Names:
     """Finds the names of options in sentences."""
 
     def __init__(self, options: Sequence[Option]) -> None:
@@ -297,7 +305,7 @@ class Names:
         if _SPEAKS_FOR.search(before) or _OWNS.match(after):
             return _Mention(start, end, index, 2)
         word = sentence[start:end]
-        if word.lower() in _SHY or (len(word) == 1 and not word.isupper()):
+        if word.lower() in _COMMON or (len(word) == 1 and not word.isupper()):
             return None
         return _Mention(start, end, index, 1)
 
@@ -327,8 +335,8 @@ def claims(sentence: str, options: tuple[Option, ...], source: str = "") -> tupl
 
 
 @lru_cache(maxsize=256)
-def _names(options: tuple[Option, ...]) -> Names:
-    return Names(options)
+def _names(options: tuple[Option, ...]) -> _Names:
+    return _Names(options)
 
 
 def _pieces(sentence: str, mentions: list[_Mention]) -> Iterator[tuple[str, list[_Mention]]]:

@@ -16,7 +16,7 @@ import dspy
 import pydantic
 import pytest
 from dspy.utils.exceptions import AdapterParseError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dspy_ace.testing import OfflineLM
@@ -222,7 +222,6 @@ MARKS = st.sampled_from(
 PROMPT = st.lists(st.one_of(TEXT, MARKS), max_size=6).map("\n".join)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool", "odd"]), PROMPT), max_size=5))
 def test_no_request_is_too_strange(messages: list[tuple[str, str]]) -> None:
     """Whatever the messages are, there is a reply, and reading them twice gives the same."""
@@ -247,7 +246,6 @@ ASKED = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
 @given(FIELDS, ASKED, st.lists(PROMPT, min_size=4, max_size=4), st.sampled_from(ADAPTERS))
 def test_roles_keep_the_shape_asked_for_whatever_they_are_shown(
     given_: list[str], asked: list[str], texts: list[str], adapter: Any
