@@ -63,7 +63,7 @@ class OfficeAgent(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         self.agent = dspy.ReAct(DoTask, tools=list(tools), max_iters=max_iters)
 
     def forward(self, task_id: str, task: str) -> dspy.Prediction:
-        """Do one task. `failed_checks`, `errors` and `ended` of the prediction tell what came of it."""
+        """Do one task. `failed_checks`, `errors` and `ended` of the prediction say how it ended."""
         wanted = self.tasks[task_id]
         with opened(wanted.records) as office:
             prediction = self.agent(task=task)
@@ -74,7 +74,7 @@ class OfficeAgent(dspy.Module):  # type: ignore[misc]  # dspy is untyped
 
 
 def metric(example: dspy.Example, prediction: Any, trace: Any = None) -> dspy.Prediction:  # noqa: ARG001
-    """Whether the task was completed, and what the execution shows. It reads the prediction alone, no label."""
+    """Score 1 for a completed task, with words on the execution. It reads the prediction alone, no label."""
     done = prediction.failed_checks == 0
     words = ["The end state fits the task." if done else "The end state does not fit the task."]
     if prediction.errors:
@@ -85,12 +85,12 @@ def metric(example: dspy.Example, prediction: Any, trace: Any = None) -> dspy.Pr
 
 
 def as_examples(tasks: Sequence[Task]) -> list[dspy.Example]:
-    """Tasks as examples without a label."""
+    """Make examples without a label."""
     return [dspy.Example(task_id=task.id, task=task.text).with_inputs("task_id", "task") for task in tasks]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="Teach an agent the ways of an office, from execution feedback alone.")
     add_model_arguments(parser)
     parser.add_argument("--train", type=positive, default=30, help="training tasks (default: 30)")
@@ -120,7 +120,7 @@ def connect_agent(model: str) -> CallCounter:
 
 
 def table(tests: Mapping[str, Sequence[Task]], rows: Mapping[str, Sequence[Scores]], bullets: Mapping[str, int]) -> str:
-    """Task and scenario goal completion in percent: a row a program, a column a test set."""
+    """Return task and scenario goal completion in percent: a row a program, a column a test set."""
     lines = [" " * 10 + "".join(f"{name:>17}" for name in tests) + f"{'bullets':>10}"]
     for label, scored in rows.items():
         cells = []
@@ -134,7 +134,7 @@ def table(tests: Mapping[str, Sequence[Task]], rows: Mapping[str, Sequence[Score
 def report(
     program: Any, tests: Mapping[str, Sequence[Task]], before: Sequence[Scores], after: Sequence[Scores], seed: int
 ) -> None:
-    """What was learned, and what it is worth on the test tasks."""
+    """Print the playbook and what it is worth on the test tasks."""
     print(f"\nThe playbook ({len(program.playbook)} bullets):\n{program.playbook.to_text()}\n")
     print(f"The run:\n{program.detailed_results}")
     print("\nTask / scenario goal completion on the test tasks, in percent")

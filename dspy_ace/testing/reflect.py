@@ -73,7 +73,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Case:
-    """What a reflection request shows of one attempt.
+    """An attempt as a reflection request shows it.
 
     Attributes:
         text: the values of the inputs.

@@ -142,7 +142,7 @@ Limit = tuple[bool, float]
 
 @dataclass(frozen=True)
 class Statement:
-    """What a sentence says about one option.
+    """A sentence's claim about one option.
 
     Attributes:
         source: id of the bullet that says so; empty for other text.

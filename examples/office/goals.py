@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 
 def task_goal_completion(passed: Mapping[str, bool]) -> float:
-    """Share of tasks that passed.
+    """Return the share of tasks that passed.
 
     Args:
-        passed: task id → whether the end state of the task passed its checks.
+        passed: task id → True if the end state of the task passed its checks.
 
     Returns:
         Percent, 0 … 100.
@@ -23,7 +23,7 @@ def task_goal_completion(passed: Mapping[str, bool]) -> float:
 
 
 def scenario_goal_completion(passed: Mapping[str, bool]) -> float:
-    """Share of scenarios all of whose tasks passed.
+    """Return the share of scenarios of which all tasks passed.
 
     Args:
         passed: as for `task_goal_completion`; the scenario of a task is its id up to the last `_` (`82e2fac_1`).
@@ -42,7 +42,7 @@ def scenario_goal_completion(passed: Mapping[str, bool]) -> float:
 
 
 def scenario_of(task_id: str) -> str:
-    """The scenario of a task. Raises ValueError for an id that names none."""
+    """Return the scenario of a task. Raises ValueError for an id that names none."""
     scenario, mark, _ = task_id.rpartition("_")
     if not (scenario and mark):
         raise ValueError(f"expected a task id such as 82e2fac_1 (scenario, _, number); got {task_id!r}")

@@ -33,7 +33,7 @@ TITLES = ("review", "call", "lunch", "workshop", "interview", "briefing", "hando
 
 @dataclass(frozen=True)
 class Task:
-    """One task. `wanted` is for `passed` alone: no prompt, feedback or example holds it."""
+    """A task. `wanted` is for `failed_checks` alone: no prompt, feedback or example holds it."""
 
     id: str
     scenario: str
@@ -42,7 +42,7 @@ class Task:
     wanted: EndState
 
     def failed_checks(self, office: Office) -> int:
-        """How many of the five parts of the end state are not as the task wants them (nothing else may change)."""
+        """Count the parts, of five, of the end state that are not as the task wants them."""
         return office.end_state().differs(self.wanted)
 
 
@@ -56,7 +56,7 @@ class Tasks(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How hard a job is: rows in its list, whether a bank is slow, whether the list has rows that do not count."""
+    """The difficulty of a job: rows in its list, a slow bank or not, a list with rows that do not count or not."""
 
     rows: int
     slow: bool = False
@@ -64,7 +64,7 @@ class Size(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A piece of work: what is asked, what the office holds for it, what is to come about."""
+    """A piece of work: what is asked, what the office holds for it, and the wanted end state."""
 
     text: str
     records: Records
@@ -153,7 +153,7 @@ JOBS: tuple[Callable[[random.Random, Size], Job], ...] = (
 
 
 def make_tasks(seed: int = 0, train: int = 30, val: int = 12, normal: int = 39, challenge: int = 39) -> Tasks:
-    """Tasks by split.
+    """Draw the tasks of all splits.
 
     Args:
         seed: the same seed gives the same tasks in every process.
@@ -181,7 +181,7 @@ def _split(name: str, count: int, draw: random.Random, seen: set[str]) -> list[T
 
 
 def _scenarios(draw: random.Random, challenge: bool) -> Iterator[Callable[[], Job]]:
-    """Makers of the tasks of one scenario after the other, through all kinds of job."""
+    """Yield the maker of each scenario's tasks, through all kinds of job."""
     kinds: list[Callable[[random.Random, Size], Job]] = []
     while True:
         kinds = kinds or draw.sample(JOBS, len(JOBS))
@@ -200,7 +200,7 @@ def _scenarios(draw: random.Random, challenge: bool) -> Iterator[Callable[[], Jo
 
 
 def _together(job: Job, more: Job) -> Job:
-    """Two jobs as one. They speak of different people and things."""
+    """Join two jobs on different people and things."""
     one, two = job.records, more.records
     records = Records(one.mail | two.mail, one.files | two.files, one.events | two.events, one.slow | two.slow)
     parts = {part: getattr(job.wanted, part) + getattr(more.wanted, part) for part in EndState.__dataclass_fields__}

@@ -16,9 +16,9 @@ CALLS = 4
 
 @dataclass(frozen=True)
 class Records:
-    """What an office holds when it opens.
+    """The content of an office when it opens.
 
-    Args:
+    Attributes:
         mail: sender → (subject, amount) of each message.
         files: folder → names.
         events: person → titles.
@@ -33,7 +33,7 @@ class Records:
 
 @dataclass(frozen=True)
 class EndState:
-    """What was brought about in an office. Order does not matter; doing a thing twice does."""
+    """The changes made in an office, without their order. The same change made twice counts twice."""
 
     transfers: tuple[tuple[str, float], ...] = ()
     access: tuple[tuple[str, str], ...] = ()
@@ -42,12 +42,12 @@ class EndState:
     notes: tuple[tuple[str, str], ...] = ()
 
     def differs(self, other: EndState) -> int:
-        """In how many of the five parts two end states differ."""
+        """Count the parts, of five, in which two end states differ."""
         return sum(sorted(getattr(self, part)) != sorted(getattr(other, part)) for part in self.__dataclass_fields__)
 
 
 class Office:
-    """A fresh office. Its calls answer in text, as apps do: an error is an answer too, and is counted."""
+    """A fresh office. Its calls answer in text, as apps do: an error is an answer, too, and is counted."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
@@ -58,18 +58,18 @@ class Office:
         self._unheard = set(records.slow)
 
     def end_state(self) -> EndState:
-        """What was brought about so far."""
+        """Return the changes made so far."""
         return EndState(**{part: tuple(rows) for part, rows in self.done.items()})  # type: ignore[arg-type]
 
     def error(self, text: str) -> str:
-        """An error as the answer of a call."""
+        """Count an error, and return it as the answer of a call."""
         self.errors += 1
         return f"Error {text}"
 
     def refuses(self, app: str, token: str | None = None) -> str:
-        """Why `app` does not serve a call: too many of them, or no valid token where it asks for one; `""` if it does.
+        """Say why `app` refuses a call: too many calls, or no valid token where it asks for one; `""` if it does not.
 
-        A call that is refused counts as well.
+        A call without a valid token counts as a call.
         """
         if self._calls[app] >= CALLS:
             return self.error("429: too many requests. Call wait(seconds=30), then repeat this call.")
@@ -82,22 +82,22 @@ class Office:
         return ""
 
     def sign_in(self, app: str) -> str:
-        """Open a session; its token."""
+        """Open a session, and return its token."""
         return self._tokens.setdefault(app, f"tk-{app}-{len(self._tokens) + 71}")
 
     def pause(self) -> None:
-        """All apps are rested again."""
+        """Start the count of calls of each app anew."""
         self._calls.clear()
 
     def unheard(self, payee: str) -> bool:
-        """Whether this is the first transfer to a payee whose bank is slow."""
+        """Return True for the first transfer to a payee whose bank is slow."""
         slow = payee in self._unheard
         self._unheard.discard(payee)
         return slow
 
 
 def page(rows: Sequence[str], cursor: str) -> str:
-    """One page of `rows`, and how to ask for the next one."""
+    """Return one page of `rows`, and how to ask for the next one."""
     start = int(cursor.removeprefix("p")) if cursor.removeprefix("p").isdecimal() else 0
     lines = [f"- {row}" for row in rows[start : start + PAGE]] or ["Nothing found."]
     if start + PAGE < len(rows):
@@ -110,7 +110,7 @@ _open: ContextVar[Office] = ContextVar("open_office")
 
 @contextmanager
 def opened(records: Records) -> Iterator[Office]:
-    """A fresh office, in force where it is opened; it is closed after a failure as well."""
+    """Open a fresh office for the block, in this thread or task alone."""
     token = _open.set(Office(records))
     try:
         yield _open.get()
@@ -119,7 +119,7 @@ def opened(records: Records) -> Iterator[Office]:
 
 
 def current() -> Office:
-    """The office in force.
+    """Return the open office.
 
     Raises:
         LookupError: none is open here.
