@@ -52,7 +52,6 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             playbook, which is better as long as it fits, and cached.
         dedup_threshold: cosine from which two bullets may be the same; None: the default of `GrowAndRefine`.
         embedder: `list[str] -> (n, d) array` or a dspy.Embedder for bullet vectors; None: lexical vectors.
-        refine_mode: "proactive": refine at each step; "lazy": only past the token budget (ACE §3.3).
         validate: "along": the valset is looked at with the seed, as learning goes on, and at the end; "end": once all
             is learned, seed and last playbook meet on one example of it after the other until it is clear which
             is better. None: "along" unless `auto="light"`.
@@ -101,7 +100,6 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         prompt_bullets: int | None = None,
         dedup_threshold: float | None = None,
         embedder: Callable[[list[str]], Any] | None = None,
-        refine_mode: str = "proactive",
         validate: Validate | None = None,
         validate_every: int | None = None,
         patience: int | None = None,
@@ -139,7 +137,6 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.prompt_bullets = prompt_bullets
         self.dedup_threshold = dedup_threshold
         self.embedder = embedder
-        self.refine_mode = refine_mode
         self.validate = validate
         self.validate_every = validate_every
         self.patience = patience

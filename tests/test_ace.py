@@ -413,7 +413,6 @@ def test_a_playbook_to_start_from_is_kept_and_compiled_again_not_doubled() -> No
         ({"batch_size": 2.5}, "batch_size"),
         ({"num_threads": 0}, "num_threads"),
         ({"reflect_on": "some"}, "reflect_on"),
-        ({"refine_mode": "never"}, "mode"),
         ({"dedup_threshold": 3}, "threshold"),
         ({"playbook": "## S\n[s-1] x"}, "Playbook"),
         ({"reflection_lm": "openai/gpt-4o"}, "dspy.LM"),

@@ -21,7 +21,7 @@ import dspy
 from dspy_ace import Bullet, GrowAndRefine, OnlineACE, Playbook
 from dspy_ace.lm.reading import UnreadableError, read_list, read_mapping
 from dspy_ace.playbook import count_tokens, cut_middle
-from dspy_ace.similarity.differences import difference
+from dspy_ace.similarity import agree
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.backend import Served
 
@@ -119,7 +119,7 @@ def _new(text: str) -> str:
 def _told_apart(text: str) -> Any:
     """What the guard of near-duplicates says of two lessons that differ in their last word."""
     lesson = _new(text)
-    return difference(f"{lesson} end", f"{lesson} stop")
+    return agree(f"{lesson} end", f"{lesson} stop")
 
 
 def _answered(reply: str) -> Any:

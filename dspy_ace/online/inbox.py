@@ -228,6 +228,7 @@ def _to_record(told: Told) -> dict[str, Any]:
         "cited": list(t.cited),
         "error": None if t.error is None else {"kind": t.error.kind, "message": t.error.message},
         "success": t.success,
+        "perfect_score": t.perfect_score,
         "scored": told.scored and exact and exact_too,
     }
 
@@ -248,6 +249,7 @@ def _from_record(record: Mapping[str, Any], source: str, number: int, task: Mapp
         cited=tuple(record["cited"]),
         error=None if record["error"] is None else Failure(**record["error"]),
         success=record["success"],
+        perfect_score=record.get("perfect_score", 1.0),
     )
     return Told(trajectory, record["scored"], number)
 

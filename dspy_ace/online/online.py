@@ -56,7 +56,7 @@ class OnlineACE:
             by another process on the same `store`: here the playbook is only kept up to date.
         poll_seconds: with a store, seconds between two looks for what others have learned.
         **settings: as for `ACE`: labels, curation_group, max_reflection_rounds, reflect_on, max_playbook_tokens,
-            max_prompt_tokens, dedup_threshold, embedder, refine_mode, num_threads, rollout_timeout, failure_score,
+            max_prompt_tokens, dedup_threshold, embedder, num_threads, rollout_timeout, failure_score,
             perfect_score, on_step. `max_lm_calls`, `max_cost` and `max_seconds` bound the learning (roles and
             retries): when they are spent the program goes on with what it knows. Calls of it are never refused.
             A retry runs the program again on what was told: max_reflection_rounds=0 if its tools act on the world.

@@ -64,6 +64,7 @@ class Teller:
             error=made.error,
             usage=made.usage,
             success=made.error is None and heard.score >= self.perfect,
+            perfect_score=self.perfect,
         )
         alone = omitted and (made.error is None or self.scorer.metric is None)  # a metric that needs no expected output
         return Told(trajectory, judge or alone)

@@ -205,6 +205,7 @@ class Rollouts:
             error=failure,
             usage=spent.usage(),
             success=failure is None and feedback.score >= self.perfect_score,
+            perfect_score=self.perfect_score,
         )
 
     def _scored(self, *asked: Any) -> tuple[Feedback, Failure | None]:

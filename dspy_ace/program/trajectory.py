@@ -95,6 +95,7 @@ class Trajectory:
         error: what failed; None: nothing did.
         usage: its LM calls and tokens (ACE's Generator: the task role).
         success: True if the score is `perfect_score` or more.
+        perfect_score: the score from which a rollout is a success.
         attempt: the reflection in view when this attempt was made; None for the first attempt.
         predictor_feedback: the metric's words on single predictors, see `Rollouts.ask_by_predictor`.
     """
@@ -110,6 +111,7 @@ class Trajectory:
     error: Failure | None = None
     usage: Usage = field(default_factory=Usage)
     success: bool = False
+    perfect_score: float = 1.0
     attempt: Any = None
     predictor_feedback: Mapping[str, str] = field(default_factory=dict)
 

@@ -162,14 +162,14 @@ def _inputs_of(
     return lines
 
 
-def render_outcome(trajectory: Trajectory, perfect_score: float) -> str:
+def render_outcome(trajectory: Trajectory) -> str:
     """Return how the attempt ended: success, a score short of it, or which part failed."""
     attempt = " This attempt was a retry, made with the earlier reflection in view." if trajectory.attempt else ""
     if trajectory.error is not None:
         error = trajectory.error
         return f"FAILED before there was an answer to score ({error.kind}): {error.message}{attempt}"
     word = "SUCCEEDED" if trajectory.success else "FAILED"
-    score = f"{word}: score {trajectory.feedback.score:g}, where {perfect_score:g} is full marks."
+    score = f"{word}: score {trajectory.feedback.score:g}, where {trajectory.perfect_score:g} is full marks."
     return f"{score}{_unfinished(trajectory.prediction)}{attempt}"
 
 

@@ -1,7 +1,7 @@
 """The contracts of the three roles, and their defaults: Reflector, Curator, grow-and-refine."""
 
 from ..program import Insight
-from .contracts import Curate, Refine, Reflect, Reflection
+from .contracts import Curate, Refine, Reflect, Reflection, limited
 from .curator import Curator
 from .refine import GrowAndRefine
 from .reflector import Reflector
@@ -15,4 +15,5 @@ __all__ = [
     "Reflect",
     "Reflection",
     "Reflector",
+    "limited",
 ]

@@ -1,4 +1,4 @@
-"""The contracts of the three roles, and what a reflection is. Pass your own as `ACE(reflect=…, curate=…, refine=…)`.
+"""The contracts of the three roles, and the reflection. Pass your own as `ACE(reflect=…, curate=…, refine=…)`.
 
 The paper's Generator is the student program: it has no contract beyond being a `dspy.Module`.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from ..errors import RoleError
 from ..playbook import Delta, Playbook, Rejected
 from ..program import Insight, Trajectory
 
 Vote = Literal["helpful", "harmful", "neutral"]
+Role = TypeVar("Role")
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,21 @@ class Reflection:
     """What a reflector learned from one trajectory (ACE §3.2).
 
     Args:
-        insights: the lessons, zero or more, in any iterable; a plain str is taken as an Insight for all
-            predictors, also in place of the iterable.
-        tags: bullet id → whether it helped or misled; one vote a bullet and example. Only ids that the
-            trajectory was shown count.
-        verified: a retry with these insights in view put the failure right (True), failed again (False),
-            or was not made (None). Filled in by the adaptation step.
+        insights: zero or more, in any iterable. A plain str is taken as an Insight for all predictors; instead of an
+            iterable one str or Insight may be given.
+        tags: bullet id → how the bullet worked in this attempt. Only ids that were shown to the program count.
+        verified: True if a retry with these insights in view succeeded, False if it failed again, None if there was
+            no retry. The training step fills it in.
         error_identification, root_cause, correct_approach: the reflector's findings, in words.
-        trajectory: the first attempt that it is about. Filled in by the adaptation step.
-        scores: the score of the first attempt and of each retry. Filled in by the adaptation step.
+        trajectory: the first attempt that it is about. The training step fills it in.
+        scores: the score of the first attempt and of each retry. The training step fills it in.
 
     Raises:
-        RoleError: an insight that is none, or a tag that is not one of the three votes.
+        RoleError: an item of `insights` is no insight, or a tag is not one of the three votes.
+
+    Example:
+        >>> Reflection(["Amounts are wanted in full, not in millions."], {"str-00003": "harmful"}).verified is None
+        True
     """
 
     insights: tuple[Insight, ...] = ()
@@ -58,13 +62,15 @@ class Reflection:
 
 
 class Reflect(Protocol):
-    """Distils a reflection from one trajectory: `def reflect(playbook, trajectory) -> Reflection`.
+    """Learns from one trajectory: `def reflect(playbook, trajectory) -> Reflection`.
 
-    Only `insights` and `tags` of the result are needed; no insight: nothing is curated for this example.
-    Called from several threads at once, once for each trajectory and once more for each retry of it.
-    `trajectory.attempt` is the reflection that was in view when this attempt was made (None at first): a
-    later reflection replaces the earlier one, so it must say all that is to be kept. Must not change its
-    arguments. May raise: the failure is recorded and the example is skipped.
+    Only `insights` and `tags` of the result are needed. Without an insight nothing is curated for this example.
+
+    It is called from several threads at once: once for each trajectory, and once more for each retry of it. Then
+    `trajectory.attempt` is the reflection that was in view of the retry (None at first). A later reflection replaces
+    the earlier one, so it repeats all that is to be kept.
+
+    It must not change its arguments. It may raise: the failure is recorded and the example is skipped.
     """
 
     def __call__(self, playbook: Playbook, trajectory: Trajectory, /) -> Reflection: ...
@@ -73,11 +79,12 @@ class Reflect(Protocol):
 class Curate(Protocol):
     """Turns reflections into operations: `def curate(playbook, reflections) -> (Delta, rejected)`.
 
-    Called from several threads at once with different groups of reflections (in the order of the
-    examples, each with at least one insight) and the same playbook. Returns a delta made for that very
-    playbook and what it left out, each with its reason; operations that do not fit are rejected one by
-    one afterwards all the same. An operation names its examples by `reflection.trajectory.source`. Must not
-    change its arguments. May raise: recorded, the group is skipped.
+    `reflections` come in the order of their examples, each with at least one insight. The delta is made for this very
+    playbook. `rejected` says what was left out, each with its reason. Operations that do not fit the playbook are
+    rejected one by one afterwards all the same. An operation names its examples by `reflection.trajectory.source`.
+
+    It may be called from several threads at once. It must not change its arguments. It may raise: the failure is
+    recorded and these reflections are skipped.
     """
 
     def __call__(
@@ -86,10 +93,20 @@ class Curate(Protocol):
 
 
 class Refine(Protocol):
-    """Keeps a playbook small: merges, prunes, keeps the token budget (ACE §3.3). No LM in the default.
+    """Keeps a playbook small: merges, prunes, keeps the token limit (ACE §3.3). The default asks no LM.
 
-    Returns a delta for that very playbook, the same for the same playbook whatever was seen before. May
-    raise: the step is then not made and the error passes through.
+    It returns a delta for this very playbook, the same for the same playbook whatever it was called with before. It
+    may raise: then the step is not made and the error passes through.
     """
 
     def __call__(self, playbook: Playbook, /) -> Delta: ...
+
+
+def limited(role: Role, max_tokens: int) -> Role:
+    """Return a role that knows the token limit of the playbook.
+
+    A custom role that wants to know it has a method `limited_to(max_tokens)`, which returns a copy of the role with
+    this limit. Any other role is returned as it is.
+    """
+    limited_to: Any = getattr(role, "limited_to", None)
+    return limited_to(max_tokens) if callable(limited_to) else role

@@ -1,20 +1,25 @@
-"""The Curator: turns reflections into operations on the playbook (ACE §3.1). Plain code merges them."""
+"""The Curator: its prompt, and how its replies become operations on the playbook (ACE §3.1)."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import dspy
+from annotated_types import Ge
 
-from ..errors import SettingsError
+from ..errors import Count, checked
 from ..lm import Broken, UnreadableError, ask, read_list, restored
 from ..playbook import DEFAULT_SECTIONS, Add, Delete, Delta, Merge, Operation, Playbook, Rejected, Update, admit, text
 from ..program import render_fields
+from ..similarity import Embedder, LookAlikes, Pair
 from .contracts import Reflection
 
+_LEXICAL, _EMBEDDED = 0.5, 0.7  # cosines from which bullets look alike
+_CLOSEST, _NEWEST = 5, 5  # pairs of look-alikes that are shown
 _CASE_TOKENS = 700
 _SECTION_CHARS = 80
 _REASON_CHARS = 500
@@ -36,15 +41,15 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
     - UPDATE a bullet that a review shows to be incomplete, too broad or wrong: write its whole new content and keep
       all that still holds. Prefer this to an ADD that nearly repeats a bullet or contradicts it.
     - MERGE bullets that say the same: write one content that keeps every condition, number and exception of each.
-      Bullets that differ in one of these are not the same.
-    - DELETE a bullet only if the counters or the reviews show that it misleads.
+      Bullets that differ in one of these are not the same. Judge the pairs of look-alikes by this as well.
+    - DELETE a bullet only if the votes or the reviews show that it misleads.
 
     Weigh the evidence. A lesson that a retry confirmed is worth most. One whose retry failed again is unproven: take
     of it only what is certain. Of lessons that contradict each other keep the one that is confirmed, or say
     when each holds. Leave out advice that fits any task ("read carefully", "check the answer") and advice that
     the program cannot follow, as it never sees expected outputs or feedback.
 
-    A content must be understood on its own, and holds the lesson only: no id, no section, no counters, and never a
+    A content must be understood on its own, and holds the lesson only: no id, no section, no votes, and never a
     copy of a case or its answer. When little of the token budget is left, prefer UPDATE, MERGE and DELETE.
     No operation at all is a good answer when the reviews bring nothing new.
     """
@@ -55,6 +60,7 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
         desc="how often each bullet helped or misled so far; one that is missing has no votes"
     )
     budget: str = dspy.InputField(desc="how many tokens the playbook may take, and how many are left")
+    look_alikes: str = dspy.InputField(desc="pairs of bullets with similar words: some say the same, some do not")
     reviews: str = dspy.InputField(desc="numbered reviews of the latest attempts, each with its case")
     reasoning: str = dspy.OutputField(
         desc="in a few sentences: what the reviews teach, and what of it the playbook has already"
@@ -70,33 +76,60 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
 
 
 class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
-    """The default `Curate`: one LM call for a group of reflections; one or two more where a reply cannot be read.
+    """The default `Curate`: one LM call for all reflections, and up to two more where a reply cannot be read.
+
+    Bullets that look alike are shown to the LM in pairs, until it merges them: the closest ones and some of the newest.
+    Plain code cannot judge them, since one word in any language may make the difference.
 
     Args:
         lm: the LM to ask; None: the LM in force where it is called.
-        max_tokens: the token budget of the playbook, told to the LM (code keeps it, see `GrowAndRefine`).
-        max_prompt_tokens: bound on what it is shown besides its instructions, in estimated tokens; long parts
-            are cut in the middle, visibly, and a long review does not crowd out the others.
-        max_bullet_chars: an operation with a longer content is rejected, in characters.
+        max_tokens: token limit of the playbook, told to the LM; `GrowAndRefine` keeps it. None: ACE's
+            `max_playbook_tokens`, or no limit where there is no ACE.
+        max_prompt_tokens: limit of the input fields together, in estimated tokens (`dspy_ace.playbook.count_tokens`),
+            500 or more. Long fields are cut in the middle, visibly; a long review does not crowd out the others.
+        max_bullet_chars: an operation whose content has more characters is rejected.
+        embedder: `list[str]` → array-like (n, d), for instance a `dspy.Embedder`, to find look-alikes by meaning.
+            None: by their words, in any language. If it fails, that is logged and no pairs are shown.
+
+    Raises:
+        SettingsError: at construction, for a setting out of range.
+
+    Example:
+        >>> ACE(metric, curate=Curator(dspy.LM("openai/gpt-5"), max_bullet_chars=1000))  # doctest: +SKIP
     """
 
     def __init__(
         self,
         lm: Any = None,
         *,
-        max_tokens: int = 10_000,
+        max_tokens: int | None = None,
         max_prompt_tokens: int = 32_000,
         max_bullet_chars: int = 4_000,
+        embedder: Embedder | None = None,
     ) -> None:
         super().__init__()
-        if max_prompt_tokens < 500:
-            raise SettingsError(f"max_prompt_tokens must be 500 or more; got {max_prompt_tokens}.")
-        self.lm, self.max_tokens, self.max_prompt_tokens = lm, max_tokens, max_prompt_tokens
-        self.max_bullet_chars = max_bullet_chars
+        self.lm = lm
+        self.max_tokens = checked("max_tokens", max_tokens, Count | None)
+        self.max_prompt_tokens = checked("max_prompt_tokens", max_prompt_tokens, Annotated[int, Ge(500)])
+        self.max_bullet_chars = checked("max_bullet_chars", max_bullet_chars, Count)
+        checked("embedder", embedder, Callable | None)
+        self.look_alikes = LookAlikes(embedder, _LEXICAL if embedder is None else _EMBEDDED)
         self.predict = dspy.Predict(CuratePlaybook)
 
+    def limited_to(self, max_tokens: int) -> Curator:
+        """Return this curator if it has a token limit of its own, else a copy with this one. ACE asks for it."""
+        if self.max_tokens is not None:
+            return self
+        fitted = copy.copy(self)
+        fitted.max_tokens = max_tokens
+        return fitted
+
     def forward(self, playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[Rejected, ...]]:
-        """Curate a group. Raises RoleError if no reply could be read; LM errors pass through."""
+        """Turn reflections into a delta, and say what was left out of it and why.
+
+        Raises:
+            RoleError: no reply could be read. LM errors pass through.
+        """
 
         def read(fields: Mapping[str, Any]) -> tuple[list[Operation], list[Rejected]]:
             operations: list[Operation] = []
@@ -119,22 +152,35 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         return delta, (*malformed, *misfits)
 
     def parts(self, playbook: Playbook, reflections: Sequence[Reflection]) -> dict[str, str]:
-        """The input fields, before they are cut to size. What changes least comes first: it stays cached."""
+        """Return the input fields, before they are cut to size.
+
+        What changes least comes first: providers cache what prompts have in common at their beginning.
+        """
+        alike = _chosen(self.look_alikes.pairs(playbook), playbook)
         counted = (f"{b.id}: helpful {b.helpful}, harmful {b.harmful}" for b in playbook if b.helpful or b.harmful)
-        used = playbook.tokens()
+        used, limit = playbook.tokens(), self.max_tokens
+        left = "no limit" if limit is None else f"{limit} tokens in all, {used} used, {max(0, limit - used)} left"
         share = 3 * self.max_prompt_tokens // (10 * max(1, len(reflections)))  # `fit` never cuts into that
         reviews = (_review(number, item, share) for number, item in enumerate(reflections, 1))
         return {
             "playbook": playbook.render() or "(empty)",
             "sections": "; ".join(_sections(playbook)),
             "evidence": "\n".join(counted) or "(no votes yet)",
-            "budget": f"{self.max_tokens} tokens in all, {used} used, {max(0, self.max_tokens - used)} left",
+            "budget": left,
+            "look_alikes": "\n".join(f"[{pair.older.id}] ~ [{pair.newer.id}]" for pair in alike) or "(none)",
             "reviews": "\n\n".join(reviews),
         }
 
 
+def _chosen(pairs: Sequence[Pair], playbook: Playbook) -> list[Pair]:
+    """Return the closest pairs, then pairs of the newest bullets: pairs that differ for good must not hide new ones."""
+    places = {bullet.id: at for at, bullet in enumerate(playbook)}
+    newest = sorted(pairs[_CLOSEST:], key=lambda pair: -places[pair.newer.id])
+    return [*pairs[:_CLOSEST], *newest[:_NEWEST]]
+
+
 def _sections(playbook: Playbook) -> Sequence[str]:
-    """The playbook's sections; if it uses the default ones, these first, all of them."""
+    """Return the playbook's sections; if it uses default ones, all of these first."""
     own = {text.section_key(name): name for name in reversed(playbook.sections)}
     default = {text.section_key(name): name for name in DEFAULT_SECTIONS}
     if own and not (own.keys() & default.keys()) - {text.section_key(text.OTHERS)}:
@@ -145,7 +191,7 @@ def _sections(playbook: Playbook) -> Sequence[str]:
 
 
 def _review(number: int, reflection: Reflection, max_tokens: int) -> str:
-    """One reflection with its question, as the curator reads it; its head and its insights outlast a cut."""
+    """Return one reflection with its case, as the Curator reads it. A cut in the middle spares the insights."""
     trajectory = reflection.trajectory
     lines = [f"Review {number} ({_evidence(reflection)})"]
     if trajectory is not None:
@@ -175,7 +221,7 @@ def _evidence(reflection: Reflection) -> str:
 
 
 def _object(item: Any) -> Any:
-    """An item that is JSON within a string as the object it holds."""
+    """Return the object that an item holds as JSON within a string; any other item as it is."""
     if isinstance(item, str) and item.lstrip().startswith("{"):
         try:
             found = read_list(item, "operation")
@@ -186,7 +232,11 @@ def _object(item: Any) -> Any:
 
 
 def _operation(item: Any, playbook: Playbook, reflections: Sequence[Reflection]) -> Operation:
-    """The operation that one item of the reply asks for. Raises ValueError with the reason if it asks for none."""
+    """Return the operation that one item of the reply asks for.
+
+    Raises:
+        ValueError: it asks for none; the message says why.
+    """
     if isinstance(item, Broken):
         raise ValueError(item.reason)
     if not isinstance(item, Mapping):
@@ -211,12 +261,12 @@ def _operation(item: Any, playbook: Playbook, reflections: Sequence[Reflection])
 
 
 def _first(item: Mapping[str, Any], *names: str) -> Any:
-    """The value under the first of the names that has one."""
+    """Return the value under the first of the names that has one."""
     return next((item[name] for name in names if item.get(name) is not None), None)
 
 
 def _section(name: Any) -> str | None:
-    """A section as named; None for what is no name of one: nothing, no text, a whole paragraph."""
+    """Return a section as named; None for anything that is no name, such as a whole paragraph."""
     if not isinstance(name, str) or "�" in restored(name):
         return None
     cleaned = " ".join(name.strip("#[]() \t\n").split())
@@ -224,7 +274,7 @@ def _section(name: Any) -> str | None:
 
 
 def _content(item: Mapping[str, Any], playbook: Playbook) -> str:
-    """The content without an echo of the playbook's own format before it; other headings and lists are content."""
+    """Return the content, without the playbook's own format if the reply repeats that before it."""
     content = _first(item, "content", "new_content", "text")
     if not isinstance(content, str) or not content.strip():
         raise ValueError("the content is empty")
@@ -242,7 +292,7 @@ def _content(item: Mapping[str, Any], playbook: Playbook) -> str:
 
 
 def _without_echo(content: str, playbook: Playbook) -> str:
-    """`content` without a section header, an id, counters and a section that stand before the lesson."""
+    """Return `content` without a section header, an id, counters and a section that stand before the lesson."""
     known = {text.section_key(name) for name in (*playbook.sections, *DEFAULT_SECTIONS, "playbook")}
     first, _, rest = content.partition("\n")
     if first.startswith("##"):
@@ -260,7 +310,7 @@ def _without_echo(content: str, playbook: Playbook) -> str:
 
 
 def _bullet_head(line: str, playbook: Playbook) -> int:
-    """The length of the id (and counters) of a bullet before a lesson; 0 if `line` does not begin with one."""
+    """Return the length of the id (and counters) that `line` begins with; 0 if it does not."""
     head = _BULLET_HEAD.match(line)
     given = head and (head["counters"] or head["id"] in playbook or _GIVEN_ID.fullmatch(head["id"]))
     return head.end() if head and given else 0
@@ -278,7 +328,7 @@ def _known(name: Any, playbook: Playbook) -> str:
 
 
 def _sources(reviews: Any, reflections: Sequence[Reflection]) -> tuple[str, ...]:
-    """The examples behind the reviews an operation names; all of the group when it names none."""
+    """Return the examples behind the reviews that an operation names; all of them if it names none."""
     named = [int(number) for number in re.findall(r"(?<![\d.-])\d{1,6}(?!\d)", str(reviews), re.ASCII)]
     picked = [reflections[number - 1] for number in named if 0 < number <= len(reflections)]
     sources = (r.trajectory.source for r in (picked or reflections) if r.trajectory is not None)
@@ -286,7 +336,7 @@ def _sources(reviews: Any, reflections: Sequence[Reflection]) -> tuple[str, ...]
 
 
 def _predictor(item: Mapping[str, Any], reflections: Sequence[Reflection]) -> str | None:
-    """The predictor an ADD is for, if the program has several and one of that name."""
+    """Return the predictor an ADD is for, if the program has several and one of that name."""
     names = {name for r in reflections if r.trajectory is not None for name in r.trajectory.task}
     name = item.get("predictor")
     name = name.strip("[]`'\" ") if isinstance(name, str) else None
@@ -294,7 +344,7 @@ def _predictor(item: Mapping[str, Any], reflections: Sequence[Reflection]) -> st
 
 
 def _brief(item: Any) -> str:
-    """An item of a reply as it stands in a reason: valid Unicode, 300 characters at most."""
+    """Return an item of a reply as a reason quotes it: valid Unicode, 300 characters at most."""
     item = item.text if isinstance(item, Broken) else item
     try:
         shown = json.dumps(item, ensure_ascii=False, default=str)

@@ -1,15 +1,16 @@
-"""The Reflector: distils lessons from one trajectory (ACE §3.2)."""
+"""The Reflector: its prompt, and how its replies are read (ACE §3.2)."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import dspy
+from annotated_types import Ge
 
-from ..errors import SettingsError
+from ..errors import checked
 from ..lm import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored
 from ..playbook import Playbook, text
 from ..program import Insight, Trajectory, images_of, render_calls, render_fields, render_outcome
@@ -18,7 +19,7 @@ from .contracts import Reflection, Vote
 logger = logging.getLogger("dspy.ace")
 
 _SHOWN_TOKENS = 1500  # of bullets that were shown but not cited
-_WORDS_TOKENS = 1000  # of one insight or finding: what a reply may hand on to later prompts
+_WORDS_TOKENS = 1000  # of one insight or finding: later prompts hold no more of it
 _IMAGES = "the images of this attempt: (image 1) is the first one, and so on; those beyond the last one are not shown"
 _VOTES: dict[str, Vote] = {vote: vote for vote in get_args(Vote)}
 
@@ -74,15 +75,20 @@ class ReflectOnTrajectory(dspy.Signature):  # type: ignore[misc]  # dspy is unty
 
 
 class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
-    """The default `Reflect`: one LM call a trajectory; one or two more where a reply cannot be read.
+    """The default `Reflect`: one LM call a trajectory, and up to two more where a reply cannot be read.
 
     Args:
         lm: the LM to ask; None: the LM in force where it is called.
-        max_prompt_tokens: bound on what it is shown besides its instructions, in estimated tokens
-            (`text.count_tokens`); long parts are cut in the middle, visibly.
-        perfect_score: the score of a success, told to the LM.
-        max_images: at most so many images of a trajectory are handed to the LM, as images; 0: none, for an LM that
-            takes text only. Their tokens do not count towards `max_prompt_tokens`.
+        max_prompt_tokens: limit of the input fields together, in estimated tokens (`dspy_ace.playbook.count_tokens`),
+            500 or more. Long fields are cut in the middle, visibly.
+        max_images: how many images of a trajectory the LM is given, as images, 0 or more; 0 is for an LM that takes
+            text only. Their tokens do not count towards `max_prompt_tokens`.
+
+    Raises:
+        SettingsError: at construction, for a setting out of range.
+
+    Example:
+        >>> ACE(metric, reflect=Reflector(dspy.LM("openai/gpt-5"), max_images=0))  # doctest: +SKIP
     """
 
     def __init__(
@@ -90,25 +96,27 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         lm: Any = None,
         *,
         max_prompt_tokens: int = 16_000,
-        perfect_score: float = 1.0,
         max_images: int = 4,
     ) -> None:
         super().__init__()
-        if max_prompt_tokens < 500:
-            raise SettingsError(f"max_prompt_tokens must be 500 or more; got {max_prompt_tokens}.")
-        self.lm, self.max_prompt_tokens, self.perfect_score = lm, max_prompt_tokens, perfect_score
-        self.max_images = max_images
+        self.lm = lm
+        self.max_prompt_tokens = checked("max_prompt_tokens", max_prompt_tokens, Annotated[int, Ge(500)])
+        self.max_images = checked("max_images", max_images, Annotated[int, Ge(0)])
         self.predict = dspy.Predict(ReflectOnTrajectory)
 
     def forward(self, playbook: Playbook, trajectory: Trajectory) -> Reflection:
-        """Reflect on `trajectory`. Raises RoleError if no reply could be read; LM errors pass through."""
+        """Reflect on `trajectory`.
+
+        Raises:
+            RoleError: no reply could be read. LM errors pass through.
+        """
         names, ran = set(trajectory.task), {call.predictor for call in trajectory.trace}
 
         def read(fields: Mapping[str, Any]) -> Reflection:
             items = read_list(fields["key_insights"], "key_insights")
             if any(isinstance(item, Broken) for item in items):
                 logger.warning(
-                    "The reflection on example %s is torn; the insight it breaks off in is left out.", trajectory.source
+                    "The reflection on example %s breaks off; its last insight is left out.", trajectory.source
                 )
             insights = [insight for item in items if (insight := _insight(item, names, ran)) is not None]
             return Reflection(
@@ -125,13 +133,13 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         return ask(predict, parts, ("key_insights",), read, self.lm, max_tokens=self.max_prompt_tokens)
 
     def parts(self, playbook: Playbook, trajectory: Trajectory) -> dict[str, str]:
-        """The input fields, before they are cut to size."""
+        """Return the input fields, before they are cut to size."""
         several, images = len(trajectory.task) > 1, images_of(trajectory)
         return {
             "task": "\n\n".join(f"[{name}]\n{own}" if several else own for name, own in trajectory.task.items()),
             "task_inputs": render_fields(trajectory.inputs, images),
             "trajectory": render_calls(trajectory, images),
-            "outcome": render_outcome(trajectory, self.perfect_score),
+            "outcome": render_outcome(trajectory),
             "feedback": trajectory.feedback.text or "(none)",
             "expected_outputs": render_fields(trajectory.expected) or "(not available)",
             "bullets": _render_bullets(playbook, trajectory),
@@ -140,7 +148,7 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
 
 
 class _Seeing:
-    """The reflector's predictor with the images of one trajectory among its inputs."""
+    """The Reflector's predictor with the images of one trajectory among its inputs."""
 
     def __init__(self, predict: dspy.Predict, images: Sequence[dspy.Image]) -> None:
         self.predict, self.images = predict, list(images)
@@ -152,7 +160,7 @@ class _Seeing:
 
 
 def _insight(item: Any, names: Collection[str], ran: Collection[str]) -> Insight | None:
-    """The insight an item of the reply states; None for an empty, a broken or a placeholder item."""
+    """Return the insight that an item of the reply states; None for an empty, a broken or a placeholder item."""
     predictor = None
     if isinstance(item, Mapping):
         predictor = item.get("predictor")
@@ -165,10 +173,10 @@ def _insight(item: Any, names: Collection[str], ran: Collection[str]) -> Insight
 
 
 def _addressee(named: Any, names: Collection[str], ran: Collection[str]) -> str | None:
-    """Whom an insight is for: the predictor it names if that one ran, else the only one that did, else all.
+    """Return the predictor an insight is for: the one it names, if it ran; otherwise the only one that ran; None: all.
 
-    A rollout says nothing of a predictor that did not run: no lesson is put down to it. What such an address was
-    written on is kept, since the lesson itself comes from what did run.
+    A rollout shows nothing of a predictor that did not run. An insight for such a predictor is kept, because it comes
+    from what did run; only the name is dropped.
     """
     if len(names) < 2:
         return None
@@ -179,15 +187,17 @@ def _addressee(named: Any, names: Collection[str], ran: Collection[str]) -> str 
 
 
 def _words(said: Any) -> str:
-    """Text of a reply as later prompts may hold it."""
+    """Return text of a reply as later prompts may hold it: repaired and bounded."""
     return text.cut_middle(restored(str(said)).strip(), _WORDS_TOKENS)
 
 
 def _tags(value: Any, playbook: Playbook, trajectory: Trajectory) -> dict[str, Vote]:
-    """Votes by id; ids are matched against the playbook, whatever brackets or capitals the reply gave them.
+    """Return the votes by id. Ids are found in the playbook whatever brackets or capitals the reply gave them.
+
+    A reply that is no JSON object has no votes, unless it names a bullet that was shown.
 
     Raises:
-        UnreadableError: a text that names a bullet that was shown, but is no object. One that names none has no votes.
+        UnreadableError: such a reply names one.
     """
     try:
         entries = read_mapping(value, "bullet_tags")
@@ -208,7 +218,7 @@ def _tags(value: Any, playbook: Playbook, trajectory: Trajectory) -> dict[str, V
 
 
 def _vote(said: Any) -> Vote | None:
-    """`"Helpful."`, `{"tag": "helpful", …}` → `helpful`; None for any other word."""
+    """Return `helpful` for `"Helpful."` or `{"tag": "helpful", …}`, and so on; None for any other word."""
     if isinstance(said, Mapping):
         said = said.get("tag", said.get("vote"))
     word = re.match(r"\W*([a-z]+)", str(said).casefold())

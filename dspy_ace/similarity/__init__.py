@@ -1,12 +1,6 @@
 """Which bullets are alike, and which matter for a case."""
 
-from .retrieval import nearest
-from .similarity import Duplicates
-from .vectors import Embedder, lexical
+from .alike import LookAlikes, Pair, agree
+from .vectors import Embedder, Vectors, nearest
 
-__all__ = [
-    "Duplicates",
-    "Embedder",
-    "lexical",
-    "nearest",
-]
+__all__ = ["Embedder", "LookAlikes", "Pair", "Vectors", "agree", "nearest"]

@@ -31,6 +31,7 @@ _NOT = re.compile(
 _CUE = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”")
 _MISLEADS = re.compile(r"\bdoes not call for\b")
 _FOR = re.compile(r"[ \t]*\(for predictor ([^()\s]+)\)[ \t]*$")
+_PAIR = re.compile(r"\[([^\]\s]+)\] ~ \[([^\]\s]+)\]")
 _PLACEHOLDER = re.compile(r"^\W*(?:none|empty|no insights?|n/a)\b", re.IGNORECASE)
 
 
@@ -137,7 +138,8 @@ def curate(ask: Ask, junk: bool = False) -> dict[str, Any]:
     evidence = next((v for k, v in ask.values.items() if "evidence" in k or "counter" in k), "")
     held = [read_point(body, source) for source, body in blocks(book) if source]
     tight = _tight(next((v for k, v in ask.values.items() if "budget" in k or "limit" in k), ""), book)
-    operations = echo(book) if junk else plan(held, reviewed(reviews), evidence, tight)
+    alike = next((_PAIR.findall(v) for k, v in ask.values.items() if "alike" in k), None)
+    operations = echo(book) if junk else plan(held, reviewed(reviews), evidence, tight, alike)
     told = f"{len(operations)} of the lessons are not in the playbook yet." if operations else "Nothing is missing."
     values: dict[str, Any] = {}
     for asked in ask.outputs:
@@ -155,13 +157,22 @@ def _tight(budget: str, book: str) -> float:
     return len(re.findall(r"\w+|[^\w\s]", book)) / limit if limit >= 200 else 0.0
 
 
-def plan(held: list[Point], points: list[Point], evidence: str, tight: float = 0.0) -> list[dict[str, Any]]:
-    """Operations: delete what does harm, merge what is double, sharpen what misleads, extend or add what is new."""
+def plan(
+    held: list[Point],
+    points: list[Point],
+    evidence: str,
+    tight: float = 0.0,
+    alike: list[tuple[str, str]] | None = None,
+) -> list[dict[str, Any]]:
+    """Operations: delete what does harm, merge what is double, sharpen what misleads, extend or add what is new.
+
+    `alike` holds the ids of bullets that the prompt asks about, in pairs; None: it does not ask.
+    """
     harmful = {i for i, good, bad in _COUNTS.findall(evidence) if int(bad) >= 3 and int(bad) >= 2 * int(good) + 2}
     gone = [p for p in held if p.id in harmful]
     operations: list[dict[str, Any]] = [{"type": "DELETE", "id": p.id} for p in gone]
     held = [p for p in held if p.id not in harmful]
-    for one, other in list(_doubles(held))[:1]:
+    for one, other in list(_doubles(held))[:1] if alike is None else _judged(held, alike):
         operations.append({"type": "MERGE", "ids": [one.id, other.id], "content": _joined(one, other)})
         held = [p for p in held if p.id not in (one.id, other.id)]
     now = {p.id: p for p in held}
@@ -249,11 +260,27 @@ def _doubles(held: list[Point]) -> Iterable[tuple[Point, Point]]:
     groups: dict[tuple[str, str], list[Point]] = {}
     for point in held:
         group = groups.setdefault((point.field, point.answer), [])
-        for other in group if point.answer else ():
-            if overlap(point, other) >= 0.8 and len(point.cues) + len(other.cues) <= 12:
+        for other in group:
+            if _state_one(other, point):
                 yield other, point
                 break
         group.append(point)
+
+
+def _judged(held: list[Point], alike: list[tuple[str, str]]) -> Iterable[tuple[Point, Point]]:
+    """The pairs among `alike` whose contents state the same, a bullet in one pair at most."""
+    left = {point.id: point for point in held}
+    for one, other in alike:
+        if one in left and other in left and _state_one(left[one], left[other]):
+            yield left.pop(one), left.pop(other)
+
+
+def _state_one(one: Point, other: Point) -> bool:
+    """Whether two lessons are one: the same words, or the same answer for nearly the same cues."""
+    if normal(one.text) == normal(other.text):
+        return True
+    same = bool(one.answer) and (one.field, one.answer) == (other.field, other.answer)
+    return same and overlap(one, other) >= 0.8 and len(one.cues) + len(other.cues) <= 12
 
 
 def _joined(one: Point, other: Point) -> str:

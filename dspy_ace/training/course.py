@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from ..playbook import Playbook
 from ..program import WHENEVER, Crew, Trajectory, resolve, there
-from ..roles import GrowAndRefine
 from . import pace
 from .history import Record, State
 from .making import Maker
@@ -54,8 +53,6 @@ class Course:
         self._under_way: deque[_Step] = deque()
         self._in_doubt: list[_Step] = []  # of these, those begun beside the look that was asked for last
         self._early = crew.num_threads > 1 and self._maker.unlimited
-        if crew.num_threads > 1 and isinstance(run.refine, GrowAndRefine) and done < len(order):
-            crew.begin(run.refine.prepare)
 
     def next(self, state: State) -> Record | None:
         """The record that follows `state`; None: the run is over.

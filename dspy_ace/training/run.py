@@ -11,7 +11,7 @@ import dspy
 from ..lm import Allowance, Books, Guard, Limits, Meter, Usage, added, enforced, one_by_one, recorded
 from ..playbook import Playbook
 from ..program import Scorer, carried_playbook, save_state, showing, with_playbook
-from ..roles import Curator, GrowAndRefine, Refine, Reflector
+from ..roles import Curator, GrowAndRefine, Refine, Reflector, limited
 from .effort import effort
 from .fingerprint import (
     describe_callable,
@@ -53,14 +53,11 @@ class Run:
         own = next((p.lm for _, p in student.named_predictors() if p.lm), None) or dspy.settings.lm
         lm = one_by_one(ace.reflection_lm or own)
         self.effort = effort(ace)
-        self.reflector = ace.reflect or Reflector(
-            lm, max_prompt_tokens=ace.max_prompt_tokens, perfect_score=ace.perfect_score
+        self.reflector = ace.reflect or Reflector(lm, max_prompt_tokens=ace.max_prompt_tokens)
+        curator = ace.curate or Curator(
+            one_by_one(ace.curator_lm) or lm, max_prompt_tokens=2 * ace.max_prompt_tokens, embedder=ace.embedder
         )
-        self.curator = ace.curate or Curator(
-            one_by_one(ace.curator_lm) or lm,
-            max_tokens=ace.max_playbook_tokens,
-            max_prompt_tokens=2 * ace.max_prompt_tokens,
-        )
+        self.curator = limited(curator, ace.max_playbook_tokens)
         self.num_threads = ace.num_threads or dspy.settings.num_threads or 8
         self.limits = Limits(None, ace.max_lm_calls, ace.max_cost, ace.max_seconds)
         self.allowance = Allowance(ace.max_metric_calls, len(valset), self.effort.validate == "end")
@@ -179,8 +176,5 @@ class Run:
 
 def refiner(ace: Any) -> Refine:
     """The user's `refine`, or the default with the user's settings. Raises SettingsError for a bad one."""
-    if ace.refine is not None:
-        chosen: Refine = ace.refine
-        return chosen
-    threshold = {} if ace.dedup_threshold is None else {"threshold": ace.dedup_threshold}
-    return GrowAndRefine(max_tokens=ace.max_playbook_tokens, embedder=ace.embedder, mode=ace.refine_mode, **threshold)
+    refine: Refine = ace.refine or GrowAndRefine(embedder=ace.embedder, threshold=ace.dedup_threshold)
+    return limited(refine, ace.max_playbook_tokens)

@@ -1,17 +1,12 @@
-"""The benchmarks of hostile text, the near-duplicate threshold and settings: what they count; no time is asserted."""
+"""The benchmarks of hostile text, look-alikes and settings: what they count; no time is asserted."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from comparisons.performance import hostile, schedule, settings, thresholds
 from comparisons.performance.schedule import Span
 from comparisons.performance.settings import GRIDS, Outcome
-from comparisons.performance.thresholds import Pair
 from dspy_ace import ACE, Bullet, Playbook
 from paths import SHARED
 
@@ -61,60 +56,18 @@ def test_growth_is_told_from_times(power: int, marked: str, by_pairs: bool, monk
     assert hostile.line(case, 100, 1).endswith(f"| {2.0**power}, {2.0**power}{marked} |")
 
 
-# --- the threshold of near-duplicates
+# --- look-alikes
 
 
-def test_precision_and_recall_of_labelled_pairs() -> None:
-    """The guard keeps the pair apart that differs in a number; the cosine alone does not; unclear ones count apart."""
-    pairs = [Pair(*SAME, "duplicate"), Pair(*OTHER, "number"), Pair(*ODD, "unclear")]
-    assert thresholds.merged(pairs, 0.3) == [True, False, False]
-    assert thresholds.told(pairs, [True, False, False]) == "1 of 1 | 1.000 | 1.000 | 0"
-    assert thresholds.told(pairs, [True, True, True]) == "1 of 2 | 0.500 | 1.000 | 1"
-    assert thresholds.told(pairs, [False, False, False]) == "0 of 0 | – | 0.000 | 0"
-    near = thresholds.cosines(pairs)
-    assert [round(cosine, 2) for cosine in (near[0], near[2])] == [1.0, 0.0]
-    assert 0.65 < near[1] < 1
-
-
-def test_the_share_of_pairs_compared() -> None:
-    """Of three texts, one pair of the three is close."""
-    assert thresholds.compared([*SAME, ODD[0]], [0.0, 0.5]) == pytest.approx([1.0, 1 / 3])
-
-
-def test_the_benchmark_of_thresholds_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A row for each threshold, the default in bold, on the pairs of any file and the texts of any folder."""
-    said = [{"completion": "[[ ## insights ## ]]\n" + json.dumps(SAME) + "\n\n[[ ## completed ## ]]"}]
-    said.append({"completion": f"x\nS :: {OTHER[0]}"})
-    folder = tmp_path / "data"
-    for name in ("playbooks", "llm_outputs"):
-        (folder / name).mkdir(parents=True)
-    (folder / thresholds.TRAINED).write_text(f"## S\n[a-1] {SAME[0]}\n[a-2] {OTHER[0]}\n", encoding="utf-8")
-    (folder / "llm_outputs" / "replies.jsonl").write_text("\n".join(map(json.dumps, said)), encoding="utf-8")
-    labels: dict[str, Any] = {
-        "bullets": [["a-1", "a-2", "unclear", ""]],
-        "edits": [["a-2", "3 times", "5 times", "number"]],
-        "lessons": [[["replies.jsonl", 0, 0], ["replies.jsonl", 0, 1], "duplicate", ""]],
-        "own": {"duplicate": [SAME], "different": [["number", *OTHER]]},
-    }
-    labels["lessons"].append([["replies.jsonl", 0, 0], ["replies.jsonl", 1, 1], "different", ""])
-    (tmp_path / "pairs.json").write_text(json.dumps(labels), encoding="utf-8")
-    thresholds.main(["--pairs", str(tmp_path / "pairs.json"), "--data", str(folder)])
+def test_the_benchmark_of_look_alikes_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each threshold, then one for each language; what pairs have is told apart from what strangers have."""
+    thresholds.main([])
     out = capsys.readouterr().out
-    assert "2 duplicates, 3 pairs that differ, 1 unclear" in out
-    rows = cells(out)[2:]
-    assert [row[0] for row in rows if "default" in row[0]] == ["**0.65 (default)**"]
-    assert len(rows) == 15
-    assert {tuple(row[1:5]) for row in rows} == {("2 of 2", "1.000", "1.000", "0")}
-    labels["edits"] = [["a-2", "no such words", "", "number"]]
-    with pytest.raises(SystemExit, match="expected 'no such words' in a-2"):
-        list(thresholds.of_models(labels, folder))
-
-
-def test_no_threshold_below_the_default_finds_more() -> None:
-    """On the pairs written for this project: recall is the same from 0.3 to the default and lower above 0.8."""
-    pairs = list(thresholds.written(json.loads(thresholds.PAIRS.read_text(encoding="utf-8"))))
-    found = {threshold: sum(thresholds.merged(pairs, threshold)) for threshold in (0.3, 0.65, 0.85)}
-    assert found[0.3] == found[0.65] > found[0.85]
+    rows = cells(out)
+    assert [row[0] for row in rows[2:8]] == ["0.3", "0.4", "0.5", "0.6", "0.7", "0.8"]
+    assert rows[4][1:] == ["100.0%", "100.0%", "0.1%", "100.0%", "100.0%", "0.0%"]  # at the Curator's threshold
+    assert [row[0] for row in rows[10:]] == ["en", "de", "es", "zh", "ja", "ko", "fr", "ru"]
+    assert list(thresholds.strangers([SAME, OTHER])) == list(thresholds.strangers([OTHER, SAME]))
 
 
 # --- settings

@@ -44,8 +44,8 @@ def test_the_steps_of_an_agent_are_told_once() -> None:
 
 def test_an_agent_that_was_stopped_is_said_to_be() -> None:
     """The outcome names the step limit, and only where it was reached."""
-    assert "stopped after 1 steps, before it had called finish" in render_outcome(agent(1), 1.0)
-    assert "stopped" not in render_outcome(agent(4), 1.0)
+    assert "stopped after 1 steps, before it had called finish" in render_outcome(agent(1))
+    assert "stopped" not in render_outcome(agent(4))
 
 
 def test_what_a_program_returns_of_its_own_is_still_told() -> None:

@@ -68,6 +68,51 @@ def test_the_prompt_holds_playbook_counters_reviews_with_questions_and_what_is_l
     assert fields["budget"] == f"500 tokens in all, {PLAYBOOK.tokens()} used, {500 - PLAYBOOK.tokens()} left"
 
 
+def test_look_alikes_are_shown_by_their_ids() -> None:
+    """Pairs of one scope that look alike, the closest first; the curator is asked to judge them."""
+    playbook = Playbook.from_text(
+        "## S\n[a-00001] Round all totals to two decimals.\n[a-00002] Ask before paying.\n"
+        "[a-00003] Round all totals to three decimals.\n[a-00004] Always round totals to two decimals."
+    )
+    assert shown(playbook)["look_alikes"] == "[a-00001] ~ [a-00003]\n[a-00001] ~ [a-00004]\n[a-00003] ~ [a-00004]"
+    assert shown()["look_alikes"] == "(none)"
+    embedder = lambda batch: [[1.0, float("two" in text)] for text in batch]  # noqa: E731 - as short as it can be
+    assert shown(playbook, embedder=embedder)["look_alikes"].splitlines()[:2] == [
+        "[a-00002] ~ [a-00003]", "[a-00001] ~ [a-00004]"
+    ]  # fmt: skip
+    assert "Judge the pairs of look-alikes" in CuratePlaybook.instructions
+
+
+def test_look_alikes_that_differ_for_good_do_not_hide_new_ones() -> None:
+    """Ten pairs at most: the closest five, and five of the newest bullets."""
+    lines = [f"[a-{at:05d}] Round the totals of customer group {at} to two decimals." for at in range(1, 9)]
+    lines.append("[a-00009] Round totals of customers to some decimals.")
+    pairs = shown(Playbook.from_text("## S\n" + "\n".join(lines)))["look_alikes"].splitlines()
+    assert len(pairs) == 10
+    assert [pair for pair in pairs if "a-00009" in pair] == pairs[5:]
+
+
+def test_a_token_limit_of_its_own_goes_before_that_of_ace() -> None:
+    """A curator without one gets ACE's in a copy; without any the prompt says so."""
+    curator = Curator()
+    assert (curator.limited_to(700).max_tokens, curator.max_tokens) == (700, None)
+    assert Curator(max_tokens=500).limited_to(700).max_tokens == 500
+    assert shown()["budget"] == "no limit"
+    lm = scripted(curation_reply())
+    Curator(lm).limited_to(700)(PLAYBOOK, GROUP)
+    assert fields_of(lm.script.requests[0])["budget"].startswith("700 tokens in all")
+
+
+def test_an_embedder_that_fails_costs_the_pairs_only(caplog: pytest.LogCaptureFixture) -> None:
+    """The curation goes on, and the failure is told."""
+
+    def embedder(batch: list[str]) -> Any:
+        raise ConnectionError("no route to host")
+
+    assert shown(embedder=embedder)["look_alikes"] == "(none)"
+    assert "ConnectionError: no route to host" in caplog.text
+
+
 def test_a_custom_reflection_without_a_trajectory_is_shown() -> None:
     """Insights are all a reflection must have."""
     assert (
@@ -399,7 +444,7 @@ def test_the_prompt_is_bounded_and_every_review_stays_in_view(
         Reflection((f"x{b}",), root_cause=a, trajectory=trajectory(str(n), example=example)) for n in range(several)
     ]
     lm = scripted(curation_reply())
-    Curator(lm, max_prompt_tokens=bound)(Playbook.from_text(f"## S\n{lines}"), group)
+    Curator(lm, max_tokens=10_000, max_prompt_tokens=bound)(Playbook.from_text(f"## S\n{lines}"), group)
     sent = lm.script.requests[0][-1]["content"]
     sent.encode()
     assert count_tokens(sent) <= bound + 200
@@ -411,7 +456,7 @@ def test_the_prompt_is_bounded_and_every_review_stays_in_view(
 
 def test_a_bound_that_leaves_no_room_is_refused() -> None:
     """The message says what is the least."""
-    with pytest.raises(SettingsError, match="500 or more; got 100"):
+    with pytest.raises(SettingsError, match="max_prompt_tokens must be greater than or equal to 500; got 100"):
         Curator(max_prompt_tokens=100)
 
 
@@ -450,5 +495,5 @@ def test_the_instructions_are_bounded_and_say_what_matters() -> None:
     """The prompt's fixed part stays below 600 tokens; the layout is not to be echoed."""
     text = CuratePlaybook.instructions
     assert count_tokens(text) < 600
-    for words in ("no id, no section, no counters", "No operation at all is a good answer", "token budget"):
+    for words in ("no id, no section, no votes", "No operation at all is a good answer", "token budget"):
         assert words in " ".join(text.split())

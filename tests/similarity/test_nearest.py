@@ -9,8 +9,7 @@ import pytest
 
 from dspy_ace.errors import SettingsError
 from dspy_ace.playbook import Add, Bullet, Delta, Playbook, apply
-from dspy_ace.similarity.retrieval import nearest
-from dspy_ace.similarity.vectors import Vectors
+from dspy_ace.similarity import nearest
 
 BOOK = Playbook(
     (
@@ -56,21 +55,6 @@ def test_a_small_playbook_comes_whole() -> None:
     assert nearest(Playbook(), "anything", 1) == []
 
 
-def test_an_embedder_is_asked_once_a_text() -> None:
-    """The next version of a playbook costs the vectors of what is new in it, and of the text."""
-    asked: list[str] = []
-
-    def embedder(batch: list[str]) -> list[list[float]]:
-        asked.extend(batch)
-        return [[1.0, float("parcel" in text.lower())] for text in batch]
-
-    vectors = Vectors(embedder)
-    assert ids(BOOK, "parcel", 1, vectors=vectors) == ["str-00002"]
-    grown = apply(BOOK, Delta((Add("RULES", "A parcel without a number goes to the front desk."),)))
-    assert ids(grown, "parcel", 2, vectors=vectors) == ["str-00002", "rule-00006"]
-    assert len(asked) == len(grown) + 2
-
-
 def test_the_choice_does_not_depend_on_what_was_asked_before() -> None:
     """Other playbooks asked about in between change nothing."""
     before = nearest(BOOK, "late parcel", 2)
@@ -80,20 +64,19 @@ def test_the_choice_does_not_depend_on_what_was_asked_before() -> None:
 
 
 def test_threads_may_ask_at_once() -> None:
-    """Playbooks that grow, asked about from several threads over one store of vectors: each gets its own answer."""
+    """Playbooks that grow, asked about from several threads at once: each gets its own answer."""
     books = [BOOK]
     for step in range(12):
         books.append(apply(books[-1], Delta((Add("RULES", f"Parcel {step} goes to desk {step}."),))))
     texts = [f"Where does parcel {step} go?" for step in range(12)]
     expected = [[ids(book, text, 2) for book in books] for text in texts]
-    vectors = Vectors()
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda text: [ids(book, text, 2, vectors=vectors) for book in books], texts))
+        found = list(pool.map(lambda text: [ids(book, text, 2) for book in books], texts))
     assert found == expected
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, True, "3", None])
 def test_k_is_a_count(k: Any) -> None:
     """A number that is no count of bullets is refused, with what came."""
-    with pytest.raises(SettingsError, match="whole number"):
+    with pytest.raises(SettingsError, match="k must be"):
         nearest(BOOK, "text", k)
