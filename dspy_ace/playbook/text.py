@@ -77,6 +77,7 @@ _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-"))
 _WIDE_MARK = re.compile(r"(?<!\d)[。、，；：،؛۔।…]|[。、，；：،؛۔।…](?!\d)|(?<![0-9A-Za-z])！")
 _PIECES = re.compile(
     r"""(?P<code>```.*?```|`[^`]*`)
+    | (?P<quoted>(?<!\w)(?:'\w+'|"\w+")(?!\w))
     | (?P<indent>\n(?:[ ]{2,}|[ ]*\t)[ \t]*)
     | (?P<unit>(?<=\d)\s+[^\W\d_]{1,3}\b)
     | (?P<word>\w+)
@@ -95,7 +96,7 @@ def folded(text: str) -> str:
     unites (full-width letters, ligatures).
 
     Kept is what can change the meaning:
-      - spans in backticks, as they stand, and the indentation of lines;
+      - spans in backticks and single words in quotes, as they stand, and the indentation of lines;
       - marks within words and numbers, and all other signs: `5.0`, `a-b`, `-3`, `x > 3`, `50 %`, `why?`, `(a + b)`;
       - capitals in `userId`, in words of two capitals (`US`), in words with a digit or `_`, in a unit behind a number
         (`10 Mb`), and in `True`, `False`, `None`;

@@ -50,8 +50,8 @@ def test_the_straightforward_version_does_the_same() -> None:
     """What ours is measured against merges the same bullets and writes the same prompt."""
     texts = lessons()
     playbook = playbook_of(texts, 50)
-    repeated = playbook.bullets[7].content
-    delta = additions(texts, 2) + Delta((Add("COMMON MISTAKES TO AVOID", repeated.upper()),))
+    repeated = playbook.bullets[7].content.rstrip(".")
+    delta = additions(texts, 2) + Delta((Add("COMMON MISTAKES TO AVOID", f"{repeated[0].lower()}{repeated[1:]}"),))
     grown = apply(playbook, delta)
     ours = apply(grown, GrowAndRefine()(grown))
     assert len(ours) == 52

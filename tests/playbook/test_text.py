@@ -369,6 +369,7 @@ DIFFERENT = [
     ("*args", "args"),
     ("a|b", "ab"),
     ("a & b", "a b"),
+    ("Name the key 'Total'.", "Name the key 'total'."),
 ]
 
 
