@@ -37,7 +37,7 @@ ELSEWHERE = (
 
 @dataclass(frozen=True, init=False)
 class Selection:
-    """What to forget: everything that one of the first three arguments names.
+    """A choice of what to forget: everything that one of the first three arguments names.
 
     Args:
         sources: names of examples, as `Bullet.sources` and `Tag.source` hold them.
@@ -112,7 +112,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Account:
-    """What forgetting did and what it cannot do, in names and numbers. `print(account)` says it in words.
+    """Account of what forgetting did and cannot do, in ids and numbers. `print(account)` says it in words.
 
     Args:
         removed: ids of the bullets that are gone.

@@ -22,7 +22,7 @@ Self = TypeVar("Self", bound="_Operation")
 
 
 class _Operation:
-    """What all operations share."""
+    """The parts that all operations share."""
 
     op: ClassVar[str]
     edits: ClassVar[bool] = False
@@ -30,7 +30,7 @@ class _Operation:
 
     @property
     def label(self) -> str:
-        """What messages call it: `update str-00042`."""
+        """The name of the operation in messages: `update str-00042`."""
         ids = getattr(self, "ids", ())
         named = ", ".join(map(str, ids)) if isinstance(ids, (list, tuple)) else str(ids)
         return f"{self.op} {named:.100}".rstrip()
