@@ -132,28 +132,35 @@ def _same(one: Point, other: Point) -> bool:
 
 
 def curate(ask: Ask, junk: bool = False) -> dict[str, Any]:
-    """Values for the fields of a curation request. `junk`: echo the playbook's format instead of operations."""
-    book = next((v for k, v in ask.values.items() if "playbook" in k), "")
-    reviews = next((v for k, v in ask.values.items() if "review" in k or "reflection" in k), "")
-    evidence = next((v for k, v in ask.values.items() if "evidence" in k or "counter" in k), "")
+    """Return the values of a curation request.
+
+    Args:
+        ask: the request.
+        junk: True to repeat the playbook's own format instead of new lessons.
+    """
+
+    def given(*parts: str) -> str | None:
+        return next((v for k, v in ask.values.items() if any(part in k for part in parts)), None)
+
+    book, alike = given("playbook") or "", given("alike")
     held = [read_point(body, source) for source, body in blocks(book) if source]
-    tight = _tight(next((v for k, v in ask.values.items() if "budget" in k or "limit" in k), ""), book)
-    alike = next((_PAIR.findall(v) for k, v in ask.values.items() if "alike" in k), None)
-    operations = echo(book) if junk else plan(held, reviewed(reviews), evidence, tight, alike)
+    operations = echo(book) if junk else plan(
+        held,
+        reviewed(given("review", "reflection") or ""),
+        given("evidence", "counter") or "",
+        _fullness(given("budget", "limit") or "", book),
+        None if alike is None else _PAIR.findall(alike),
+    )  # fmt: skip
     told = f"{len(operations)} of the lessons are not in the playbook yet." if operations else "Nothing is missing."
-    values: dict[str, Any] = {}
-    for asked in ask.outputs:
-        value: Any = operations if "operation" in asked.name else told
-        values[asked.name] = (
-            json.dumps(value, ensure_ascii=False) if asked.type == "str" and value is operations else value
-        )
-    return values
+    as_text = json.dumps(operations, ensure_ascii=False)
+    return {
+        f.name: told if "operation" not in f.name else as_text if f.type == "str" else operations for f in ask.outputs
+    }
 
 
-def _tight(budget: str, book: str) -> float:
-    """How full the playbook is (0 … 1 and more), when the budget names a number of tokens; else 0."""
-    numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*", budget)]
-    limit = max(numbers, default=0)
+def _fullness(budget: str, book: str) -> float:
+    """Return tokens of the playbook / tokens allowed, if the budget names a number of tokens; else 0."""
+    limit = max((int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*", budget)), default=0)
     return len(re.findall(r"\w+|[^\w\s]", book)) / limit if limit >= 200 else 0.0
 
 
@@ -161,12 +168,17 @@ def plan(
     held: list[Point],
     points: list[Point],
     evidence: str,
-    tight: float = 0.0,
+    fullness: float = 0.0,
     alike: list[tuple[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Operations: delete what does harm, merge what is double, sharpen what misleads, extend or add what is new.
+    """Return the operations: delete harmful bullets, merge equal ones, drop misleading cues, extend or add bullets.
 
-    `alike` holds the ids of bullets that the prompt asks about, in pairs; None: it does not ask.
+    Args:
+        held: the bullets of the playbook.
+        points: the lessons of the reviews.
+        evidence: the votes on the bullets, as the request lists them.
+        fullness: tokens of the playbook / tokens allowed.
+        alike: pairs of ids of bullets that the request asks about; None if it does not ask.
     """
     harmful = {i for i, good, bad in _COUNTS.findall(evidence) if int(bad) >= 3 and int(bad) >= 2 * int(good) + 2}
     gone = [p for p in held if p.id in harmful]
@@ -183,7 +195,7 @@ def plan(
             now |= {i: _without(p, set(point.cues)) for i, p in now.items() if p.answer == point.wrong}
     for point in points:
         if not _MISLEADS.search(point.text):
-            _place(_sharpened(point, common), now, fresh, tight)
+            _place(_sharpened(point, common), now, fresh, fullness)
     changed = [now[p.id] for p in held if now[p.id].text != p.text]
     operations += [{"type": "UPDATE", "id": p.id, "content": p.text} for p in changed]
     operations += [
@@ -194,7 +206,7 @@ def plan(
     return operations
 
 
-def _place(point: Point, now: dict[str, Point], fresh: list[Point], tight: float) -> None:
+def _place(point: Point, now: dict[str, Point], fresh: list[Point], fullness: float) -> None:
     """Drop a lesson that is known, join one that is close to a bullet with it, or keep it as a new bullet."""
     alike = [
         p for p in (*now.values(), *fresh) if (p.field, p.answer, _sort(p)) == (point.field, point.answer, _sort(point))
@@ -204,14 +216,14 @@ def _place(point: Point, now: dict[str, Point], fresh: list[Point], tight: float
         alike = [p for p in alike if p.wrong == point.wrong]
     near = max(alike, key=lambda p: overlap(p, point), default=None)
     shared = overlap(near, point) if near else 0.0
-    close, full = (_CLOSE, _FULL) if tight < 0.6 else (_CLOSE / 3, _FULL * 2)
+    close, full = (_CLOSE, _FULL) if fullness < 0.6 else (_CLOSE / 3, _FULL * 2)
     if (
         near is None
         or shared < close
         or (len(near.cues) >= full and shared < 0.8)
         or not (point.answer or shared >= 0.8)
     ):
-        if tight < 1.0:
+        if fullness < 1.0:
             fresh.append(point)
         return
     joined = near if shared >= 0.8 else replace(read_point(_joined(near, point), near.id), predictor=near.predictor)
@@ -257,26 +269,27 @@ def _without(point: Point, drop: set[str]) -> Point:
 
 
 def _doubles(held: list[Point]) -> Iterable[tuple[Point, Point]]:
+    """Yield pairs of bullets that say the same."""
     groups: dict[tuple[str, str], list[Point]] = {}
     for point in held:
         group = groups.setdefault((point.field, point.answer), [])
         for other in group:
-            if _state_one(other, point):
+            if _say_the_same(other, point):
                 yield other, point
                 break
         group.append(point)
 
 
 def _judged(held: list[Point], alike: list[tuple[str, str]]) -> Iterable[tuple[Point, Point]]:
-    """The pairs among `alike` whose contents state the same, a bullet in one pair at most."""
+    """Yield the pairs among `alike` that say the same; no bullet is in two of them."""
     left = {point.id: point for point in held}
     for one, other in alike:
-        if one in left and other in left and _state_one(left[one], left[other]):
+        if one in left and other in left and _say_the_same(left[one], left[other]):
             yield left.pop(one), left.pop(other)
 
 
-def _state_one(one: Point, other: Point) -> bool:
-    """Whether two lessons are one: the same words, or the same answer for nearly the same cues."""
+def _say_the_same(one: Point, other: Point) -> bool:
+    """Return True if two bullets have the same words, or the same answer for nearly the same cues."""
     if normal(one.text) == normal(other.text):
         return True
     same = bool(one.answer) and (one.field, one.answer) == (other.field, other.answer)
@@ -284,7 +297,7 @@ def _state_one(one: Point, other: Point) -> bool:
 
 
 def _joined(one: Point, other: Point) -> str:
-    """`one` with the cues of `other` that it lacks, put where its own quoted cues end."""
+    """Return the text of `one`, with the cues of `other` that it lacks behind its own quoted cues."""
     known = {normal(c) for c in one.cues}
     extra = [c for c in other.cues if normal(c) not in known and _CUE.search(other.text)]
     quotes = list(_CUE.finditer(one.text))
