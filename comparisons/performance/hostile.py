@@ -19,7 +19,7 @@ from typing import Any
 import dspy
 
 from dspy_ace import Bullet, GrowAndRefine, OnlineACE, Playbook
-from dspy_ace.lm.reading import UnreadableError, read_list, read_mapping
+from dspy_ace.lm import UnreadableError, read_list, read_mapping
 from dspy_ace.playbook import count_tokens, cut_middle
 from dspy_ace.similarity import agree
 from dspy_ace.testing import OfflineLM

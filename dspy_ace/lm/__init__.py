@@ -1,12 +1,11 @@
 """Ask a language model; count and limit what it costs."""
 
 from .allowance import Allowance
+from .ask import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored, working
 from .books import Books
 from .guard import Guard
 from .limits import LimitReachedError, Limits, Spent, check_cost
 from .prices import Price, price_of
-from .reading import Broken, UnreadableError, is_nothing, read_list, read_mapping, restored
-from .replies import ask, working
 from .retries import enforced, one_by_one
 from .usage import Measurement, Meter, Usage, added, recorded, since
 

@@ -20,9 +20,11 @@ from ..playbook import count_tokens
 from .prices import Price, price_of
 
 _SAFETY = 1.5  # our estimate of prompt tokens may be a quarter off
-_POLL = 0.05  # seconds between two tries of a call that waits for others
+POLL = 0.05  # seconds between two tries of a call that waits for others
 _PATIENCE = 600.0  # seconds that a call waits for others before it is refused
 _UNKNOWN_LONGEST = 4096  # completion tokens, where neither the LM nor the price list says more
+AWAITED_SINCE: ContextVar[float | None] = ContextVar("dspy_ace_awaited_since", default=None)
+"""When a caller began to await a call that it makes again as long as it gets a BusyError; None: calls wait here."""
 _outer_calls: ContextVar[frozenset[str]] = ContextVar("dspy_ace_outer_calls", default=frozenset())
 
 
@@ -31,11 +33,7 @@ class LimitReachedError(BaseException):
 
 
 class BusyError(BaseException):
-    """A call does not fit now, but may when calls under way have ended. `refusal` is for one that waited in vain."""
-
-    def __init__(self, refusal: LimitReachedError) -> None:
-        super().__init__(str(refusal))
-        self.refusal = refusal
+    """A call does not fit now, but may when calls under way have ended."""
 
 
 @dataclass(frozen=True)
@@ -141,32 +139,26 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         return math.inf if self.max_seconds is None else self.max_seconds - self.seconds
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Let the call pass.
+        """Let the call pass, at once or when others have ended.
 
         Raises:
             LimitReachedError: it would exceed a limit.
-            BusyError: it must wait for others. Only an LM of `one_by_one` is told so, as it can wait without blocking
-                an event loop; for another one the wait is here.
+            BusyError: it must wait for others, and waiting here would block an event loop.
         """
         if call_id in self._open:  # in force for the thread and for the LM
             return
         requests = _requests(instance, inputs)
         bound = 0.0 if self.max_cost is None else requests * self._bound(instance, inputs)
-        arrived = time.monotonic()
-        while True:
-            try:
-                self._admit(call_id, instance, requests, bound)
-            except BusyError as busy:
-                if hasattr(instance, "retries_in_sight"):
-                    raise
-                if time.monotonic() - arrived > _PATIENCE:
-                    raise busy.refusal from None
-                time.sleep(_POLL)
-            else:
-                break
+        awaited = AWAITED_SINCE.get()
+        arrived = awaited or time.monotonic()
+        while not self._admitted(call_id, instance, requests, bound, time.monotonic() - arrived < _PATIENCE):
+            if awaited:
+                raise BusyError
+            time.sleep(POLL)
         _outer_calls.set(_outer_calls.get() | {call_id})
 
-    def _admit(self, call_id: str, lm: Any, requests: int, bound: float) -> None:
+    def _admitted(self, call_id: str, lm: Any, requests: int, bound: float, may_wait: bool) -> bool:
+        """Count the call and reserve its cost; return False if it must wait. Raises LimitReachedError."""
         with self._lock:
             self._started = min(self._started, time.monotonic())
             if self.seconds_left() <= 0:
@@ -177,17 +169,17 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
                 raise self._refused(f"max_lm_calls={self.max_lm_calls} is reached ({self.calls} were made{hidden})")
             reserved = sum(call.bound for call in self._open.values())
             if self.max_cost is not None and self.dollars + reserved + bound > self.max_cost:
-                reason = (
+                fits_alone = self.dollars + bound <= self.max_cost
+                if may_wait and fits_alone and not _outer_calls.get() & self._open.keys():  # it would wait for itself
+                    return False
+                raise self._refused(
                     f"max_cost={self.max_cost:g} is reached: ${self.dollars:.4f} spent, ${reserved:.4f} reserved for "
                     f"calls under way, and the next call of {lm.model} may cost ${bound:.4f}"
                 )
-                if self.dollars + bound <= self.max_cost and not _outer_calls.get() & self._open.keys():
-                    raise BusyError(LimitReachedError(reason))
-                raise self._refused(reason)
             self.calls += requests
             # a program may have put a tracker of its own in place of the meter's: then no cost will be reported
-            reports = hasattr(dspy.settings.usage_tracker, "meter")
-            self._open[call_id] = _Open(bound, reports)
+            self._open[call_id] = _Open(bound, reports=hasattr(dspy.settings.usage_tracker, "meter"))
+            return True
 
     def _bound(self, lm: Any, inputs: dict[str, Any]) -> float:
         """Return the most that one request can cost, in dollars. Raises LimitReachedError if nobody knows."""

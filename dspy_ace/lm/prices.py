@@ -17,28 +17,45 @@ _ABOVE = re.compile(r"_above_(\d+)k_tokens")
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a model, in dollars a token.
+    """The price of a model.
 
     Args:
-        prompt, completion: of fresh prompt tokens, and of the answer.
-        cached, written: of prompt tokens that the provider's prompt cache served, or took in.
-        longest: the most completion tokens of one answer; None: unknown.
-        above: prices of long prompts, each with the number of prompt tokens above which it holds, rising.
+        rates: dollars a token by kind, as LiteLLM's list names them: `input_cost_per_token`, …
+        tier: what a name ends with for the service tier: `""`, `"_flex"` or `"_priority"`.
     """
 
-    prompt: float
-    completion: float
-    cached: float
-    written: float
-    longest: int | None = None
-    above: tuple[tuple[int, Price], ...] = ()
+    rates: Mapping[str, Any]
+    tier: str = ""
+
+    @property
+    def longest(self) -> int | None:
+        """The most completion tokens of one answer; None: unknown."""
+        longest = _number(self.rates.get("max_output_tokens"))
+        return None if longest is None else int(longest)
+
+    def rate(self, kind: str, prompt_tokens: int = 0) -> float | None:
+        """Return dollars a token, for a prompt of so many tokens: long ones may cost more. None: unknown."""
+        sizes = sorted({int(found[1]) for key in self.rates if (found := _ABOVE.search(key))}, reverse=True)
+        above = next((f"_above_{size}k_tokens" for size in sizes if prompt_tokens > 1000 * size), "")
+        names = [f"{kind}{above}{self.tier}", f"{kind}{self.tier}"]
+        if self.tier != "_priority":  # without a price of its own `flex` costs the ordinary one at most
+            names[1:] = [f"{kind}{above}", f"{kind}{self.tier}", kind]
+        return next((rate for name in names if (rate := _number(self.rates.get(name))) is not None), None)
 
     def of(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int, written_tokens: int = 0) -> float:
-        """Return the dollars for so many tokens; `cached_tokens` and `written_tokens` are part of `prompt_tokens`."""
-        rate = next((price for tokens, price in reversed(self.above) if prompt_tokens > tokens), self)
-        fresh = max(0, prompt_tokens - cached_tokens - written_tokens)
-        prompt = fresh * rate.prompt + cached_tokens * rate.cached + written_tokens * rate.written
-        return prompt + completion_tokens * rate.completion
+        """Return the dollars for so many tokens.
+
+        Args:
+            prompt_tokens, completion_tokens: of the request and of the answer.
+            cached_tokens, written_tokens: of the prompt tokens, those that the provider's cache served or took in.
+        """
+        fresh = self.rate("input_cost_per_token", prompt_tokens) or 0.0
+        cached = self.rate("cache_read_input_token_cost", prompt_tokens)
+        written = self.rate("cache_creation_input_token_cost", prompt_tokens)
+        dollars = max(0, prompt_tokens - cached_tokens - written_tokens) * fresh
+        dollars += cached_tokens * (fresh if cached is None else cached)
+        dollars += written_tokens * (fresh if written is None else written)
+        return dollars + completion_tokens * (self.rate("output_cost_per_token", prompt_tokens) or 0.0)
 
 
 def price_of(model: str, tier: str | None = None) -> Price | None:
@@ -54,40 +71,11 @@ def price_of(model: str, tier: str | None = None) -> Price | None:
         >>> price_of("openai/gpt-4o-mini").of(1_000_000, 0, 0)
         0.15
     """
-    if tier not in _TIERS:
-        return None
-    return _price(_registered(model), _TIERS[tier]) or _price(_listed(model), _TIERS[tier])
-
-
-def _price(info: Mapping[str, Any], tier: str) -> Price | None:
-    sizes = sorted({int(found[1]) for key in info if (found := _ABOVE.search(key))})
-    above = [(1000 * size, _rates(info, f"_above_{size}k_tokens", tier)) for size in sizes]
-    price = _rates(info, "", tier)
-    if price is None:
-        return None
-    longest = _number(info.get("max_output_tokens"))
-    known = tuple((size, each) for size, each in above if each is not None)
-    return Price(
-        price.prompt, price.completion, price.cached, price.written, None if longest is None else int(longest), known
-    )
-
-
-def _rates(info: Mapping[str, Any], above: str, tier: str) -> Price | None:
-    def rate(kind: str, otherwise: float | None = None) -> float | None:
-        # without a price of its own `flex` costs the ordinary one at most; of `priority` nothing is known then
-        keys = (
-            (f"{kind}{above}{tier}", f"{kind}{tier}")
-            if tier == "_priority"
-            else (f"{kind}{above}{tier}", f"{kind}{above}", f"{kind}{tier}", kind)
-        )
-        return next((found for key in keys if (found := _number(info.get(key))) is not None), otherwise)
-
-    prompt, completion = rate("input_cost_per_token"), rate("output_cost_per_token")
-    if prompt is None or completion is None:
-        return None
-    cached = rate("cache_read_input_token_cost", prompt)
-    written = rate("cache_creation_input_token_cost", prompt)
-    return Price(prompt, completion, prompt if cached is None else cached, prompt if written is None else written)
+    for rates in (_registered(model), _listed(model)):
+        price = Price(rates, _TIERS.get(tier, "_unknown"))
+        if tier in _TIERS and None not in (price.rate("input_cost_per_token"), price.rate("output_cost_per_token")):
+            return price
+    return None
 
 
 def _number(value: Any) -> float | None:

@@ -18,18 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.utils.exceptions import is_retryable_lm_error
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_fixed,
-)
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from .limits import _PATIENCE, _POLL, BusyError, Limits
+from .limits import AWAITED_SINCE, POLL, BusyError, Limits
 
 if TYPE_CHECKING:
     from dspy import Adapter as _Adapter
@@ -44,16 +35,16 @@ _WAIT_PART = 0.5  # seconds between two checks of the limits during a wait
 def one_by_one(lm: Any, *limits: Limits) -> Any:
     """Return a copy of `lm` whose attempts are calls of their own; it shares history, engine and cache with `lm`.
 
-    An LM without retries is returned as it is, and so is anything that is no LM.
+    An LM without retries is returned as it is if there are no limits, and so is anything that is no LM.
 
     Args:
         lm: any LM, or None.
         limits: they hold for the copy wherever it is called, also where DSPy's context does not reach.
     """
-    if not isinstance(lm, dspy.BaseLM) or not (getattr(lm, "num_retries", 0) or isinstance(lm, _OneByOne)):
+    if not isinstance(lm, dspy.BaseLM):
         return lm
     limits = tuple(each for each in limits if each not in lm.callbacks)
-    if isinstance(lm, _OneByOne) and not limits:
+    if not limits and (isinstance(lm, _OneByOne) or not lm.num_retries):
         return lm
     clone = copy.copy(lm)
     clone.callbacks = [*lm.callbacks, *limits]
@@ -66,19 +57,22 @@ def one_by_one(lm: Any, *limits: Limits) -> Any:
 
 @contextmanager
 def enforced(limits: Limits) -> Iterator[None]:
-    """Open a scope in which every LM call passes `limits`, each attempt of it.
-
-    LMs that the program or the metric brings along are made `one_by_one` on their way through the adapter.
-    """
+    """Open a scope in which every LM call passes `limits`, each attempt of it."""
     callbacks = [limits, *(dspy.settings.get("callbacks") or [])]
-    adapter = dspy.settings.adapter or dspy.ChatAdapter()
-    if isinstance(adapter, dspy.Adapter):
-        kind: Any = type(adapter)
-        adapter = copy.copy(adapter)
-        adapter.__class__ = _mixed(_OneByOneAdapter, kind)
-        adapter.limits = limits
+    adapter = retries_shown(dspy.settings.adapter or dspy.ChatAdapter(), limits)
     with dspy.context(callbacks=callbacks, lm=one_by_one(dspy.settings.lm, limits), adapter=adapter):
         yield
+
+
+def retries_shown(adapter: Any, *limits: Limits) -> Any:
+    """Return a copy of an adapter that makes each LM `one_by_one` that it asks, whoever brought the LM along."""
+    if not isinstance(adapter, dspy.Adapter):
+        return adapter
+    kind: Any = type(adapter)
+    clone = copy.copy(adapter)
+    clone.__class__ = kind if isinstance(adapter, _OneByOneAdapter) else _mixed(_OneByOneAdapter, kind)
+    clone.limits = limits
+    return clone
 
 
 class _OneByOne(_Model):  # type: ignore[misc]  # dspy is untyped
@@ -87,58 +81,46 @@ class _OneByOne(_Model):  # type: ignore[misc]  # dspy is untyped
     retries_in_sight: int
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        def attempt() -> Any:
-            return Retrying(**_room())(super(_OneByOne, self).__call__, *args, **kwargs)
-
-        return Retrying(sleep=_sleep, **_retries(self.retries_in_sight))(attempt)
+        return Retrying(sleep=_sleep, **_rules(self.retries_in_sight))(super().__call__, *args, **kwargs)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        async def attempt() -> Any:
-            return await AsyncRetrying(**_room())(super(_OneByOne, self).acall, *args, **kwargs)
+        call = super().acall
 
-        return await AsyncRetrying(sleep=_asleep, **_retries(self.retries_in_sight))(attempt)
+        async def attempt() -> Any:
+            token = AWAITED_SINCE.set(time.monotonic())
+            try:
+                while True:
+                    try:
+                        return await call(*args, **kwargs)
+                    except BusyError:
+                        await asyncio.sleep(POLL)
+            finally:
+                AWAITED_SINCE.reset(token)
+
+        return await AsyncRetrying(sleep=_asleep, **_rules(self.retries_in_sight))(attempt)
 
 
 class _OneByOneAdapter(_Adapter):  # type: ignore[misc]  # dspy is untyped
-    """Mixin: an adapter that shows the retries of the LMs it asks, to `limits` as well."""
+    """Mixin: an adapter that shows the retries of the LMs it asks."""
 
-    limits: Limits
+    limits: tuple[Limits, ...]
 
     def __call__(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(one_by_one(lm, self.limits), *args, **kwargs)
+        return super().__call__(one_by_one(lm, *self.limits), *args, **kwargs)
 
     async def acall(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
-        return await super().acall(one_by_one(lm, self.limits), *args, **kwargs)
+        return await super().acall(one_by_one(lm, *self.limits), *args, **kwargs)
 
 
-def _retries(count: int) -> dict[str, Any]:
-    """Return tenacity's settings for calls that a provider refuses."""
+def _rules(retries: int) -> dict[str, Any]:
+    """Return tenacity's settings: the errors and the number of retries are DSPy's."""
     return {
-        "retry": retry_if_exception(_may_be_retried),
-        "stop": stop_after_attempt(count + 1),
+        "retry": retry_if_exception(lambda error: isinstance(error, Exception) and is_retryable_lm_error(error)),
+        "stop": stop_after_attempt(retries + 1),
         "wait": _seconds,
         "before_sleep": _count,
         "reraise": True,
     }
-
-
-def _room() -> dict[str, Any]:
-    """Return tenacity's settings for calls that wait until the limits have room for them."""
-    return {
-        "retry": retry_if_exception_type(BusyError),
-        "stop": stop_after_delay(_PATIENCE),
-        "wait": wait_fixed(_POLL),
-        "retry_error_callback": _refuse,
-    }
-
-
-def _may_be_retried(error: BaseException) -> bool:
-    return isinstance(error, Exception) and bool(is_retryable_lm_error(error))
-
-
-def _refuse(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    raise error.refusal if isinstance(error, BusyError) else AssertionError("only a busy call is waited for")
 
 
 def _seconds(state: RetryCallState) -> float:

@@ -61,13 +61,13 @@ def scripted(
     return lm
 
 
-def rate_limited() -> BaseException:
+def rate_limited(retry_after: float | None = None) -> BaseException:
     """Make a provider's refusal, to be raised by a scripted model."""
     if hasattr(dspy, "lm15"):
-        return dspy.lm15.RateLimitError("slow down", status=429, provider="scripted")
+        return dspy.lm15.RateLimitError("slow down", status=429, provider="scripted", retry_after=retry_after)
     from dspy.utils.exceptions import LMRateLimitError
 
-    return LMRateLimitError(message="slow down", model="scripted", provider="scripted")
+    return LMRateLimitError(message="slow down", model="scripted", provider="scripted", retry_after=retry_after)
 
 
 if hasattr(dspy, "lm15"):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import contextvars
+import random
+import statistics
 import threading
+import time
 from typing import Any
 
 import dspy
 import pytest
-from dspy.utils.callback import ACTIVE_CALL_ID
+from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
+from dspy.utils.exceptions import LMError
 
 from dspy_ace.errors import SettingsError
-from dspy_ace.lm import retries
-from dspy_ace.lm.limits import LimitReachedError, Limits
-from dspy_ace.lm.prices import price_of
+from dspy_ace.lm import LimitReachedError, Limits, Meter, Spent, enforced, one_by_one, price_of, retries
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import OfflineServer, serve
 from runs import client, compiled, faulty
+from scripted import rate_limited, scripted
 from tasks import desk_metric, messages
 
 pytestmark = [
@@ -133,14 +139,14 @@ def test_max_cost_is_spent_before_it_ends_a_run(threads: int) -> None:
     """Calls under way delay the next one; the run ends when that one would not fit if it were alone."""
     price = price_of(PRICED)
     assert price is not None
-    reserved = LONGEST * price.completion
+    reserved = LONGEST * (price.rate("output_cost_per_token") or 0.0)
     with serve() as server:
         results = compiled(asked(server), max_cost=reserved + 0.003, num_threads=threads, epochs=9).detailed_results
         spent = dollars(server)
         longest_reply = max(record.completion_tokens for record in server.log)
     assert "max_cost" in results.stopped
     # weighed with the longest answer, a call is made only up to 0.003; its real answer comes on top
-    assert 0.002 < spent <= 0.003 + longest_reply * price.completion
+    assert 0.002 < spent <= 0.003 + longest_reply * (price.rate("output_cost_per_token") or 0.0)
 
 
 def test_max_cost_that_is_not_reached_changes_nothing() -> None:
@@ -220,3 +226,210 @@ def test_a_call_inside_a_call_does_not_wait_for_itself() -> None:
     limits.on_lm_start("outer", lm, {"prompt": "hello"})
     with pytest.raises(LimitReachedError, match="under way"):
         limits.on_lm_start("inner", lm, {"prompt": "hello"})
+
+
+@pytest.mark.parametrize("left", [0, 3, 10])
+def test_a_continued_run_goes_on_with_what_it_has_spent(left: int) -> None:
+    """Calls, rollouts, dollars and seconds of an earlier process count."""
+    with serve() as server:
+        limits = Limits(max_lm_calls=40, spent=Spent(rollouts=7, calls=40 - left, dollars=0.5, seconds=3.0))
+        with dspy.context(lm=client(server)), enforced(limits):
+            _until_refused(dspy.Predict("message -> desk"), "max_lm_calls=40", message="hello")
+        assert server.calls == left
+    assert (limits.rollouts, limits.calls, limits.dollars) == (7, 40, 0.5)
+    assert limits.spent.calls == 40
+    assert limits.spent.seconds >= 3.0
+
+
+def test_seconds_of_an_earlier_process_count() -> None:
+    """A run that has used up its time makes no call."""
+    lm = client("http://127.0.0.1:9/v1")
+    with pytest.raises(LimitReachedError, match="max_seconds=10 is reached"):
+        Limits(max_seconds=10, spent=Spent(seconds=10.0)).on_lm_start("one", lm, {"prompt": "hello"})
+
+
+def test_rollouts_are_counted_and_limited() -> None:
+    """What does not fit is refused whole; without a limit any number is left."""
+    limits = Limits(max_rollouts=5, spent=Spent(rollouts=2))
+    assert limits.rollouts_left() == 3
+    limits.count_rollouts(2)
+    with pytest.raises(LimitReachedError, match="max_rollouts=5 is reached"):
+        limits.count_rollouts(2)
+    assert (limits.rollouts, limits.rollouts_left()) == (4, 1)
+    assert limits.reached == "max_rollouts=5 is reached"
+    assert Limits().rollouts_left() is None
+
+
+def test_a_stopped_run_makes_no_call_and_ends_its_waits() -> None:
+    """A provider that names a day as Retry-After is not waited for once the run is stopped."""
+    limits, lm = Limits(), scripted(rate_limited(retry_after=86_400.0))
+    lm.num_retries = 3
+    threading.Timer(0.2, limits.stop, ["interrupted"]).start()
+    with dspy.context(lm=lm), enforced(limits), pytest.raises(LimitReachedError, match="interrupted"):
+        dspy.Predict("message -> desk")(message="hello")
+    assert len(lm.script.requests) == 1
+
+
+def test_a_wait_for_a_retry_ends_with_the_time_that_is_left() -> None:
+    """max_seconds holds for the waits between two attempts too, also in an event loop."""
+    for ask in (_asked, _awaited):
+        limits, lm = Limits(max_seconds=0.3), scripted(rate_limited(retry_after=86_400.0))
+        lm.num_retries = 3
+        started = time.monotonic()
+        with dspy.context(lm=lm), enforced(limits), pytest.raises(LimitReachedError, match="max_seconds"):
+            ask(dspy.Predict("message -> desk"))
+        assert time.monotonic() - started < 3.0
+        assert len(lm.script.requests) == 1
+
+
+def _asked(predict: Any) -> Any:
+    return predict(message="hello")
+
+
+def _awaited(predict: Any) -> Any:
+    return asyncio.run(predict.acall(message="hello"))
+
+
+def test_a_judge_with_an_lm_of_its_own_retries_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An LM that the metric holds is asked once a call; its retries are counted, and limited."""
+    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.0)
+    with serve() as server, faulty({"rate_limit": 0.6}, seed=3) as bench:
+        grade = dspy.Predict("desk -> verdict")
+        grade.lm = client(bench, num_retries=8)
+
+        def metric(example: Any, prediction: Any) -> Any:
+            grade(desk=prediction.desk)
+            return desk_metric(example, prediction)
+
+        results = compiled(client(server), metric=metric, max_lm_calls=60).detailed_results
+        assert server.calls + bench.calls == 60
+        assert results.usage["metric"].calls == bench.calls
+        assert grade.lm.num_retries == 8
+
+
+def test_callbacks_that_a_program_puts_in_place_of_ours_hide_no_call() -> None:
+    """A program that traces itself is limited and counted like any other."""
+
+    class Traced(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.ChainOfThought("message -> desk")
+
+        def forward(self, message: str) -> Any:
+            with dspy.context(callbacks=[BaseCallback()]):
+                return self.ask(message=message)
+
+    with serve() as server:
+        results = compiled(client(server), Traced(), max_lm_calls=20, num_threads=4).detailed_results
+        assert server.calls == sum(used.calls for used in results.usage.values()) == 20
+
+
+@pytest.mark.skipif(not hasattr(dspy, "lm15"), reason="before DSPy 3.4 a call is one request, whatever `n`")
+def test_each_of_several_answers_is_a_request() -> None:
+    """With `n=5` a call sends five requests; it is made only if all fit."""
+    with serve() as server:
+        limits = Limits(max_lm_calls=12)
+        with dspy.context(lm=client(server)), enforced(limits):
+            _until_refused(dspy.Predict("message -> desk", n=5), "may take 5", message="hello")
+        assert server.calls == limits.calls == 10
+
+
+def test_calls_of_a_plain_thread_are_limited_where_the_lm_is() -> None:
+    """A thread without DSPy's context knows no scope; a copy of the LM that knows the limits is refused there too."""
+    with serve() as server:
+        limits = Limits(max_lm_calls=3)
+        lm = one_by_one(client(server), limits)
+        threads = [threading.Thread(target=_until_refused, args=[lm, "max_lm_calls=3", "hello"]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.calls == limits.calls == 3
+
+
+def _until_refused(ask: Any, reason: str, *args: Any, **inputs: Any) -> None:
+    try:
+        for _ in range(100):
+            ask(*args, **inputs)
+    except LimitReachedError as error:
+        assert reason in str(error)  # noqa: PT017 - it is the last of many calls
+
+
+def test_a_reply_without_usage_costs_what_was_reserved() -> None:
+    """Unknown is not free: a provider that tells no usage uses the limit up."""
+    limits, lm = Limits(max_cost=0.0015), asked("http://127.0.0.1:9/v1", num_retries=0)
+    for call in ("first", "second"):
+        limits.on_lm_start(call, lm, {"prompt": "hello"})
+        reported(limits, call, None)
+    with pytest.raises(LimitReachedError, match="max_cost"):
+        limits.on_lm_start("third", lm, {"prompt": "hello"})
+
+
+def test_a_program_that_swallows_the_refusal_leaves_no_result() -> None:
+    """A bare `except` does not make a rollout of it: the scope ends with the refusal all the same."""
+    limits, lm = Limits(max_lm_calls=1), scripted("[[ ## desk ## ]]\nHR\n\n[[ ## completed ## ]]")
+    meter, went_on = Meter(limits.spend), []
+
+    def roll_out() -> None:
+        with meter.measure("task"):
+            try:
+                dspy.Predict("message -> desk")(message="hello")
+            except:  # noqa: E722 - as users write it
+                went_on.append(True)
+
+    with dspy.context(lm=lm), enforced(limits):
+        roll_out()
+        with pytest.raises(LimitReachedError, match="max_lm_calls=1"):
+            roll_out()
+    assert went_on == [True]
+    assert meter.totals()["task"].calls == 1
+
+
+def test_calls_awaited_side_by_side_wait_for_money() -> None:
+    """asyncio.gather under max_cost: what fits only later is made later, and the loop is not blocked."""
+    limits = Limits(max_cost=0.002)
+    predict, made = dspy.Predict("message -> desk"), []
+
+    async def main() -> None:
+        made.extend(await asyncio.gather(*(predict.acall(message=f"hello {n}") for n in range(6))))
+
+    with serve(latency=0.05) as server:
+        meter = Meter(limits.spend)
+        with dspy.context(lm=asked(server, num_retries=0)), enforced(limits), meter.measure("task"):
+            asyncio.run(main())
+        assert server.calls == 6
+    assert len(made) == 6
+    assert limits.dollars == pytest.approx(dollars(server))
+    assert limits.dollars < 0.002
+
+
+def test_limits_hold_for_any_mix_of_threads_and_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never above, and nothing stays reserved: 10 runs with limits drawn at random."""
+    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.0)
+    dice, used = random.Random(7), []
+    for run in range(10):
+        calls, money = dice.randint(1, 60), dice.uniform(0.001, 0.004)
+        limits = Limits(max_lm_calls=calls, max_cost=money)
+        with faulty({"rate_limit": 0.2, "server_error": 0.1}, seed=run) as server:
+            lm = asked(server, max_tokens=200)
+            with dspy.context(lm=lm), enforced(limits), Meter(limits.spend).measure("task"):
+                work = [contextvars.copy_context() for _ in range(dice.randint(1, 8))]
+                threads = [threading.Thread(target=each.run, args=[_until_it_ends]) for each in work]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                dspy.settings.callbacks[-1].refusal = None  # it ended as it should
+            assert server.calls == limits.calls <= calls
+            assert limits.dollars == pytest.approx(dollars(server))
+            assert limits.dollars <= money
+            used.append(max(limits.calls / calls, limits.dollars / money))
+    assert statistics.median(used) > 0.9
+
+
+def _until_it_ends() -> None:
+    predict = dspy.Predict("message -> desk")
+    with contextlib.suppress(LimitReachedError):
+        for _ in range(100):
+            with contextlib.suppress(LMError):
+                predict(message="hello")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from typing import Any
 
 import dspy
@@ -11,8 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dspy_ace.errors import RoleError
-from dspy_ace.lm.reading import Broken, UnreadableError, is_nothing, printable, read_list, read_mapping, restored
-from dspy_ace.lm.replies import ask
+from dspy_ace.lm.ask import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored
 from dspy_ace.lm.usage import Meter
 from dspy_ace.playbook import count_tokens
 from scripted import rate_limited, scripted
@@ -36,12 +37,10 @@ DELETE = {"type": "DELETE", "id": "s-00001"}
         ('**Operations**:\n[{"a": 1}]\n\nI left ["b"] out.', [{"a": 1}]),
         ('[{"a": 1}, // why\n {"b": 2}]', [{"a": 1}, {"b": 2}]),
         ('{"a": 1}\n{"b": 2}', [{"a": 1}, {"b": 2}]),
-        ('```json\n{"a": 1}\n```\nand\n```json\n{"b": 2}\n```', [{"a": 1}, {"b": 2}]),
         ('- {"a": 1}\n- {"b": 2}', [{"a": 1}, {"b": 2}]),
         ('{"a": 1}, {"b": 2}', [{"a": 1}, {"b": 2}]),
         ('[["a", ["b"]], "c"]', ["a", "b", "c"]),
         ('{"things": ["a"]}', ["a"]),
-        ('"[\\"a\\"]"', ["a"]),
         ('["a\nb"]', ["a\nb"]),
         ("[{'a': None, 'b': True}]", [{"a": None, "b": True}]),
         ('["Say "x" now", "b"]', ['Say "x" now', "b"]),
@@ -184,7 +183,7 @@ def test_reading_never_raises_anything_else(said: Any) -> None:
         try:
             read(said, "field")
         except UnreadableError as error:
-            printable(str(error)).encode()
+            restored(str(error)).encode()
 
 
 @given(st.lists(st.text(min_size=1) | st.dictionaries(st.text(min_size=1), st.text()), max_size=5))
@@ -193,7 +192,8 @@ def test_valid_json_is_read_as_it_stands(items: list[Any]) -> None:
     assert read_list(json.dumps(items), "no such key") == items
 
 
-TORN, NO_LIST, NO_OBJECT = "ends in the middle of it", "must be a JSON list", "must be a JSON object"
+TORN = "ends in the middle of it"
+NO_LIST, NO_OBJECT = "must be a JSON list", "must be a JSON object"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ TORN, NO_LIST, NO_OBJECT = "ends in the middle of it", "must be a JSON list", "m
         ('["a"' + " " * 50_000, ["a"], NO_OBJECT),
         ('{"a": 1}' + " " * 50_000 + "x", [{"a": 1}], {"a": 1}),
         ("{a}," * 12_000, NO_LIST, NO_OBJECT),
-        ("[" + "{a}," * 12_000, ["a}"] * 200 + [Broken("{a}," * 11_800, "more than 200 items")], NO_OBJECT),
+        ("[" + "{a}," * 12_000, TORN, NO_OBJECT),
         ('["a" b, ' * 6_000, TORN, NO_OBJECT),
         ("-" + " " * 50_000, [], {}),
         ("```\n" + "\n" * 50_000, [], {}),
@@ -231,7 +231,7 @@ def test_fifty_thousand_characters_that_make_no_sense(said: str, items: Any, ent
 def test_what_a_model_meant_by_its_escapes_is_restored() -> None:
     """A backslash that JSON took for a control character comes back; lone surrogates are replaced, pairs joined."""
     assert restored(json.loads(r'"\frac{1}{2} \beta"')) == r"\frac{1}{2} \beta"
-    assert printable("a\ud83d\ude00b\ud800c") == "a\U0001f600b�c"
+    assert restored("a\ud83d\ude00b\ud800c") == "a\U0001f600b�c"
 
 
 def test_all_lists_and_objects_of_real_role_replies_are_read() -> None:
@@ -309,34 +309,25 @@ def test_a_partly_parsed_reply_is_used() -> None:
     "said",
     [
         '{"note": "n", "items": ["a & b"]}',
-        '<note>\nn\n</note>\n<items>\n["a & b"]\n</items>',
         '```json\n{"items": ["a & b"]}\n```',
     ],
 )
 def test_a_reply_in_another_layout_than_asked_for_is_salvaged(said: str) -> None:
-    """A JSON object or tags with the required fields are read without a second call."""
+    """A JSON object with the required fields is read without a second call."""
     lm = scripted(said)
     assert ask_sum(lm) == ["a & b"]
     assert len(lm.script.requests) == 1
 
 
-@pytest.mark.parametrize(
-    ("adapter", "said"),
-    [
-        (dspy.JSONAdapter(), '{"note": "n", "items": ["it\'s", "b"]}'),
-        (dspy.JSONAdapter(), '{"note": "n", "items": "[\\"it\'s\\", \\"b\\"]"}'),
-        (dspy.XMLAdapter(), '<note>n</note><items>["it\'s", "b"]</items>'),
-        (dspy.XMLAdapter(), '<note>R&D < 5</note><items>["it\'s", "b"]</items>'),
-        (dspy.ChatAdapter(), chat(note="n", items=["it's", "b"])),
-    ],
-)
-def test_the_adapter_in_force_is_used_and_left_as_it_is(adapter: Any, said: str) -> None:
-    """Every adapter of DSPy works; its own settings do not change."""
-    lm, before = scripted(said), dict(vars(adapter))
+@pytest.mark.parametrize("adapter", [dspy.JSONAdapter(), dspy.XMLAdapter(), dspy.ChatAdapter(), None])
+def test_a_role_is_asked_through_a_chat_adapter_whatever_the_user_configured(adapter: Any) -> None:
+    """The program's adapter, made for other texts, does not reach the roles; it is left as it is."""
+    lm, before = scripted(chat(note="n", items=["it's", "b"])), dict(vars(adapter or object))
     with dspy.context(adapter=adapter):
         assert ask_sum(lm) == ["it's", "b"]
-    assert vars(adapter) == before
+    assert dict(vars(adapter or object)) == before
     assert len(lm.script.requests) == 1
+    assert "[[ ## note ## ]]" in lm.script.requests[0][0]["content"]
 
 
 def test_an_error_of_the_language_model_passes_through() -> None:
@@ -375,3 +366,36 @@ def test_the_error_in_a_second_prompt_is_bounded_and_safe() -> None:
     problem = fields_of(lm.script.requests[1])["problem_with_last_reply"]
     assert count_tokens(problem) <= 200
     assert "[[ ##" not in problem
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "[",
+        "[{",
+        '{"a":',
+        "{a},",
+        '["',
+        '["a" b, ',
+        '["a", {"b": "say "x", y"},',
+        '{"a": 1 "b" 2}\n',
+        "- a\n",
+        "a: [\n",
+        '"',
+    ],
+)
+def test_a_megabyte_of_hostile_text_is_read_in_a_second(piece: str) -> None:
+    """Whatever it is made of, it is read or refused at once, in time that grows with its length at most."""
+    text = piece * (1_000_000 // len(piece))
+    for read in (read_list, read_mapping):
+        started = time.process_time()
+        with contextlib.suppress(UnreadableError):
+            read(text, "field")
+        assert time.process_time() - started < 1.0
+
+
+def test_a_runaway_list_is_cut() -> None:
+    """Of five thousand operations two hundred are read, and the rest is named."""
+    items = read_list(json.dumps([ADD] * 5_000), "operations")
+    assert items[:200] == [ADD] * 200
+    assert [item.reason for item in items[200:]] == ["more than 200 items"]
