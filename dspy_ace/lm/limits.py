@@ -244,8 +244,14 @@ def _max_tokens(lm: Any, inputs: dict[str, Any]) -> int | None:
 
 
 def _requests(lm: Any, inputs: dict[str, Any]) -> int:
-    """Return how many requests one call may send: one for each of `n` answers (from DSPy 3.4), retries not in sight."""
+    """Return how many requests one call may send: one for each of `n` answers, and retries out of sight."""
     given = {**getattr(lm, "kwargs", {}), **(inputs.get("kwargs") or {})}
-    answers = int(given.get("n") or 1) if isinstance(lm, dspy.LM) else 1
-    retries = 0 if hasattr(lm, "retries_in_sight") else getattr(lm, "num_retries", 0) or 0
+    several = hasattr(dspy, "lm15") and isinstance(lm, dspy.LM)  # before DSPy 3.4 it is one request, whatever `n`
+    answers = int(given.get("n") or 1) if several else 1
+    retries = 0 if hasattr(lm, "retries_in_sight") else own_retries(lm)
     return answers * (1 + retries)
+
+
+def own_retries(lm: Any) -> int:
+    """Return how often an LM repeats a request by itself: DSPy's own LM does, no other."""
+    return (getattr(lm, "num_retries", 0) or 0) if isinstance(lm, dspy.LM) else 0

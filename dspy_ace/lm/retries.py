@@ -20,7 +20,7 @@ import dspy
 from dspy.utils.exceptions import is_retryable_lm_error
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from .limits import AWAITED_SINCE, POLL, BusyError, Limits
+from .limits import AWAITED_SINCE, POLL, BusyError, Limits, own_retries
 
 if TYPE_CHECKING:
     from dspy import Adapter as _Adapter
@@ -44,14 +44,14 @@ def one_by_one(lm: Any, *limits: Limits) -> Any:
     if not isinstance(lm, dspy.BaseLM):
         return lm
     limits = tuple(each for each in limits if each not in lm.callbacks)
-    if not limits and (isinstance(lm, _OneByOne) or not lm.num_retries):
+    if not limits and (isinstance(lm, _OneByOne) or not own_retries(lm)):
         return lm
     clone = copy.copy(lm)
     clone.callbacks = [*lm.callbacks, *limits]
     if not isinstance(lm, _OneByOne):
         kind: Any = type(lm)
         clone.__class__ = _mixed(_OneByOne, kind)
-        clone.retries_in_sight, clone.num_retries = lm.num_retries, 0
+        clone.retries_in_sight, clone.num_retries = own_retries(lm), 0
     return clone
 
 
