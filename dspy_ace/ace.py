@@ -50,8 +50,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         max_prompt_tokens: bound on what one reflector call is shown, in estimated tokens; the curator's is twice it.
         prompt_bullets: each call shows at most so many bullets, those that matter most for its inputs; None: the whole
             playbook, which is better as long as it fits, and cached.
-        dedup_threshold: cosine from which two bullets may be the same; None: the default of `GrowAndRefine`.
-        embedder: `list[str] -> (n, d) array` or a dspy.Embedder for bullet vectors; None: lexical vectors.
+        dedup_threshold: `threshold` of `GrowAndRefine`, with an embedder; None: its default.
+        embedder: `list[str] -> (n, d) array` or a dspy.Embedder, for `GrowAndRefine` and `Curator`; None: by words.
         validate: "along": the valset is looked at with the seed, as learning goes on, and at the end; "end": once all
             is learned, seed and last playbook meet on one example of it after the other until it is clear which
             is better. None: "along" unless `auto="light"`.

@@ -15,7 +15,6 @@ from ..similarity import Embedder, LookAlikes, agree
 
 EMBEDDED_THRESHOLD = 0.9  # the best of the values that the paper compares
 
-
 _Key = tuple[str | None, str]  # the scope of a bullet, and its folded content
 _folded = lru_cache(maxsize=2**15)(folded)  # the same bullets come at each step
 
@@ -105,8 +104,8 @@ class GrowAndRefine:
     def _merges(self, playbook: Playbook) -> dict[str, Merge]:
         """Return the merges of bullets that say the same, under the id that stays: the oldest.
 
-        Best evidence first, a bullet joins the content that it equals or is closest to, or opens a group of its own.
-        So all members say the same as the content that stays, and no two that stay say the same.
+        Equal contents are a group. Best evidence first, a group joins the closest one whose content stays, or stays
+        itself. So all members say the same as the content that stays, and no two that stay say the same.
         """
         near: dict[_Key, list[_Key]] = {}  # the closest first
         for one, other, _ in self.look_alikes.pairs(playbook) if self.look_alikes else ():
@@ -114,16 +113,25 @@ class GrowAndRefine:
                 near.setdefault(_key(one), []).append(_key(other))
                 near.setdefault(_key(other), []).append(_key(one))
         groups: dict[_Key, list[Bullet]] = {}
-        for bullet in sorted(playbook, key=lambda bullet: bullet.harmful - bullet.helpful):
-            key = _key(bullet)
-            home = next((same for same in (key, *near.get(key, ())) if same in groups), key)
-            groups.setdefault(home, []).append(bullet)
+        for bullet in playbook:
+            groups.setdefault(_key(bullet), []).append(bullet)
         places = {bullet.id: at for at, bullet in enumerate(playbook)}
+
+        def rank(bullet: Bullet) -> tuple[int, int]:
+            return bullet.harmful - bullet.helpful, places[bullet.id]
+
+        opened: set[_Key] = set()
+        for key in sorted(near, key=lambda key: min(map(rank, groups[key]))):
+            home = next((other for other in near[key] if other in opened), None)
+            if home is None:
+                opened.add(key)
+            else:
+                groups[home] += groups.pop(key)
         merges = {}
         for group in groups.values():
             if len(group) > 1:
                 ids = tuple(sorted((bullet.id for bullet in group), key=places.__getitem__))
-                merges[ids[0]] = Merge(ids, group[0].content)
+                merges[ids[0]] = Merge(ids, min(group, key=rank).content)
         return merges
 
     def _harm(self, bullet: Bullet) -> str | None:
@@ -138,16 +146,17 @@ class GrowAndRefine:
         """Return the bullets that must go to keep the token limit, the least useful first."""
         if self.max_tokens is None:
             return []
-        sizes = {bullet.id: self._size(bullet) + 1 for bullet in bullets}  # with the end of its line
-        total = sum(sizes.values()) - 1
+        total = sum(map(self._size, bullets)) + len(bullets) - 1  # each line but the last has an end
+        if total <= self.max_tokens and self._whole_fits(bullets):
+            return []
         left = {bullet.id: bullet for bullet in bullets}
         gone = []
         for bullet in sorted(bullets, key=_use):
-            if total <= self.max_tokens and self._whole_fits(list(left.values())):
-                break
             del left[bullet.id]
             gone.append(bullet)
-            total -= sizes[bullet.id]
+            total -= self._size(bullet) + 1
+            if total <= self.max_tokens and self._whole_fits(list(left.values())):
+                break
         return gone
 
     def _size(self, bullet: Bullet) -> int:

@@ -187,6 +187,7 @@ def plan(
     for one, other in list(_doubles(held))[:1] if alike is None else _judged(held, alike):
         operations.append({"type": "MERGE", "ids": [one.id, other.id], "content": _joined(one, other)})
         held = [p for p in held if p.id not in (one.id, other.id)]
+        points = [p for p in points if not _say_the_same(one, p)]  # the merged bullet states it
     now = {p.id: p for p in held}
     fresh: list[Point] = []
     common = _common([*held, *points])

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import dspy
 import pytest
 
+from dspy_ace import Curator, Playbook
+from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from paths import SHARED
 
@@ -295,6 +297,19 @@ def test_curator_merges_two_bullets_that_say_the_same() -> None:
     with dspy.context(lm=OfflineLM()):
         (merge,) = curate(book, [[]])
     assert (merge["type"], merge["ids"]) == ("MERGE", ["a-00001", "a-00002"])
+
+
+def test_curator_judges_the_look_alikes_it_is_shown() -> None:
+    """Of pairs that look alike it merges those that say the same and leaves those that differ."""
+    same = 'For "forklift", "dock" answer south.'
+    playbook = Playbook.from_text(
+        f'## R\n[a-00001] {same}\n[a-00002] For "dock", "forklift" answer south.\n'
+        '[a-00003] For "forklift", "dock" answer north.'
+    )
+    with dspy.context(lm=OfflineLM()):
+        delta, rejected = Curator()(playbook, [Reflection((same,))])
+    assert [operation.ids for operation in delta.operations] == [("a-00001", "a-00002")]
+    assert rejected == ()
 
 
 FINER = SHARED / "data" / "finer"
