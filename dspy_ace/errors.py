@@ -110,10 +110,33 @@ def checked(name: str, value: Any, kind: Any, hint: str = "") -> Any:
     try:
         return _adapter(kind).validate_python(value)
     except pydantic.ValidationError as error:
-        # of `X | None` one problem is told for each side: that of X says what is expected
-        problem = next((each for each in error.errors() if each["type"] != "none_required"), error.errors()[0])
-        expected = problem["msg"].removeprefix("Input should be ")
-        raise SettingsError(f"{name} must be {expected}; got {brief(value)}. {hint}".rstrip()) from None
+        raise expected(error, name, hint) from None
+
+
+def expected(error: pydantic.ValidationError, name: str = "", hint: str = "") -> SettingsError:
+    """Word the first problem that pydantic found: what was expected, what came, what to do.
+
+    Args:
+        error: from pydantic.
+        name: of the value; `""`: the field that the error names.
+        hint: what to do about it, as a sentence of its own.
+    """
+    # of `X | None` one problem is told for each side: that of X says what is expected
+    problem = next((each for each in error.errors() if each["type"] != "none_required"), error.errors()[0])
+    said = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    for pydantics, plain in _PLAIN_WORDS:
+        said = said.replace(pydantics, plain)
+    named = name or (str(problem["loc"][0]) if problem["loc"] else "value")
+    return SettingsError(f"{named} must be {said}; got {brief(problem['input'])}. {hint}".rstrip())
+
+
+_PLAIN_WORDS = (
+    ("a valid integer", "a whole number"),
+    ("a valid number", "a number"),
+    ("greater than or equal to", "at least"),
+    ("less than or equal to", "at most"),
+    ("greater than", "more than"),
+)
 
 
 @lru_cache(maxsize=256)

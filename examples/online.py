@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
 
         store = None if args.store is None else PlaybookStore(args.store, seed=compiled.playbook)
         # learns in the background, a batch at a time; at the end of the block from what is left
-        with OnlineACE(compiled, metric, store=store, batch_size=args.batch_size, num_threads=args.threads) as online:
+        settings = {"batch_size": args.batch_size, "num_threads": args.threads}
+        with OnlineACE(compiled, metric=metric, store=store, **settings) as online:
             serve(online, split.train[args.warm :])
             print(f"\nTold {len(split.train) - args.warm} answers; {online.pending} not learned from yet.")
             while online.learn() is not None:

@@ -53,7 +53,7 @@ def test_no_metric_means_label_free() -> None:
     trainset = [dspy.Example(message=e.message, desk="Harbor", note=canary).with_inputs("message") for e in TRAIN[:8]]
     with dspy.context(lm=lm):
         program = ACE(num_threads=2).compile(dspy.ChainOfThought(Route), trainset)
-    assert program.detailed_results.records[1].scores == (1.0,) * 8
+    assert program.detailed_results.records[0].scores == (1.0,) * 8
     assert lm.calls > 0
     assert canary not in json.dumps([str(entry) for entry in lm.log])
     assert canary not in json.dumps(program.playbook.to_json())
@@ -145,7 +145,7 @@ def with_demo() -> dspy.Module:
 @pytest.mark.parametrize(
     ("part", "change"),
     [
-        ("settings", {"batch_size": 4}),
+        ("batch_size=8; now batch_size=4", {"batch_size": 4}),
         ("metric", {"metric": lambda example, prediction: example.desk == prediction.desk}),
         ("trainset", {"trainset": TRAIN[:-1]}),
         ("valset", {"valset": VAL[:-1]}),
@@ -250,13 +250,14 @@ def test_a_failing_role_is_recorded_and_the_run_goes_on() -> None:
     """A reflector that raises on some examples loses these alone; each is in the journal with its reason."""
 
     def shaky(playbook: Playbook, trajectory: Any) -> Reflection:
-        if int(trajectory.source) % 2:
+        if int(trajectory.source) in (2, 7, 8, 12, 20):
             raise ValueError("no idea")
         return Reflection((f"Messages like {trajectory.inputs['message'][:20]} go to {trajectory.expected['desk']}.",))
 
     program = compiled(OfflineLM(), reflect=shaky, max_reflection_rounds=0)
-    reasons = [item["reason"] for record in program.detailed_results.records for item in record.rejected]
-    assert sum("no idea" in reason for reason in reasons) == 16
+    errors = [r["error"] for record in program.detailed_results.records for r in record.reflections if "error" in r]
+    assert errors == ["ValueError: no idea"] * len(errors)
+    assert len(errors) > 2
     assert len(program.playbook) > 0
 
 
@@ -269,10 +270,10 @@ def test_ctrl_c_returns_the_best_program_so_far(tmp_path: Any) -> None:
 
     program = compiled(OfflineLM(), log_dir=tmp_path, on_step=press)
     assert program.detailed_results.stopped == "interrupted by the user"
-    assert [record.step for record in program.detailed_results.records] == [0, 1, 2]
+    assert [record.step for record in program.detailed_results.records] == [1, 2]
     assert len(program.playbook) > 0
     assert Playbook.load(tmp_path / "playbook.json").render() == program.playbook.render()
-    assert len((tmp_path / "journal.jsonl").read_bytes().splitlines()) == 3
+    assert len((tmp_path / "journal.jsonl").read_bytes().splitlines()) == 2
 
 
 def test_the_run_folder_holds_the_best_program_as_plain_dspy_state(tmp_path: Any) -> None:
@@ -285,23 +286,21 @@ def test_the_run_folder_holds_the_best_program_as_plain_dspy_state(tmp_path: Any
     assert loaded.predict.signature.instructions == program.predict.signature.instructions
     assert Playbook.load(tmp_path / "playbook.json").render() == program.playbook.render()
     run = json.loads((tmp_path / "run.json").read_text())
-    assert run["settings"]["max_prompt_tokens"] == 16_000
-    assert run["effort"] == {
-        "epochs": 1, "rounds": 1, "reflect_on": "all", "validate": "along", "batch_size": 8, "curation_group": 4
-    }  # fmt: skip
+    assert run["settings"]["max_playbook_tokens"] == 10_000
+    assert (run["settings"]["validate"], run["settings"]["batch_size"]) == ("end", 8)
     assert set(run["versions"]) == {"dspy", "dspy_ace", "python"}
 
 
 def test_a_perfect_validation_score_ends_the_run() -> None:
     """There is nothing left that a later step could show."""
-    results = compiled(OfflineLM(), trainset=TRAIN + messages(32, 4), epochs=4).detailed_results
+    results = compiled(OfflineLM(), trainset=TRAIN + messages(32, 4), epochs=4, validate="along").detailed_results
     assert results.best_score == 1.0
     assert results.stopped == "a perfect validation score"
     assert results.records[-1].validation.mean == 1.0
 
 
-def test_a_perfect_student_costs_one_look_and_one_epoch() -> None:
-    """The seed is scored once, each training example is rolled out once, and nobody is asked what went right."""
+def test_a_perfect_student_costs_one_epoch() -> None:
+    """Each training example is rolled out once; nobody is asked what went right, and nothing is validated."""
     rules = "\n".join(
         f"[s-{n:05d}] Messages about {words} go to {desk}."
         for n, (desk, words) in enumerate(
@@ -311,24 +310,10 @@ def test_a_perfect_student_costs_one_look_and_one_epoch() -> None:
     lm = OfflineLM()
     program = compiled(lm, playbook=Playbook.from_text(f"## S\n{rules}"), epochs=5)
     results = program.detailed_results
-    assert results.seed_score == 1.0
-    assert lm.calls == results.rollouts == len(VAL) + len(TRAIN)
+    assert results.seed_score is None
+    assert lm.calls == results.rollouts == len(TRAIN)
     assert "reflector" not in results.usage
     assert len(program.playbook) == 4
-
-
-def test_patience_ends_a_run_that_gets_no_better() -> None:
-    """After so many validations without a better score the run ends."""
-
-    def chatter(playbook: Playbook, reflections: Any) -> tuple[Delta, tuple[()]]:
-        return Delta((Add("S", f"Remark number {len(playbook)} of no use."),)), ()
-
-    results = compiled(
-        OfflineLM(), metric=lambda example, prediction: 0.0, curate=chatter, epochs=9, patience=2,
-        reflect=lambda playbook, trajectory: Reflection(("x",)), max_reflection_rounds=0,
-    ).detailed_results  # fmt: skip
-    assert results.stopped == "no better validation score in the last 2"
-    assert sum(record.validation is not None for record in results.records) == 3
 
 
 def test_a_metric_that_never_scores_stops_within_three_calls() -> None:
@@ -349,13 +334,13 @@ def test_a_dead_provider_stops_at_the_first_example() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"unparsable": 1.0}, {"faults": {"auth": 1.0}}])
-def test_a_dead_reflection_lm_stops_within_one_batch_and_four_calls(settings: dict[str, Any]) -> None:
+def test_a_dead_reflection_lm_stops_after_three_examples(settings: dict[str, Any]) -> None:
     """Prose for JSON for ever, or a wrong key: the error names the role and the reply, and little was paid."""
     task, coach = OfflineLM(), OfflineLM(**settings)
-    with pytest.raises(RunError, match="reflector"):
+    with pytest.raises(RunError, match="Reflector"):
         compiled(task, reflection_lm=coach, valset=None)
-    assert task.calls <= 8
-    assert coach.calls <= 4
+    assert task.calls == 3
+    assert coach.calls in (3, 6)
 
 
 def test_a_provider_that_dies_in_the_middle_keeps_what_was_learned() -> None:
@@ -380,7 +365,7 @@ def test_a_provider_that_dies_in_the_middle_keeps_what_was_learned() -> None:
     with pytest.raises(RunError, match="8 examples in a row") as caught:
         compiled(lm, Desk(), metric, valset=None, max_reflection_rounds=0)
     results = caught.value.program.detailed_results
-    assert [record.step for record in results.records] == [0, 1, 2]
+    assert [record.step for record in results.records] == [1, 2]
     assert len(caught.value.program.playbook) > 0
 
 
@@ -413,11 +398,12 @@ def test_a_playbook_to_start_from_is_kept_and_compiled_again_not_doubled() -> No
         ({"batch_size": 2.5}, "batch_size"),
         ({"num_threads": 0}, "num_threads"),
         ({"reflect_on": "some"}, "reflect_on"),
-        ({"dedup_threshold": 3}, "threshold"),
+        ({"validate": "never"}, "end"),
+        ({"auto": "tiny"}, "light"),
         ({"playbook": "## S\n[s-1] x"}, "Playbook"),
         ({"reflection_lm": "openai/gpt-4o"}, "dspy.LM"),
         ({"curate": "curator"}, "callable"),
-        ({"perfect_score": None}, "perfect_score"),
+        ({"perfect_score": "1"}, "perfect_score"),
     ],
 )
 def test_a_mistake_is_found_before_the_first_call(settings: dict[str, Any], words: str) -> None:

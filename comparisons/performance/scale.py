@@ -15,8 +15,8 @@ import numpy as np
 from dspy_ace import GrowAndRefine, Playbook
 from dspy_ace.playbook import Add, Delta, Tag, apply
 from dspy_ace.similarity import LookAlikes, Vectors, nearest
-from dspy_ace.training.history import Record, State
 from dspy_ace.training.journal import Journal
+from dspy_ace.training.state import Record, State
 
 from . import straight
 from .lessons import SECTIONS, additions, lessons, playbook_of

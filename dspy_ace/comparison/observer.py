@@ -189,7 +189,8 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         return noted
 
     def _is_student(self, instance: Any) -> bool:
-        return type(instance) is self._kind and bool(self._stages & stages_of(instance))
+        # a training copy of ACE is of a subclass
+        return isinstance(instance, self._kind) and bool(self._stages & stages_of(instance))
 
     def _rollout(self, instance: Any, inputs: Mapping[str, Any]) -> _Scope:
         with self._lock:

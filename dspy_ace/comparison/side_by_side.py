@@ -23,7 +23,7 @@ from dspy.teleprompt import Teleprompter
 
 from ..errors import SettingsError, checked
 from ..program import Metric
-from ..training import check_lms, describe_callable, describe_data, describe_program, fingerprint, versions
+from ..training import check_lms, describe_callable, describe_data, describe_program, hashed, versions
 from . import table
 from .cell import Conditions, accepts, lms_within, required, run_cell, seeded, settings_within
 from .folder import VERSION, Cells
@@ -220,7 +220,7 @@ def _header(
     return {
         "version": VERSION,
         "program": _named(program),
-        "fingerprint": fingerprint(**parts),
+        "fingerprint": hashed(**parts),
         "methods": [STUDENT, *optimizers],
         "seeds": list(seeds),
         "sizes": {name: len(examples) for name, examples in sets.items()},

@@ -1,19 +1,13 @@
 """Ask a language model; count and limit what it costs."""
 
-from .allowance import Allowance
-from .ask import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored, working
-from .books import Books
-from .guard import Guard
+from .asking import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored, working
 from .limits import LimitReachedError, Limits, Spent, check_cost
 from .prices import Price, price_of
 from .retries import enforced, one_by_one
-from .usage import Measurement, Meter, Usage, added, recorded, since
+from .usage import Measurement, Meter, Usage, added
 
 __all__ = [
-    "Allowance",
-    "Books",
     "Broken",
-    "Guard",
     "LimitReachedError",
     "Limits",
     "Measurement",
@@ -31,8 +25,6 @@ __all__ = [
     "price_of",
     "read_list",
     "read_mapping",
-    "recorded",
     "restored",
-    "since",
     "working",
 ]

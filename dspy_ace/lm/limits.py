@@ -64,7 +64,6 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         max_cost: dollars. Before a call the most that it can cost is reserved: its prompt as estimated, and
             `max_tokens` of its LM as the answer. A reply without usage costs what was reserved for it.
         max_seconds: no call starts later than so many seconds after the first; a call under way is not cut.
-        spent: what earlier processes of the same run have spent.
 
     Attributes:
         rollouts, calls, dollars: spent so far.
@@ -83,13 +82,12 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         max_lm_calls: int | None = None,
         max_cost: float | None = None,
         max_seconds: float | None = None,
-        spent: Spent = Spent(),
     ) -> None:
         self.max_rollouts, self.max_lm_calls = max_rollouts, max_lm_calls
         self.max_cost, self.max_seconds = max_cost, max_seconds
-        self.rollouts, self.calls, self.dollars = spent.rollouts, spent.calls, spent.dollars
+        self.rollouts, self.calls, self.dollars = 0, 0, 0.0
         self.reached: str | None = None
-        self._seconds_before, self._started = spent.seconds, math.inf
+        self._seconds_before, self._started = 0.0, math.inf
         self._open: dict[str, _Open] = {}
         self._stopped = False
         self._lock = threading.RLock()
@@ -101,9 +99,15 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
 
     @property
     def spent(self) -> Spent:
-        """What was spent so far; hand it to the limits of the process that continues the run."""
+        """What was spent so far, for `resume` in the process that continues the run."""
         with self._lock:
             return Spent(self.rollouts, self.calls, self.dollars, self.seconds)
+
+    def resume(self, spent: Spent) -> None:
+        """Count what earlier processes of the same run have spent: a continued run does not start anew."""
+        with self._lock:
+            self.rollouts, self.calls, self.dollars = spent.rollouts, spent.calls, spent.dollars
+            self._seconds_before = spent.seconds
 
     def count_rollouts(self, count: int) -> None:
         """Count rollouts that are about to be made. Raises LimitReachedError if there are not so many left."""

@@ -1,9 +1,5 @@
 """A program that learns while it is used."""
 
-from .curve import Curve
-from .online import OnlineACE
+from .online import Curve, OnlineACE
 
-__all__ = [
-    "Curve",
-    "OnlineACE",
-]
+__all__ = ["Curve", "OnlineACE"]

@@ -6,212 +6,212 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
 import dspy
 from dspy.utils.exceptions import LMError, LMInvalidRequestError
 
-from ..errors import RunError
-from ..lm import Guard, LimitReachedError, Usage, since
+from ..errors import RunError, StoreError
 from ..playbook import Playbook
-from ..program import Crew, Trajectory, there
-from ..training import Batch, Maker, Record, Run, State, Step, record_of
+from ..program import ThreadPool
+from ..training import Attempt, Engine, Record, State, Step, in_waves, learn_from, record_of, reflect_in_rounds
 from .inbox import Inbox, Told
 
 logger = logging.getLogger("dspy.ace")
 
 KEPT = 1000  # the latest records
 TRIES = 3  # of a trajectory whose reflection the provider fails while it answers others
+LONGEST_WAIT = 600.0  # seconds between two attempts while a provider is out
 
 
 class Learner:
     """Takes batches, learns from them, keeps what was learned. A step that fails loses nothing that was told.
 
     Args:
-        run: the settings, roles and meters.
+        engine: the roles, usage and limits.
+        seed: the playbook at the start.
         inbox: where tells wait and the playbook stands.
-        batch_size: trajectories a step learns from at most.
         serve: called with each new version and its playbook.
+
+    Attributes:
+        records: of the latest 1,000 steps.
+        stopped: why nothing is learned any more; None: it is.
+        spent: True if that is a limit.
     """
 
-    def __init__(self, run: Run, inbox: Inbox, batch_size: int, serve: Callable[[int, Playbook], None]) -> None:
-        self.run, self.inbox, self.batch_size, self._serve = run, inbox, batch_size, serve
-        self._maker = Maker(run)
-        self.records: deque[Record] = deque([Record(0)], maxlen=KEPT)
+    def __init__(self, engine: Engine, seed: Playbook, inbox: Inbox, serve: Callable[[int, Playbook], None]) -> None:
+        self.engine, self.inbox, self._seed, self._serve = engine, inbox, seed, serve
+        self.records: deque[Record] = deque(maxlen=KEPT)
         self.steps = 0
-        self.stopped: str | None = None  # why nothing is learned any more
-        self.spent = False  # whether it is for a budget
-        self.one_at_a_time = threading.RLock()
+        self.stopped: str | None = None
+        self.spent = False
+        self._one_at_a_time = threading.RLock()
         self._seen = 0  # trajectories learned from
-        self._booked: dict[str, Usage] = {}
-        self._rolled = 0
         self._tries: Counter[str] = Counter()
-        self._reflect = _Watched(run.reflector, "reflector", keeps=True)
-        self._curate = _Watched(run.curator, "curator")
-        self._doubt()
+        self._in_doubt = False  # a provider failed: the roles have to show again that they work
+        self._reflector = engine.reflector = _Watched(engine.reflector, keeps=True)
+        self._curator = engine.curator = _Watched(engine.curator)
+
+    @property
+    def batch_size(self) -> int:
+        """How many trajectories a step learns from at most."""
+        return self.engine.settings.batch_size
+
+    def state(self) -> State:
+        """Return the playbook as it stands, and what is known of earlier steps."""
+        _, playbook = self.inbox.snapshot()
+        return State(playbook, self._seed, () if self._in_doubt else tuple(self.records))
 
     def from_inbox(self, least: int = 1) -> Step | None:
         """Learn from what waits, a batch at most; None: fewer than `least` wait, or learning has stopped.
 
         Raises:
-            RunError: nobody answers; nothing was changed and the batch waits again. What else ends a step (a refiner
-            that raises, the store) passes through, and the batch waits again as well.
+            RunError: nobody answers; nothing was changed and the batch waits again. Anything else that ends a step (a
+                refiner that raises, the store) passes through, and the batch waits again as well.
         """
-        with self.one_at_a_time:
+        with self._one_at_a_time:
             if self.stopped is not None or self.inbox.waiting(least) < least:
                 return None
-            told, again = _apart(self.inbox.take(self.batch_size))
+            told, again = _one_a_source(self.inbox.take(self.batch_size))
             self.inbox.put_back(again)
             if not told:
                 return None
             try:
-                made = self._made_of(told)
-            except BaseException as error:
+                made = self._learn(told)
+            except BaseException:
                 self.inbox.put_back(told)
-                if not isinstance(error, LimitReachedError):
-                    raise
-                self._stop(str(error))
-                return None
-            if made is None:  # what still stands of the batch waits again
-                return self.from_inbox()
-            return self._keep(*made)
+                raise
+            return self.from_inbox() if made is None else self._keep(*made)
 
-    def from_rollouts(self, trajectories: Sequence[Trajectory], positions: tuple[int, ...]) -> Step | None:
+    def from_attempts(self, attempts: Sequence[Attempt], positions: Sequence[int]) -> Step | None:
         """Learn from a batch that was rolled out for it; None: learning has stopped.
 
         Raises:
-            RunError: a role never worked. What else ends a step passes through.
+            RunError: a role never worked. Anything else that ends a step passes through.
         """
-        with self.one_at_a_time:
+        with self._one_at_a_time:
             if self.stopped is not None:
                 return None
-            try:
-                made = self._made_of([Told(trajectory, True) for trajectory in trajectories], positions)
-            except LimitReachedError as error:
-                self._stop(str(error))
-                return None
-            return None if made is None else self._keep(*made)
+            before = self.engine.meter.totals()
+            base, _ = self.inbox.snapshot()
+            rounds = self.engine.settings.max_reflection_rounds
+            step = self._step([(attempt, rounds) for attempt in attempts])
+            self.inbox.learned(base, step.delta, [])
+            return self._keep(step, record_of(step, self.steps + 1, 1, positions, before, self.engine))
 
-    def _stop(self, reason: str) -> None:
-        self.stopped, self.spent = reason, True
-        logger.warning("ACE: %s: nothing more is learned. The program goes on with what it knows.", reason)
-
-    def _made_of(self, told: Sequence[Told], positions: tuple[int, ...] | None = None) -> tuple[Step, Record] | None:
-        """Learn, and put what was learned into the playbook; None: it was refused. A failure changes nothing.
-
-        Args:
-            told: the batch.
-            positions: of a stream's examples; None: the batch was told, and may wait for a provider that is out.
-        """
-        base, playbook = self.inbox.snapshot()
-        step = self._lesson(playbook, told)
-        again: list[Told] = []
-        if positions is None:
-            self._check_answered(step)
-            reflected = {r.trajectory.source for r in step.reflections if r.trajectory is not None}
-            again = [one for one in told if one.trajectory.source not in reflected and self._may_try_again(one)]
-            told = [one for one in told if all(one is not other for other in again)]
-        left = self.inbox.learned(base, step.delta, told)
-        if left is None:
-            logger.warning("ACE: something was forgotten while a step was made; it is made again.")
-            self.inbox.put_back(again)
-            return None
+    def _learn(self, told: Sequence[Told]) -> tuple[Step, Record] | None:
+        """Reflect on told trajectories and learn from them; None: it was in vain. A failure changes nothing."""
+        engine, before = self.engine, self.engine.meter.totals()
+        base, _ = self.inbox.snapshot()
+        rounds = engine.settings.max_reflection_rounds
+        # no metric has scored some of them: a retry would show nothing
+        step = self._step([(Attempt(one.trajectory), rounds if one.scored else 0) for one in told])
+        self._check_answered(step)
+        again = [one for one in told if self._waits_again(one, step)]
+        done = [one for one in told if not any(one is other for other in again)]
+        left_out = self.inbox.learned(base, step.delta, done)
         self.inbox.put_back(again)
-        self._reflect.kept.clear()
-        at = tuple(range(self._seen, self._seen + len(told))) if positions is None else positions
-        record = record_of(Batch(self.steps + 1, 1, at, False), [one.trajectory for one in told], step)
-        rejected = tuple(each.to_json() for each in left)
-        return step, replace(record, rejected=(*record.rejected, *rejected))
+        if left_out is None:
+            logger.warning("ACE: something was forgotten while a step was made; it is made again.")
+            return None
+        kept = tuple(a for a in step.attempts if any(a.trajectory is one.trajectory for one in done))
+        step = replace(step, attempts=kept, rejected=(*step.rejected, *left_out))
+        positions = range(self._seen, self._seen + len(done))
+        return step, record_of(step, self.steps + 1, 1, positions, before, engine)
 
-    def _lesson(self, playbook: Playbook, told: Sequence[Told]) -> Step:
-        run = self.run
-        self._reflect.forget()
-        self._curate.forget()
-        state = State(playbook, run.seed, self.steps, records=tuple(self.records))
-        names = [one.trajectory.source for one in told]
-        unscored = {one.trajectory.source for one in told if not one.scored}
+    def _step(self, batch: Sequence[tuple[Attempt, int]]) -> Step:
+        """Reflect on the failures of a batch, each with so many retries, and learn from the whole."""
+        engine, state = self.engine, self.state()
+
+        def reflect(one: tuple[Attempt, int]) -> Attempt:
+            made, retries = one
+            first = made.trajectory
+            wanted = first is not None and first.teaches and not first.success and not engine.limits.reached
+            return reflect_in_rounds(engine, state, made, retries) if wanted else made
+
+        self._reflector.begin()
+        self._curator.begin()
         try:
-            with run.spending(), dspy.context(trace=[]), Crew(run.num_threads) as crew:
-                perfect, books = there(self._maker.flawless(state)), run.books
-                lesson = self._maker.lesson(state, names, there(playbook), perfect, crew, books, unscored=unscored)
-                return lesson.learned([one.trajectory for one in told])
+            with engine.scope(), dspy.context(trace=[]), ThreadPool(engine.num_threads) as pool:
+                attempts = in_waves(reflect, batch, pool, state.records, lambda _: None)
+                return learn_from(engine, state, attempts, pool)
         except RunError:
-            self._doubt()
+            self._in_doubt = True
             raise
 
     def _check_answered(self, step: Step) -> None:
         """Raise RunError if the provider of a role is out: that is no reason to give up what was told."""
-        for role in (self._reflect, self._curate):
+        for name, role in (("Reflector", self._reflector), ("Curator", self._curator)):
             if role.failed and not role.answered:
-                self._doubt()
-                reasons = [item.reason for item in step.rejected if item.operation is None]
-                raise RunError(f"The provider failed every call of the {role.name}: {reasons[-1] if reasons else ''}")
+                self._in_doubt = True
+                errors = [attempt.error for attempt in step.attempts if attempt.error] or [step.curation or ""]
+                raise RunError(f"The provider failed every call of the {name}: {errors[-1]}")
+        self._in_doubt = False
 
-    def _may_try_again(self, told: Told) -> bool:
-        """Whether the provider failed the reflection on it, and not for the third time."""
+    def _waits_again(self, told: Told, step: Step) -> bool:
+        """Return True if a limit or the provider was in the way of a reflection, the provider at most twice."""
         source = told.trajectory.source
-        if source in self._reflect.lost:
+        asked = any(attempt.asked for attempt in step.attempts if attempt.trajectory is told.trajectory)
+        if self.engine.limits.reached and not asked and told.trajectory.teaches and not told.trajectory.success:
+            return True
+        reflected = any(attempt.reflection for attempt in step.attempts if attempt.trajectory is told.trajectory)
+        if source in self._reflector.lost and not reflected:
             self._tries[source] += 1
             if self._tries[source] < TRIES:
                 return True
         self._tries.pop(source, None)
         return False
 
-    def _doubt(self) -> None:
-        """The roles have to show again that they work: one call at a time, three at most."""
-        self.run.reflect = Guard(self._reflect, "reflector")
-        self.run.curate = Guard(self._curate, "curator")
-
     def _keep(self, step: Step, record: Record) -> Step:
-        """The step is on record and its playbook in use; the user is told."""
-        run = self.run
-        totals = run.books.meter.totals()
-        record = replace(
-            record,
-            rollouts=run.books.rollouts - self._rolled,
-            failures={**run.books.failures, **record.failures},
-            usage=since(totals, self._booked),
-        )
-        run.books.failures, self._booked, self._rolled = {}, totals, run.books.rollouts
+        """Keep the record, put the playbook into use, tell the user."""
+        self._reflector.kept.clear()
         self.steps = record.step
         self._seen += len(record.scores)
         self.records.append(record)
         version, playbook = self.inbox.snapshot()
         self._serve(version, playbook)
-        mean = sum(record.scores) / len(record.scores)
+        mean = sum(record.scores) / len(record.scores) if record.scores else 0.0
         logger.info(
-            "ACE step %d: batch %.2f, %d bullets, %d left out", record.step, mean, len(playbook), len(record.rejected)
+            "ACE step %d: batch score %.2f, playbook %d bullets, %d operations rejected",
+            record.step,
+            mean,
+            len(playbook),
+            len(record.rejected),
         )
-        if run.ace.on_step is not None:
-            run.ace.on_step(record, playbook)
+        if self.engine.limits.reached is not None:
+            self.stopped, self.spent = self.engine.limits.reached, True
+            logger.warning("ACE: %s: nothing more is learned. The program goes on with what it knows.", self.stopped)
+        if self.engine.settings.on_step is not None:
+            self.engine.settings.on_step(record, playbook)
         return step
 
 
-def _apart(told: Sequence[Told]) -> tuple[list[Told], list[Told]]:
-    """The first of each source, and the others: in a step a source is one example."""
-    first = {one.trajectory.source: one for one in reversed(told)}
-    return [one for one in told if first[one.trajectory.source] is one], [
-        one for one in told if first[one.trajectory.source] is not one
-    ]
+def _one_a_source(told: Sequence[Told]) -> tuple[list[Told], list[Told]]:
+    """Return the first of each source, and the others: in a step a source is one example."""
+    first: dict[str, Told] = {}
+    for one in told:
+        first.setdefault(one.trajectory.source, one)
+    return list(first.values()), [one for one in told if first[one.trajectory.source] is not one]
 
 
 class _Watched:
-    """A role that knows how it fared in this step, and what it said in steps that were not made.
+    """A role that counts how its calls ended in this step, and keeps what it said in steps that were not made.
 
     Args:
-        role: the callable; `name`: of it.
-        keeps: whether what it says of a first attempt is kept until a step is made: it is paid for once.
+        role: the callable.
+        keeps: whether its answer on a first attempt is kept until a step is made: it is paid for once.
     """
 
-    def __init__(self, role: Any, name: str, *, keeps: bool = False) -> None:
-        self.name, self.kept = name, dict[int, tuple[Any, Any]]()
+    def __init__(self, role: Any, *, keeps: bool = False) -> None:
+        self.kept: dict[int, tuple[Any, Any]] = {}
         self._role, self._keeps = role, keeps
         self._lock = threading.Lock()
-        self.forget()
+        self.begin()
 
-    def forget(self) -> None:
-        """A new step begins."""
+    def begin(self) -> None:
+        """Count anew: a step begins."""
         self.answered = self.failed = 0
         self.lost: set[str] = set()
 
@@ -234,7 +234,77 @@ class _Watched:
 
 
 def _is_outage(error: BaseException | None) -> bool:
-    """Whether the provider failed, and not over this very request: a prompt too long will be too long again."""
+    """Return True if the provider failed, and not over this very request: a prompt too long stays too long."""
     while error is not None and not isinstance(error, LMError):
         error = error.__cause__
     return error is not None and not isinstance(error, LMInvalidRequestError)
+
+
+class Background:
+    """A daemon thread that learns when a batch is full, and takes up what other processes have learned.
+
+    It is started when it is first needed, and anew in a forked child. It works under the DSPy settings that were in
+    force where it was made.
+
+    Args:
+        learner: what it drives.
+        refresh: takes up what others have learned.
+        poll: seconds between two calls of it; None: there are no others.
+        learns: whether it learns itself.
+    """
+
+    def __init__(
+        self, learner: Learner, refresh: Callable[[], None], poll: float | None, *, learns: bool = True
+    ) -> None:
+        self._learner, self._refresh, self._poll, self._learns = learner, refresh, poll, learns
+        self._context = copy_context()
+        self._wake, self._ending = threading.Event(), threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Say that there is something new."""
+        self._wake.set()
+        self.ensure()
+
+    def ensure(self) -> None:
+        """Start the thread if it does not run."""
+        with self._starting:
+            if (self._thread is None or not self._thread.is_alive()) and not self._ending.is_set():
+                self._thread = threading.Thread(
+                    target=self._context.copy().run, args=(self._work,), name="dspy_ace_online", daemon=True
+                )
+                self._thread.start()
+
+    def keep_on(self) -> None:
+        """Start the thread again if it ran and does not: a fork leaves threads behind."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.ensure()
+
+    def end(self) -> None:
+        """Let the step under way end, and stop."""
+        self._ending.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _work(self) -> None:
+        failures = 0
+        while not self._ending.is_set():
+            self._wake.wait(self._poll)
+            self._wake.clear()
+            try:
+                self._refresh()
+                while self._learns and not self._ending.is_set():
+                    if self._learner.from_inbox(self._learner.batch_size) is None:
+                        break
+                    failures = 0
+            except (RunError, StoreError) as error:
+                pause = min(LONGEST_WAIT, 2.0**failures)
+                failures += 1
+                logger.warning("ACE: no step could be made; the next attempt comes in %g s. %s", pause, error)
+                self._ending.wait(pause)
+                self._wake.set()
+            except Exception as error:
+                self._learner.stopped = f"a step failed: {type(error).__name__}: {error}"
+                logger.exception("ACE: a step failed: nothing more is learned; what was told waits for learn().")

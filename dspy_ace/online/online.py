@@ -1,115 +1,159 @@
-"""ACE while a program is in use: predict, be told, learn (ACE §4, online adaptation).
-
-with OnlineACE(program, reflection_lm=dspy.LM("openai/gpt-5")) as online:
-    prediction = online(question="…")                       # the program with the playbook as it stands
-    online.tell(prediction, "The amount is in thousands.")   # learned from in the background
-"""
+"""OnlineACE: ACE while a program is in use: predict, be told, learn (ACE §4, online adaptation)."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Annotated, Any, Literal
 
 import dspy
+from annotated_types import Ge
 
-from ..ace import ACE
-from ..errors import MetricError, RunError, SettingsError, brief
+from ..errors import MetricError, RunError, SettingsError, brief, checked
 from ..lm import one_by_one
 from ..playbook import Playbook
-from ..program import Crew, Metric, own_instructions, with_playbook
+from ..program import Metric, ThreadPool, carried_playbook, own_instructions, with_playbook
 from ..roles import Curate, GrowAndRefine, Refine, Reflect
 from ..store import PlaybookStore
-from ..training import Results, Run, Step, checks, judge
-from .background import Background
-from .curve import Curve
+from ..training import (
+    Attempt,
+    Engine,
+    LearningSettings,
+    Record,
+    ReflectOn,
+    Results,
+    Rollout,
+    State,
+    Step,
+    check_examples,
+    check_program,
+    check_roles,
+    check_rollouts,
+    failures_of,
+    in_waves,
+)
 from .inbox import Inbox, Memory, Shared
-from .learner import Learner
+from .learner import Background, Learner
 from .serving import Serving, made_by
-from .telling import Teller
+from .telling import told
 
 logger = logging.getLogger("dspy.ace")
 
-_OF_A_COMPILE = (
-    "auto", "epochs", "max_metric_calls", "validate", "validate_every", "patience", "overlap", "seed", "log_dir",
-    "progress", "setup",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores of a stream, each example predicted before it was learned from (ACE §4, online).
+
+    Args:
+        scores: one an example, in order.
+        playbooks: the playbook after each step.
+        batch_size: examples that a step learned from; the last step may have had fewer.
+    """
+
+    scores: tuple[float, ...]
+    playbooks: tuple[Playbook, ...]
+    batch_size: int = 1
+
+    @property
+    def mean(self) -> float:
+        """The mean score over the whole stream: the figure that the paper reports."""
+        return sum(self.scores) / len(self.scores)
+
+    @property
+    def running(self) -> tuple[float, ...]:
+        """The mean score of the first n examples, for n from 1."""
+        return tuple(total / count for count, total in enumerate(accumulate(self.scores), 1))
+
+    def __str__(self) -> str:
+        quarters = [self.scores[len(self.scores) * i // 4 : len(self.scores) * (i + 1) // 4] for i in range(4)]
+        means = " ".join(f"{sum(part) / len(part):.3f}" for part in quarters if part)
+        return (
+            f"mean {self.mean:.3f} over {len(self.scores)} examples, each predicted before it was learned from; "
+            f"by quarters: {means}; {len(self.playbooks[-1])} bullets after {len(self.playbooks)} steps"
+        )
 
 
 class OnlineACE:
     """A program that goes on learning. Call it as you call the program: it is a callable, not a module.
 
-    A call takes no lock and learns nothing; it runs the program with the playbook as it stands, and what it returns
+    A call takes no lock and learns nothing; it runs the program with the playbook as it stands. What it returns
     remembers how it came about until it is let go. Calls may come from any thread or task.
 
     Args:
         program: any program with predictors; it is not changed. A compiled one goes on from its playbook.
         metric: as for `ACE`; None: `tell` brings the feedback, or a call that ends without an error is a success.
-        playbook: what to start from; None: the program's own, or an empty one. Not with a `store`.
+        playbook: the one to start from; None: the program's own, or an empty one. Not with a `store`.
         store: a `PlaybookStore` that other processes may use as well: what is told is on disk before `tell` returns,
             and any of them learns from it. It stays open when this is closed. None: all is in memory.
-        reflection_lm, curator_lm, reflect, curate, refine: as for `ACE`.
-        batch_size: trajectories that one step learns from; 1 is the paper's setting.
         learn: "background": on a thread, as soon as a batch was told; "manual": when `learn` is called; "elsewhere":
             by another process on the same `store`: here the playbook is only kept up to date.
-        poll_seconds: with a store, seconds between two looks for what others have learned.
-        **settings: as for `ACE`: labels, curation_group, max_reflection_rounds, reflect_on, max_playbook_tokens,
-            max_prompt_tokens, dedup_threshold, embedder, num_threads, rollout_timeout, failure_score,
-            perfect_score, on_step. `max_lm_calls`, `max_cost` and `max_seconds` bound the learning (roles and
-            retries): when they are spent the program goes on with what it knows. Calls of it are never refused.
-            A retry runs the program again on what was told: max_reflection_rounds=0 if its tools act on the world.
+        poll_seconds: with a store, how often it is asked for what other processes have learned.
+        batch_size: trajectories that one step learns from; 1 is the paper's setting.
+        labels, failure_score, perfect_score, reflection_lm, reflect, curate, refine, reflect_on, rollout_timeout,
+            num_threads, max_playbook_tokens, prompt_bullets: as for `ACE`.
+        max_reflection_rounds: as for `ACE`. A retry runs the program again: give 0 if its tools act on the world.
+        max_lm_calls, max_cost, max_seconds: limits of the learning (roles and retries). When one is reached, the
+            program goes on with what it knows; calls of it are never refused.
+        on_step: called after each step with its `Record` and the playbook.
 
     Attributes:
         stopped: why nothing is learned any more; None: it is.
 
     Raises:
         SettingsError, PlaybookError: a mistake in the arguments.
+
+    Example:
+        >>> with OnlineACE(program, reflection_lm=dspy.LM("openai/gpt-5")) as online:  # doctest: +SKIP
+        ...     prediction = online(question="…")
+        ...     online.tell(prediction, "The amount is in thousands.")
     """
 
     def __init__(
         self,
         program: dspy.Module,
-        metric: Metric | None = None,
         *,
+        metric: Metric | None = None,
         playbook: Playbook | None = None,
         store: PlaybookStore | None = None,
+        learn: Literal["background", "manual", "elsewhere"] = "background",
+        poll_seconds: float = 2.0,
+        batch_size: int = 8,
+        labels: bool | None = None,
+        failure_score: float = 0.0,
+        perfect_score: float = 1.0,
         reflection_lm: Any = None,
-        curator_lm: Any = None,
         reflect: Reflect | None = None,
         curate: Curate | None = None,
         refine: Refine | None = None,
-        batch_size: int = 8,
-        learn: Literal["background", "manual", "elsewhere"] = "background",
-        poll_seconds: float = 2.0,
-        **settings: Any,
+        max_reflection_rounds: int = 1,
+        reflect_on: ReflectOn = "all",
+        max_lm_calls: int | None = None,
+        max_cost: float | None = None,
+        max_seconds: float | None = None,
+        rollout_timeout: float | None = None,
+        num_threads: int | None = None,
+        max_playbook_tokens: int = 10_000,
+        prompt_bullets: int | None = None,
+        on_step: Callable[[Record, Playbook], Any] | None = None,
     ) -> None:
-        _check(program, playbook, store, learn, poll_seconds, settings)
-        ace = ACE(
-            metric,
-            playbook=playbook,
-            reflection_lm=reflection_lm,
-            curator_lm=curator_lm,
-            reflect=reflect,
-            curate=curate,
-            refine=refine,
-            epochs=1,
-            batch_size=batch_size,
-            **settings,
-        )
-        ace.check_settings(program)
-        self._run = Run(ace, program, [], [])
-        self._batch_size, self._closed, self._ended = batch_size, False, False
+        given = {name: value for name, value in locals().items() if name in LearningSettings.model_fields}
+        check_program(program)
+        settings = LearningSettings.of(**given)
+        settings.check_lms(program)
+        checked("learn", learn, Literal["background", "manual", "elsewhere"])
+        checked("poll_seconds", poll_seconds, Annotated[float, Ge(0.01)])
+        seed = carried_playbook(program) if playbook is None else playbook
+        _check_store(store, playbook, learn, seed)
+
+        self._engine = Engine(settings, program)
+        self._closed = self._ended = False
         self._me = object()  # what predictions know this by: they keep nothing else of it alive
-        self._teller = Teller(
-            self._run.scorer, self._run.books.meter, ace.labels, perfect=ace.perfect_score, failure=ace.failure_score
-        )
-        self._inbox: Inbox = Memory(self._run.seed)
-        if store is not None:
-            _check_seed(store, self._run.seed)
-            self._inbox = Shared(store, own_instructions(program))
-        self._learner = Learner(self._run, self._inbox, batch_size, self._serve)
+        self._inbox: Inbox = Memory(seed) if store is None else Shared(store, own_instructions(program))
+        self._learner = Learner(self._engine, seed, self._inbox, self._serve)
         self._swapping, self._serving = threading.Lock(), self._instructed(*self._inbox.snapshot())
         self._background = Background(
             self._learner, self.refresh, None if store is None else poll_seconds, learns=learn == "background"
@@ -118,14 +162,14 @@ class OnlineACE:
             store.watch(self.refresh)  # what is forgotten leaves the prompts of this process at once
         self._in_background = learn == "background"
         self._keeps = store is not None  # what is told and not learned
-        self._farewell = None if self._keeps else weakref.finalize(self, _say_left, self._inbox)
-        if self._in_background and isinstance(self._run.refine, GrowAndRefine):
-            self._run.refine(self.playbook)  # its first look at many bullets is long: not beside calls that wait
+        self._farewell = None if self._keeps else weakref.finalize(self, _warn_of_left, self._inbox)
+        if self._in_background and isinstance(self._engine.refiner, GrowAndRefine):
+            self._engine.refiner(self.playbook)  # its first comparison is long: not beside calls that wait
         if learn != "manual" and store is not None:
             self._background.ensure()
 
     def __call__(self, **inputs: Any) -> Any:
-        """What the program returns; what it raises passes through, and can be told like a prediction.
+        """Run the program; what it raises passes through, and can be told like a prediction.
 
         Raises:
             TimeoutError: it took longer than `rollout_timeout`.
@@ -134,7 +178,7 @@ class OnlineACE:
         return self._serving.call(inputs)
 
     async def acall(self, **inputs: Any) -> Any:
-        """As a call, awaited."""
+        """Run the program, awaited; see `__call__`."""
         self._background.keep_on()
         return await self._serving.acall(inputs)
 
@@ -169,11 +213,11 @@ class OnlineACE:
         if source is not None and (not isinstance(source, str) or not source):
             raise SettingsError(f"source is a name (str), or None; got {source!r:.80}.")
         made = made_by(self._me, prediction)
-        told = self._teller.told(made, prediction, feedback, expected)
+        record = told(self._engine, made, prediction, feedback, expected)
         if not made.claim():
             raise SettingsError("This prediction was told before; each is learned from once.")
         try:
-            name = self._inbox.put(told, source)
+            name = self._inbox.put(record, source)
         except BaseException:  # whatever it is: nothing was told, so it may be told again
             made.told = False
             raise
@@ -182,7 +226,7 @@ class OnlineACE:
         return name
 
     def learn(self) -> Step | None:
-        """Learn now from what was told, a batch at most, however few there are; None: there is nothing, or no budget.
+        """Learn now from what was told, a batch at most; None: nothing waits, or a limit is reached.
 
         Raises:
             RunError: the LM, or a role, does not work; what was told waits for the next call.
@@ -193,7 +237,7 @@ class OnlineACE:
         return self._learner.from_inbox()
 
     def run(self, stream: Iterable[dspy.Example], *, sources: Sequence[str] | None = None) -> Curve:
-        """The paper's protocol: each example is predicted first and then learned from, in order, in batches.
+        """Predict each example of a stream, then learn from it, in order, in batches: the paper's protocol.
 
         Examples of a batch meet the same playbook. With the same roles, settings and order it reaches the playbook of
         `ACE(metric, epochs=1, batch_size=…).compile`.
@@ -206,33 +250,50 @@ class OnlineACE:
             SettingsError: an example that is none; nothing was called.
             RunError, MetricError: LM, role or metric cannot work; `error.program` is the program so far.
         """
-        examples = checks.check_examples(stream, "stream")
+        examples = check_examples(stream, "stream")
         names = [str(position) for position in range(len(examples))] if sources is None else list(sources)
         if len(names) != len(examples) or len(set(names)) < len(names):
             raise SettingsError(f"sources holds a name of its own for each of {len(examples)} examples; got {names}.")
-        if not self._run.labels:
+        settings = self._engine.settings
+        if not settings.uses_labels:
             examples = [example.inputs() for example in examples]
         self.refresh()
         scores: list[float] = []
         playbooks: list[Playbook] = []
         try:
-            for start in range(0, len(examples), self._batch_size):
-                at = range(start, min(start + self._batch_size, len(examples)))
-                batch = [examples[i] for i in at]
-                with dspy.context(lm=one_by_one(dspy.settings.lm)), Crew(self._run.num_threads) as crew:
-                    program, of = self._serving.program, [names[i] for i in at]
-                    rolled = self._run.roller.roll(program, batch, of, crew, self._run.books)
-                self._learner.from_rollouts(rolled, tuple(at))
-                scores += [trajectory.feedback.score for trajectory in rolled]
+            for start in range(0, len(examples), settings.batch_size):
+                at = range(start, min(start + settings.batch_size, len(examples)))
+                scores += self._learn_from_stream([names[i] for i in at], [examples[i] for i in at], at)
                 playbooks.append(self.playbook)
-            self._run.roller.check_proven()
+            records = list(self._learner.records)
+            check_rollouts(records, [], at_end=True)
+            check_roles(records, at_end=True)
         except (RunError, MetricError) as error:
             error.program = self.program
             raise
-        return Curve(tuple(scores), tuple(playbooks), self._batch_size)
+        return Curve(tuple(scores), tuple(playbooks), settings.batch_size)
+
+    def _learn_from_stream(
+        self, names: Sequence[str], examples: Sequence[dspy.Example], positions: range
+    ) -> list[float]:
+        """Roll a batch out, which no limit refuses, and learn from it; returns its scores."""
+        engine, records = self._engine, list(self._learner.records)
+        rollouts = engine.rollouts(self._serving.program)
+
+        def roll_out(one: tuple[str, dspy.Example]) -> Attempt:
+            first = engine.roll_out(rollouts, one[1], one[0])
+            return Attempt(first, failures=failures_of(Rollout(first.source), first), rollouts=1)
+
+        def check(done: Sequence[Attempt]) -> None:
+            check_rollouts(records, [attempt.trajectory for attempt in done if attempt.trajectory is not None])
+
+        with dspy.context(lm=one_by_one(dspy.settings.lm)), ThreadPool(engine.num_threads) as pool:
+            attempts = in_waves(roll_out, list(zip(names, examples, strict=True)), pool, records, check)
+        self._learner.from_attempts(attempts, positions)
+        return [attempt.trajectory.feedback.score for attempt in attempts if attempt.trajectory is not None]
 
     def refresh(self) -> None:
-        """Take up what others have learned and put into the store."""
+        """Take up what other processes have learned and put into the store."""
         self._serve(*self._inbox.snapshot())
 
     def close(self, learn: bool | None = None) -> None:
@@ -263,7 +324,7 @@ class OnlineACE:
         self.close(learn=None if kind is None else False)
 
     def __repr__(self) -> str:
-        return f"OnlineACE({type(self._run.student).__name__}, {len(self.playbook)} bullets, version {self.version})"
+        return f"OnlineACE({type(self._engine.student).__name__}, {len(self.playbook)} bullets, version {self.version})"
 
     @property
     def playbook(self) -> Playbook:
@@ -278,7 +339,7 @@ class OnlineACE:
     @property
     def program(self) -> dspy.Module:
         """A plain program of the student's class with the playbook as it stands, to keep or to save."""
-        return with_playbook(self._run.student, self.playbook)
+        return with_playbook(self._engine.student, self.playbook)
 
     @property
     def pending(self) -> int:
@@ -292,19 +353,13 @@ class OnlineACE:
 
     @property
     def results(self) -> Results:
-        """The account so far: usage by role, rollouts (calls and retries), the records of the last 1,000 steps."""
-        records = tuple(self._learner.records)
-        return Results(
-            seed_score=None,
-            best_score=None,
-            validated_on=0,
-            best_step=next((record.step for record in reversed(records) if record.learned), 0),
-            verdict=judge(records, self._run.scale),
-            stopped=self.stopped or ("closed" if self._closed else "it goes on"),
-            usage=self._run.books.meter.totals(),
-            rollouts=self._run.books.meter.scopes("task"),
-            records=records,
-            playbook=self.playbook,
+        """The results so far: usage by role, rollouts (calls and retries), the records of the last 1,000 steps."""
+        state = State(self.playbook, self.playbook, tuple(self._learner.records))
+        stopped = self.stopped or ("closed" if self._closed else "it goes on")
+        engine = self._engine
+        rollouts = engine.meter.scopes("task")
+        return Results.of(
+            state, stopped=stopped, scale=engine.settings.scale, usage=engine.meter.totals(), rollouts=rollouts
         )
 
     def _serve(self, version: int, playbook: Playbook) -> None:
@@ -314,43 +369,39 @@ class OnlineACE:
                 self._serving = self._instructed(version, playbook)
 
     def _instructed(self, version: int, playbook: Playbook) -> Serving:
+        engine = self._engine
         return Serving(
-            self._run.student,
+            engine.student,
             playbook,
             version,
             self._me,
-            self._run.books.meter,
-            timeout=self._run.ace.rollout_timeout,
-            keeps_steps=self._run.scorer._arity == 5,
+            engine.meter,
+            timeout=engine.settings.rollout_timeout,
+            keeps_steps=engine.scorer._arity == 5,
         )
 
 
-def _check(program: Any, playbook: Any, store: Any, learn: Any, poll_seconds: Any, settings: Mapping[str, Any]) -> None:
-    checks.check_program(program)
-    checks.check_choice("learn", learn, ("background", "manual", "elsewhere"))
-    if learn == "elsewhere" and store is None:
-        raise SettingsError("learn='elsewhere' needs a store that the other process learns from: give store=….")
-    checks.check_number("poll_seconds", poll_seconds, 0.01, whole=False)
-    if store is not None:
-        if not isinstance(store, PlaybookStore):
-            raise SettingsError(
-                f"store is an open PlaybookStore, as in PlaybookStore('memory.db'); got {brief(store)}."
-            )
-        checks.check_alone("store", playbook=playbook)
-    if wrong := [name for name in settings if name in _OF_A_COMPILE]:
-        raise SettingsError(f"{wrong[0]} is a setting of ACE.compile; learning online has no epochs and no valset.")
-
-
-def _check_seed(store: PlaybookStore, carried: Playbook) -> None:
-    version, playbook = store.snapshot()
-    if version == 0 and not len(playbook) and len(carried):
+def _check_store(store: Any, playbook: Playbook | None, learn: str, seed: Playbook) -> None:
+    """Raise SettingsError unless store, playbook and `learn` go together."""
+    if store is None:
+        if learn == "elsewhere":
+            raise SettingsError("learn='elsewhere' needs a store that the other process learns from: give store=….")
+        return
+    if not isinstance(store, PlaybookStore):
         raise SettingsError(
-            f"The store is new and empty, and the program brings a playbook of {len(carried)} bullets; make the store "
+            f"store must be an open PlaybookStore, as in PlaybookStore('memory.db'); got {brief(store)}."
+        )
+    if playbook is not None:
+        raise SettingsError("Pass store= or playbook=, not both: a store holds its own playbook.")
+    version, there = store.snapshot()
+    if version == 0 and not len(there) and len(seed):
+        raise SettingsError(
+            f"The store is new and empty, and the program brings a playbook of {len(seed)} bullets; make the store "
             "with it: PlaybookStore(…, seed=program.playbook)."
         )
 
 
-def _say_left(inbox: Inbox) -> None:
+def _warn_of_left(inbox: Inbox) -> None:
     """Warn of what was told and ends with the process, or with the object."""
     if left := inbox.left():
         logger.warning("ACE: %d told predictions were not learned from, and are gone. close() learns from them.", left)

@@ -1,4 +1,4 @@
-"""What a user says of a prediction becomes a trajectory to learn from."""
+"""A user's feedback on a prediction becomes a trajectory to learn from."""
 
 from __future__ import annotations
 
@@ -8,80 +8,67 @@ from typing import Any
 import dspy
 
 from ..errors import MetricError, SettingsError
-from ..lm import Meter
-from ..program import Feedback, Scorer, Trajectory, feedback_of, words_of
+from ..program import Feedback, Trajectory, feedback_of, words_of
+from ..training import Engine
 from .inbox import Told
 from .serving import Made
 
 
-class Teller:
-    """Makes trajectories of calls and what is said of them.
+def told(engine: Engine, made: Made, result: Any, feedback: Any, expected: Any) -> Told:
+    """Return the trajectory of one call, with its feedback.
 
     Args:
-        scorer: the metric.
-        meter: where its LM calls are booked, as `metric`.
-        labels: whether expected outputs may be seen; None: where they are given.
-        perfect, failure: the scores of a success and of a failure.
+        engine: the metric, its scale, and whether labels may be seen.
+        made: the call.
+        result: what it returned or raised.
+        feedback: see `feedback_given`. None: the metric scores the prediction. Words alone: the metric scores it if
+            `expected` is given, else it is a failure.
+        expected: the right outputs, by field; None: unknown.
+
+    Raises:
+        SettingsError: no feedback, or no expected outputs.
+        MetricError: the metric cannot score it.
     """
+    settings, scorer = engine.settings, engine.scorer
+    score, words = feedback_given(feedback, settings.perfect_score, settings.failure_score)
+    outputs = {} if settings.labels is False else _outputs(expected, made.inputs)
+    example = dspy.Example(**outputs, **made.inputs).with_inputs(*made.inputs)
+    omitted = score is None and not words
+    judge = scorer.metric is not None and expected is not None
+    if made.error is not None:
+        heard = Feedback(settings.failure_score if score is None else score, words or made.error.message)
+    elif score is None and (omitted or judge):
+        scored = _scored(engine, made, example, result)
+        heard = Feedback(scored.score, words or scored.text)
+    else:
+        heard = Feedback(settings.failure_score if score is None else score, words)
+    trajectory = Trajectory(
+        example=example,
+        prediction=result if isinstance(result, dspy.Prediction) else None,
+        trace=made.trace,
+        feedback=heard,
+        task=made.task,
+        shown=made.shown,
+        cited=made.cited,
+        error=made.error,
+        usage=made.usage,
+        success=made.error is None and heard.score >= settings.perfect_score,
+        perfect_score=settings.perfect_score,
+    )
+    alone = omitted and (made.error is None or scorer.metric is None)  # a metric that needs no expected output
+    return Told(trajectory, judge or alone)
 
-    def __init__(self, scorer: Scorer, meter: Meter, labels: bool | None, perfect: float, failure: float) -> None:
-        self.scorer, self.meter, self.labels = scorer, meter, labels
-        self.perfect, self.failure = perfect, failure
 
-    def told(self, made: Made, result: Any, feedback: Any, expected: Any) -> Told:
-        """The trajectory of one call.
-
-        Args:
-            made, result: the call, and what it returned or raised.
-            feedback: see `feedback_given`. Nothing: the metric scores. Words alone: the metric scores if `expected` is
-                given, else it is a failure.
-            expected: the right outputs, by field; None: unknown.
-
-        Raises:
-            SettingsError: no feedback, or no expected outputs.
-            MetricError: the metric cannot score it.
-        """
-        score, words = feedback_given(feedback, self.perfect, self.failure)
-        outputs = _outputs(expected, made.inputs)
-        example = dspy.Example(**({} if self.labels is False else outputs), **made.inputs).with_inputs(*made.inputs)
-        omitted = score is None and not words
-        judge = self.scorer.metric is not None and expected is not None
-        if made.error is not None:
-            heard = Feedback(self.failure if score is None else score, words or made.error.message)
-        elif score is None and (omitted or judge):
-            scored = self._scored(made, example, result)
-            heard = Feedback(scored.score, words or scored.text)
-        else:
-            heard = Feedback(self.failure if score is None else score, words)
-        trajectory = Trajectory(
-            example=example,
-            prediction=result if isinstance(result, dspy.Prediction) else None,
-            trace=made.trace,
-            feedback=heard,
-            task=made.task,
-            shown=made.shown,
-            cited=made.cited,
-            error=made.error,
-            usage=made.usage,
-            success=made.error is None and heard.score >= self.perfect,
-            perfect_score=self.perfect,
-        )
-        alone = omitted and (made.error is None or self.scorer.metric is None)  # a metric that needs no expected output
-        return Told(trajectory, judge or alone)
-
-    def _scored(self, made: Made, example: dspy.Example, result: Any) -> Feedback:
-        with self.meter.measure("metric"), dspy.context(trace=[]):
-            try:
-                return self.scorer(
-                    example,
-                    result,
-                    *((made.steps, made.predictor, made.steps[-1:]) if made.steps and made.predictor else ()),
-                )
-            except Exception as error:
-                raise MetricError(
-                    f"The metric cannot score what was told: {words_of(error)}. Give the right outputs "
-                    "(expected={'field': …}), or the feedback itself."
-                ) from error
+def _scored(engine: Engine, made: Made, example: dspy.Example, result: Any) -> Feedback:
+    with engine.meter.measure("metric"), dspy.context(trace=[]):
+        try:
+            asked = (made.steps, made.predictor, made.steps[-1:]) if made.steps and made.predictor else ()
+            return engine.scorer(example, result, *asked)
+        except Exception as error:
+            raise MetricError(
+                f"The metric cannot score what was told: {words_of(error)}. Give the right outputs "
+                "(expected={'field': …}), or the feedback itself."
+            ) from error
 
 
 def _outputs(expected: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,11 +83,12 @@ def _outputs(expected: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def feedback_given(value: Any, perfect: float, failure: float) -> tuple[float | None, str]:
-    """The score and the words in what a user said of a prediction; no score: None.
+    """Return the score (None: none was given) and the words in a user's feedback.
 
     Args:
-        value: None, a bool (`perfect` or `failure`), a finite number, a text, a Feedback, or what holds `score` and
-            `feedback` (dspy.Prediction, mapping), one of them or both.
+        value: None, a bool (`perfect` or `failure`), a finite number, a text, a Feedback, or anything with `score`
+            and `feedback` (dspy.Prediction, mapping), one of them or both.
+        perfect, failure: the scores that True and False stand for.
 
     Raises:
         SettingsError: anything else.

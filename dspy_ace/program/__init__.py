@@ -11,18 +11,16 @@ from .instruct import (
     with_reflection,
 )
 from .metric import Executed, Judged, Metric, ReadyMade, Scorer, Validated, called, feedback_of
-from .parallel import WHENEVER, Crew, OutOfTimeError, in_time, ordered_map, resolve, there
 from .rollout import CallTrace, Rollouts, Setup, Started, failure_of, rollouts, words_of
+from .threads import OutOfTimeError, ThreadPool, in_time
 from .trajectory import NO_EVIDENCE, Call, Failure, Feedback, Insight, Trajectory
 from .transcript import images_of, render_calls, render_fields, render_outcome, render_value
 
 __all__ = [
     "NO_EVIDENCE",
-    "WHENEVER",
     "Call",
     "CallTrace",
     "Cited",
-    "Crew",
     "Executed",
     "Failure",
     "Feedback",
@@ -35,6 +33,7 @@ __all__ = [
     "Scorer",
     "Setup",
     "Started",
+    "ThreadPool",
     "Trajectory",
     "Validated",
     "called",
@@ -44,18 +43,15 @@ __all__ = [
     "feedback_of",
     "images_of",
     "in_time",
-    "ordered_map",
     "own_instructions",
     "recording",
     "render_calls",
     "render_fields",
     "render_outcome",
     "render_value",
-    "resolve",
     "rollouts",
     "save_state",
     "showing",
-    "there",
     "with_playbook",
     "with_reflection",
     "words_of",

@@ -18,7 +18,7 @@ from ..playbook import Playbook
 from .citation import Cited, recording
 from .instruct import own_instructions
 from .metric import Metric, Scorer
-from .parallel import OutOfTimeError, in_time, ordered_map
+from .threads import OutOfTimeError, ThreadPool, in_time
 from .trajectory import Call, Failure, FailureKind, Feedback, Trajectory
 from .transcript import shortened
 
@@ -62,7 +62,8 @@ def rollouts(
     scorer = metric if isinstance(metric, Scorer) else Scorer(metric)
     run = Rollouts(program, scorer, meter or Meter(), **settings)
     names = [str(i) for i in range(len(examples))] if sources is None else sources
-    return ordered_map(lambda pair: run.one(*pair), list(zip(examples, names, strict=True)), num_threads)
+    with ThreadPool(min(num_threads, max(1, len(examples)))) as pool:
+        return pool.map(lambda pair: run.one(*pair), list(zip(examples, names, strict=True)))
 
 
 class Rollouts:

@@ -1,30 +1,45 @@
 """One compile: settings, run, one learning step, validation, stopping, journal, results."""
 
-from .adapt import ReflectOn, Step
 from .checks import check_examples, check_lms, check_program
-from .course import Course
-from .effort import Validate, effort
-from .erase_run import forget_run
-from .fingerprint import FREE, describe_callable, describe_data, describe_program, fingerprint, versions
-from .history import Record, State, record_of
+from .engine import Engine
+from .fingerprint import describe_callable, describe_data, describe_program, hashed, versions
 from .interrupt import CtrlC
-from .making import Maker
+from .journal import Journal
 from .results import Results, judge
-from .run import Run, refiner
-from .schedule import Batch, schedule
+from .run import Batch, Run, schedule
+from .settings import Auto, LearningSettings, ReflectOn, Settings, Validate
+from .state import Record, Rollout, State, failures_of
+from .step import (
+    Attempt,
+    Example,
+    Step,
+    in_waves,
+    learn,
+    learn_from,
+    record_of,
+    reflect_in_rounds,
+    roll_out_and_reflect,
+)
+from .stopping import check_roles, check_rollouts, reason_to_stop
+from .validation import choose, due, validate
 from .verdict import Evidence, Verdict
 
 __all__ = [
-    "FREE",
+    "Attempt",
+    "Auto",
     "Batch",
-    "Course",
     "CtrlC",
+    "Engine",
     "Evidence",
-    "Maker",
+    "Example",
+    "Journal",
+    "LearningSettings",
     "Record",
     "ReflectOn",
     "Results",
+    "Rollout",
     "Run",
+    "Settings",
     "State",
     "Step",
     "Validate",
@@ -32,15 +47,24 @@ __all__ = [
     "check_examples",
     "check_lms",
     "check_program",
+    "check_roles",
+    "check_rollouts",
+    "choose",
     "describe_callable",
     "describe_data",
     "describe_program",
-    "effort",
-    "fingerprint",
-    "forget_run",
+    "due",
+    "failures_of",
+    "hashed",
+    "in_waves",
     "judge",
+    "learn",
+    "learn_from",
+    "reason_to_stop",
     "record_of",
-    "refiner",
+    "reflect_in_rounds",
+    "roll_out_and_reflect",
     "schedule",
+    "validate",
     "versions",
 ]

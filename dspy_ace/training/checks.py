@@ -1,17 +1,15 @@
-"""Every user mistake that can be seen without an LM call, each with what was expected, what came, what to do."""
+"""Checks of programs and examples: user mistakes that can be seen without an LM call."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import dspy
 
 from ..errors import SettingsError
-from ..playbook import Playbook
 from ..program import carried_playbook
 
 logger = logging.getLogger("dspy.ace")
@@ -65,7 +63,7 @@ def _warn_of_async_tools(student: dspy.Module) -> None:
 
 
 def check_examples(examples: Any, name: str, *, may_be_empty: bool = False) -> list[dspy.Example]:
-    """The examples as a list. Raises SettingsError unless each is a dspy.Example with inputs set."""
+    """Return the examples as a list. Raises SettingsError unless each is a dspy.Example with inputs set."""
     if isinstance(examples, (str, bytes)) or not isinstance(examples, Iterable):
         raise SettingsError(f"{name} must be a list of dspy.Example; got {_kind(examples)}.")
     listed = list(examples)
@@ -87,14 +85,14 @@ def check_examples(examples: Any, name: str, *, may_be_empty: bool = False) -> l
 
 
 def check_lms(student: dspy.Module, **roles: Any) -> None:
-    """Raise SettingsError if some predictor, or a role, would have no LM to call."""
+    """Raise SettingsError unless every predictor has an LM, and each LM given for a role is one."""
     for name, lm in roles.items():
         if lm is not None and not isinstance(lm, dspy.BaseLM):
-            raise SettingsError(f"{name} must be a dspy.LM, as in dspy.LM('openai/gpt-4o'); got {_kind(lm)}.")
+            raise SettingsError(f"{name} must be a dspy.LM, as in dspy.LM('openai/gpt-5'); got {_kind(lm)}.")
     default = dspy.settings.lm
     if default is not None and not isinstance(default, dspy.BaseLM):
         raise SettingsError(
-            f"dspy.configure(lm=…) takes a dspy.LM, as in dspy.LM('openai/gpt-4o'); got {_kind(default)}."
+            f"dspy.configure(lm=…) takes a dspy.LM, as in dspy.LM('openai/gpt-5'); got {_kind(default)}."
         )
     for name, predictor in student.named_predictors():
         if isinstance(predictor.lm, str):
@@ -106,50 +104,6 @@ def check_lms(student: dspy.Module, **roles: Any) -> None:
         raise SettingsError(
             f"No LM for predictor {bare[0]!r}: call dspy.configure(lm=dspy.LM('…')), or student.set_lm(…)."
         )
-
-
-def check_playbook(playbook: Any) -> Playbook:
-    """The playbook to start from. Raises SettingsError for anything but a Playbook or None."""
-    if playbook is None:
-        return Playbook()
-    if not isinstance(playbook, Playbook):
-        raise SettingsError(f"playbook must be a Playbook, as in Playbook.load(path); got {_kind(playbook)}.")
-    return playbook
-
-
-def check_number(name: str, value: Any, least: float, *, whole: bool = True, most: float | None = None) -> None:
-    """Raise SettingsError unless `value` is a (whole) number in range."""
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or value < least or (most is not None and value > most):
-        wanted = f"a {'whole ' if whole else ''}number, {least} or more" + (
-            f", at most {most}" if most is not None else ""
-        )
-        raise SettingsError(f"{name} must be {wanted}; got {value!r}.")
-
-
-def check_alone(name: str, **others: Any) -> None:
-    """Raise SettingsError if one of `others` is given as well: `name` decides it."""
-    given = [other for other, value in others.items() if value is not None]
-    if given:
-        raise SettingsError(f"{name} decides {', '.join(given)}; give one of them.")
-
-
-def lms_of(student: dspy.Module, *roles: Any) -> list[Any]:
-    """Every LM that a compile will call, as far as can be seen."""
-    found = [predictor.lm or dspy.settings.lm for _, predictor in student.named_predictors()]
-    return [lm for lm in {id(lm): lm for lm in [*found, *roles]}.values() if lm is not None]
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise SettingsError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise SettingsError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
-
-
-def check_role(name: str, role: Any) -> None:
-    """Raise SettingsError unless `role` is None or callable."""
-    if role is not None and not callable(role):
-        raise SettingsError(f"{name} must be a callable (see dspy_ace.roles); got {_kind(role)}.")
 
 
 def _kind(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a run depends on, as short hashes by part: a journal made with anything else is refused."""
+"""Short hashes of all that a run depends on: a journal made with anything else is refused."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ import pydantic
 
 from ..program import ReadyMade, own_instructions
 
-FREE = ("num_threads", "log_dir", "progress", "on_step", "max_lm_calls", "max_cost", "max_seconds")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-def fingerprint(**parts: Any) -> dict[str, str]:
-    """A hash a part, the same in every process for equal parts."""
+def hashed(**parts: Any) -> dict[str, str]:
+    """Return a hash a part, the same in every process for equal parts."""
     return {
         name: hashlib.sha256(_plain(part).encode("utf-8", "replace")).hexdigest()[:16] for name, part in parts.items()
     }
 
 
 def describe_program(program: dspy.Module) -> dict[str, Any]:
-    """The class of a program and, by predictor, its class, instructions, fields and demos."""
+    """Return the class of a program and, by predictor, its class, instructions, fields and demos."""
     own = own_instructions(program)
     predictors = {
         name: [
@@ -43,23 +42,17 @@ def describe_program(program: dspy.Module) -> dict[str, Any]:
 
 
 def describe_data(examples: Sequence[dspy.Example]) -> list[Any]:
-    """The examples as plain data, inputs apart."""
+    """Return the examples as plain data, inputs apart."""
     return [[sorted(example.inputs().keys()), dict(example.items())] for example in examples]
 
 
 def example_key(example: dspy.Example) -> str:
-    """Equal for examples with the same fields, values and inputs."""
-    return fingerprint(example=describe_data([example]))["example"]
-
-
-def describe_settings(optimizer: Any) -> dict[str, Any]:
-    """The plain settings of an optimizer, but for those that a run may be continued with others of."""
-    scalars = (str, int, float, bool, type(None))
-    return {name: v for name, v in vars(optimizer).items() if isinstance(v, scalars) and name not in FREE}
+    """Return a text that is equal for examples with the same fields, values and inputs."""
+    return hashed(example=describe_data([example]))["example"]
 
 
 def versions() -> dict[str, str]:
-    """Of DSPy, this package and Python."""
+    """Return the versions of DSPy, this package and Python."""
     try:
         own = version("dspy-ace")
     except PackageNotFoundError:  # on the path, not installed
@@ -68,7 +61,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_callable(function: Any) -> Any:
-    """The source of a function, of its class for an object; its name where there is no source."""
+    """Return the source of a function, or of an object's class; its name where there is no source."""
     if function is None:
         return None
     if isinstance(function, ReadyMade):  # its class is ours, what it does is in its settings

@@ -1,4 +1,4 @@
-"""Ctrl-C, counted: what is raised in the middle of other people's code may not arrive as what it was."""
+"""Counts Ctrl-C presses, because libraries may swallow KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from types import FrameType
 
 
 class CtrlC:
-    """Counts Ctrl-C while the block runs. A context manager; `count` says how often it was pressed.
+    """Counts Ctrl-C presses while its block runs. A context manager; `count` is their number.
 
-    Each raises KeyboardInterrupt as ever. But code below may turn that into an error of its own (pydantic does while
-    it builds a model), or take it for one (`except Exception` around that); the count is not lost. Only the main
-    thread is interrupted, and a handler that is not Python's own is left alone.
+    Each press raises KeyboardInterrupt as ever. Other code may turn that into an error of its own (pydantic does while
+    it builds a model) or catch it; the count tells. Only the main thread is interrupted, and a signal handler that is
+    not Python's own is left alone.
     """
 
     def __init__(self) -> None:

@@ -1,30 +1,31 @@
 """One run on disk: open, append, replay. Without a folder the run is kept in memory only.
 
-A run folder holds `run.json` (format, version, fingerprint, settings, versions), `journal.jsonl` (one record a
-step, appended and flushed before the run goes on), the best so far as `playbook.json` and `program.json`, and
-`lock` while a run is going on. A torn last line is cut on open; nothing is pickled.
+A run folder holds `run.json` (format, version, fingerprint, settings, versions), `journal.jsonl` (one record a line,
+on disk before the run goes on), `spent.json` (what the limits count), the best so far as `playbook.json` and
+`program.json`, and `lock`. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import DeltaError, JournalError
+from ..lm import Spent
 from ..playbook import Playbook, append_line, hold_folder, whole_lines, write_whole
-from .history import Record, State
+from .state import Record, State
 
 FORMAT = "dspy_ace.run"
-VERSION = 1
-CLOSED = "examples were forgotten"  # stands where the hash of the trainset stood: no trainset is that one
+VERSION = 2
 
 
 class Journal:
-    """The records of one run, in order. A context manager: leaving it lets go of the folder.
+    """The records of one run, in order. A context manager: leaving it releases the folder.
 
-    Use `Journal.open`; `records` are those found on disk, `append` adds one, disk first.
+    Use `Journal.open`. `records` are those found on disk; `append` adds one, to the disk first.
     """
 
     def __init__(self, folder: Path | None, lock: Any = None) -> None:
@@ -34,28 +35,34 @@ class Journal:
 
     @classmethod
     def open(
-        cls, log_dir: str | Path | None, fingerprint: Mapping[str, str], about: Mapping[str, Any] | None = None
+        cls,
+        log_dir: str | Path | None,
+        fingerprint: Mapping[str, str],
+        about: Mapping[str, Any] | None = None,
+        *,
+        free: Collection[str] = (),
     ) -> Journal:
         """Start a run in `log_dir`, or continue the one that is there.
 
         Args:
             log_dir: a folder, made if need be; None: in memory.
-            fingerprint: what the run depends on, by part (program, data, settings …).
-            about: what else `run.json` tells a reader (settings, versions); plain JSON data.
+            fingerprint: short hashes of what the run depends on, by part (program, data, metric …).
+            about: `settings` by name, and what else `run.json` tells a reader; plain JSON data.
+            free: names of settings that a run may be continued with other values of.
 
         Raises:
-            JournalError: the folder cannot be used, is in use, holds something else, a run of a newer version,
-                a run with another fingerprint (the first part that differs is named), or a damaged journal.
+            JournalError: the folder cannot be used, is in use, or holds something else: another run (the difference is
+                named), one of another version, a damaged journal.
         """
         if log_dir is None:
             return cls(None)
-        folder = Path(log_dir)
+        folder = Path(log_dir).absolute()  # a tool may change the working directory
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _only_ours(folder)
+            _check_ours(folder)
             lock = hold_folder(folder)
         except OSError as error:
-            raise JournalError(f"log_dir={str(folder)!r} cannot be used as a run folder: {error}.") from error
+            raise _unusable(folder, error) from error
         if lock is None:
             raise JournalError(
                 f"The run in {folder} is in use by another process. Wait for it, or give another log_dir."
@@ -63,21 +70,21 @@ class Journal:
         journal = cls(folder, lock)
         try:
             if (folder / "run.json").exists():
-                _same_run(folder, fingerprint)
+                _check_same(folder, fingerprint, (about or {}).get("settings", {}), free)
             else:
                 run = {"format": FORMAT, "version": VERSION, "fingerprint": dict(fingerprint), **(about or {})}
                 write_whole(folder / "run.json", json.dumps(run, indent=1, sort_keys=True) + "\n")
-            journal.records = _read(folder / "journal.jsonl")
+            journal.refresh()
         except OSError as error:
             journal.close()
-            raise JournalError(f"log_dir={str(folder)!r} cannot be used as a run folder: {error}.") from error
+            raise _unusable(folder, error) from error
         except JournalError:
             journal.close()
             raise
         return journal
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -102,12 +109,33 @@ class Journal:
         if self.folder is not None:
             self.records = _read(self.folder / "journal.jsonl")
 
+    def keep_spent(self, spent: Spent) -> None:
+        """Write what the run has spent of its limits: `spent.json`, beside the journal.
+
+        It is no part of the journal: seconds and the dollars of a half-done step differ between equal runs.
+        """
+        if self.folder is not None:
+            try:
+                write_whole(self.folder / "spent.json", json.dumps(asdict(spent)) + "\n")
+            except OSError as error:
+                raise JournalError(f"{self.folder}: cannot be written: {error}. The journal is safe.") from error
+
+    def spent(self) -> Spent:
+        """Return what earlier processes of this run have spent. Raises JournalError for a damaged file."""
+        path = None if self.folder is None else self.folder / "spent.json"
+        if path is None or not path.exists():
+            return Spent()
+        try:
+            return Spent(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise JournalError(f"{path} is damaged: {error}. Give another log_dir.") from error
+
     def keep_best(self, playbook: Playbook, save_program: Callable[[Path], None]) -> None:
-        """Write the best playbook and program so far, each replaced whole: `playbook.json`, `program.json`.
+        """Write the best playbook and program so far: `playbook.json` and `program.json`.
 
         Args:
             playbook: the best one.
-            save_program: writes the program's state to the path it is given.
+            save_program: writes the program's state to the path that it is given.
 
         Raises:
             JournalError: the disk refuses.
@@ -118,12 +146,13 @@ class Journal:
             playbook.save(self.folder / "playbook.json")
             partial = self.folder / "partial.program.json"
             save_program(partial)
-            partial.replace(self.folder / "program.json")
+            write_whole(self.folder / "program.json", partial.read_text(encoding="utf-8"))
+            partial.unlink()
         except OSError as error:
             raise JournalError(f"{self.folder}: cannot be written: {error}. The journal is safe.") from error
 
     def replay(self, state: State) -> State:
-        """The state after all records. Raises JournalError if they do not belong to this seed."""
+        """Return the state after all records. Raises JournalError if they do not follow from this seed."""
         for record in self.records:
             try:
                 state = state.after(record)
@@ -134,19 +163,23 @@ class Journal:
         return state
 
     def to_bytes(self) -> bytes:
-        """The journal as it stands on disk, or would."""
+        """Return the journal as it stands on disk, or would."""
         return b"".join(line_of(record) for record in self.records)
 
 
 def line_of(record: Record) -> bytes:
-    """One record as a line: JSON with sorted keys, so that equal runs give equal bytes."""
+    """Return one record as a line: JSON with sorted keys, so that equal runs give equal bytes."""
     text = json.dumps(record.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate becomes its JSON escape
 
 
-def _only_ours(folder: Path) -> None:
-    """Refuse a folder that holds files of somebody else and no run."""
-    others = sorted(path.name for path in folder.iterdir() if path.name not in ("lock", "run.json.partial"))
+def _unusable(folder: Path, error: OSError) -> JournalError:
+    return JournalError(f"log_dir={str(folder)!r} cannot be used as a run folder: {error}.")
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise JournalError for a folder that holds files of somebody else and no run."""
+    others = sorted(path.name for path in folder.iterdir() if path.name != "lock" and path.suffix != ".partial")
     if others and not (folder / "run.json").exists():
         raise JournalError(
             f"log_dir={str(folder)!r} holds other files ({', '.join(others[:3])}) and no run.json; "
@@ -154,25 +187,32 @@ def _only_ours(folder: Path) -> None:
         )
 
 
-def _same_run(folder: Path, fingerprint: Mapping[str, str]) -> None:
+def _check_same(
+    folder: Path, fingerprint: Mapping[str, str], settings: Mapping[str, Any], free: Collection[str]
+) -> None:
+    """Raise JournalError unless the folder holds this very run."""
+    path = folder / "run.json"
     try:
-        data: Any = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise JournalError(f"{folder / 'run.json'} is damaged: {error}. Give another log_dir.") from error
+        raise JournalError(f"{path} is damaged: {error}. Give another log_dir.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise JournalError(f"{folder / 'run.json'} is not a run of dspy_ace. Give another log_dir.")
-    if not isinstance(data.get("version"), int) or data["version"] > VERSION:
+        raise JournalError(f"{path} is not a run of dspy_ace. Give another log_dir.")
+    if data.get("version") != VERSION:
         raise JournalError(
-            f"The run in {folder} is of version {data.get('version')!r}; this dspy_ace reads up to {VERSION}."
+            f"The run in {folder} is of version {data.get('version')!r}; this dspy_ace continues version {VERSION}. "
+            "Give another log_dir."
         )
-    before = data.get("fingerprint", {})
-    if before.get("trainset") == CLOSED != fingerprint.get("trainset"):
-        raise JournalError(
-            f"The run in {folder} cannot be continued: {CLOSED} in it. To go on from what it still knows, start a new "
-            f"one: ACE(playbook=Playbook.load({str(folder / 'playbook.json')!r}), log_dir=…)."
-        )
-    for part in sorted({*before, *fingerprint}):
-        if before.get(part) != fingerprint.get(part):
+    before = data.get("settings", {})
+    for name in sorted({*before, *settings} - {*free}):
+        if before.get(name) != settings.get(name):
+            raise JournalError(
+                f"The run in {folder} was made with {name}={before.get(name)!r}; now {name}={settings.get(name)!r}. To "
+                "continue it, use the same value; to start anew, give another log_dir."
+            )
+    parts = data.get("fingerprint", {})
+    for part in sorted({*parts, *fingerprint}):
+        if parts.get(part) != fingerprint.get(part):
             raise JournalError(
                 f"The run in {folder} was made with another {part}. To continue it, use the same; to start anew, "
                 "give another log_dir."
@@ -180,11 +220,11 @@ def _same_run(folder: Path, fingerprint: Mapping[str, str]) -> None:
 
 
 def _read(path: Path) -> tuple[Record, ...]:
-    """The whole records of a journal; a torn last line is cut from the file."""
+    """Return the whole records of a journal."""
     records = []
     for number, line in enumerate(whole_lines(path), 1):
         try:
             records.append(Record.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise JournalError(f"{path}, line {number} is damaged: {error!r}. Give another log_dir.") from error
     return tuple(records)

@@ -16,7 +16,7 @@ from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
 from ..lm import Usage
-from .history import Record
+from .state import Record
 
 IN_NOTEBOOK = tqdm is not tqdm_asyncio  # what tqdm.auto gives where there are no widgets
 FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
@@ -29,7 +29,7 @@ class Progress:
 
     Args:
         total_steps: the steps of the whole run.
-        done_steps: how many were done before: a resumed run starts there.
+        done_steps: how many were done before: a continued run starts there.
         show: None: in a notebook, or if stderr is a terminal and this is no CI job; True: wherever stderr goes;
             False: never.
     """
@@ -42,20 +42,18 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if DSPY_LOGGING_STREAM.enabled and _wanted(self.show):
-            with contextlib.ExitStack() as opening:
-                bar = _Bar(
-                    desc="ACE",
-                    total=self.total_steps,
-                    initial=self.done_steps,
-                    bar_format=FORMAT,
-                    file=_Screen(),
-                    dynamic_ncols=True,
-                )
-                opening.callback(bar.close)
-                if not (bar.disable or IN_NOTEBOOK):
-                    opening.enter_context(_log_lines_above(bar))
-                self._bar = None if bar.disable else bar  # TQDM_DISABLE is the user's word as well
-                self._open = opening.pop_all()
+            bar = _Bar(
+                desc="ACE",
+                total=self.total_steps,
+                initial=self.done_steps,
+                bar_format=FORMAT,
+                file=_Screen(),
+                dynamic_ncols=True,
+            )
+            self._open.callback(bar.close)
+            if not (bar.disable or IN_NOTEBOOK):
+                self._open.enter_context(_log_lines_above(bar))
+            self._bar = None if bar.disable else bar  # TQDM_DISABLE is the user's word as well
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -64,25 +62,19 @@ class Progress:
         self._bar = None
         self._open.close()
 
-    def step(
-        self,
-        record: Record,
-        best_score: float | None,
-        bullets: int,
-        usage: Mapping[str, Usage],
-    ) -> None:
-        """Show where the run stands after a step.
+    def step(self, record: Record, best_score: float | None, bullets: int, usage: Mapping[str, Usage]) -> None:
+        """Show where the run stands.
 
         Args:
-            record: the step's; one of a step shown before only brings the rest up to date.
+            record: of the last step or validation.
             best_score: the best mean validation score so far; None without one.
             bullets: in the latest playbook.
-            usage: what each role has spent so far; dollars are shown when there are any and all are known.
+            usage: by role; dollars are shown when there are any and all are known.
         """
         if self._bar is None or not DSPY_LOGGING_STREAM.enabled:  # a widget knows nothing of the switch
             return
-        spent = sum(usage.values(), Usage())
-        tokens, dollars = spent.prompt_tokens + spent.completion_tokens, spent.dollars
+        used = sum(usage.values(), Usage())
+        tokens, dollars = used.prompt_tokens + used.completion_tokens, used.dollars
         facts = {
             "epoch": f"epoch {record.epoch}" if record.epoch else "",
             "batch": f"batch {sum(record.scores) / len(record.scores):.2f}" if record.scores else "",
@@ -100,13 +92,13 @@ class Progress:
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm is untyped
-    """A bar without tqdm's watching thread: each step is drawn as it comes."""
+    """A bar without tqdm's monitoring thread: each step is drawn as it comes."""
 
     monitor_interval = 0
 
 
 class _Screen:
-    """Where a bar is drawn: stderr, whatever that is at the time, through DSPy's switch."""
+    """A file that writes to stderr, whatever that is at the time, through DSPy's switch."""
 
     @property
     def encoding(self) -> str | None:
@@ -125,7 +117,7 @@ class _Screen:
 
 
 def _wanted(show: bool | None) -> bool:
-    """Whether somebody is there to see a bar."""
+    """Return True if somebody is there to see a bar."""
     if show is not None or sys.stderr is None:
         return bool(show) and sys.stderr is not None
     if IN_NOTEBOOK:
@@ -143,7 +135,10 @@ _redirecting = threading.Lock()
 
 
 class _Above:
-    """A log handler's stream while bars are open: what is written stands above them, and they are drawn again."""
+    """A log handler's stream while bars are open: lines stand above the bars, which are drawn again.
+
+    tqdm's own helper knows handlers on stdout and stderr only; DSPy logs to a stream of its own.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -169,31 +164,21 @@ class _Above:
 @contextlib.contextmanager
 def _log_lines_above(bar: Any) -> Iterator[None]:
     """Keep log lines and `bar` apart. Bars may be open at the same time, and close in any order."""
+    consoles = (DSPY_LOGGING_STREAM, sys.stderr, sys.stdout)
     with _redirecting:
         _open_bars[id(bar)] = bar
-        if not _redirected:
-            _redirect()
+        for logger in (logging.getLogger("dspy"), logging.getLogger()) if not _redirected else ():
+            for handler in logger.handlers:
+                if isinstance(handler, logging.StreamHandler) and any(handler.stream is each for each in consoles):
+                    above = _Above(handler.stream)
+                    _redirected.append((handler, above))
+                    handler.setStream(above)
     try:
         yield
     finally:
         with _redirecting:
             del _open_bars[id(bar)]
-            if not _open_bars:
-                _restore()
-
-
-def _redirect() -> None:
-    consoles = (DSPY_LOGGING_STREAM, sys.stderr, sys.stdout)
-    for logger in (logging.getLogger("dspy"), logging.getLogger()):
-        for handler in logger.handlers:
-            if isinstance(handler, logging.StreamHandler) and any(handler.stream is each for each in consoles):
-                above = _Above(handler.stream)
-                _redirected.append((handler, above))
-                handler.setStream(above)
-
-
-def _restore() -> None:
-    for handler, above in _redirected:
-        if handler.stream is above:  # else someone has set another meanwhile
-            handler.setStream(above.stream)
-    _redirected.clear()
+            for handler, above in () if _open_bars else list(_redirected):
+                if handler.stream is above:  # else someone has set another meanwhile
+                    handler.setStream(above.stream)
+                _redirected.remove((handler, above))

@@ -1,4 +1,4 @@
-"""What a compile hands back besides the program: `compiled.detailed_results`."""
+"""The results of a compile: `compiled.detailed_results`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..lm import Usage
 from ..playbook import Playbook
-from .history import Record, difference, seed_validation
+from .state import Record, State, difference, seed_validation
 from .verdict import Verdict
 
 
@@ -17,18 +17,16 @@ class Results:
     """How a run went.
 
     Args:
-        seed_score, best_score: mean validation score of the program before and of the one returned; None
-            without a valset, or where it was not needed.
-        validated_on: how many examples of the valset they rest on.
+        seed_score, best_score: mean validation score of the seed and of the playbook returned; None if not validated.
+        validated_on: the rows of the valset that they rest on.
         best_step: the step whose playbook was returned; 0 is the seed: nothing learned was as good.
-        verdict: what was learned against the seed: better, not shown to be better, or worse, with a 95 % interval
-            and the evidence; None when nothing was learned.
+        verdict: the best learned playbook against the seed: better, not shown to be better, or worse, with a 95 %
+            interval and the evidence; None when nothing was learned.
         stopped: why the run ended, in words.
         usage: calls, tokens, dollars and seconds by role: `task` (the student), `metric` (its own LM calls),
-            `reflector`, `curator`. Of a continued run with the calls and tokens of the steps on record; what an
-            unfinished step spent before a crash is not known.
+            `reflector`, `curator`. Of a continued run with the calls and tokens of the steps on record.
         rollouts: how often the program was run: batches, retries and validation.
-        records: one a step and one a look at the valset, as in the journal.
+        records: one a step and one a validation, as in the journal.
         playbook: the playbook returned.
     """
 
@@ -43,10 +41,33 @@ class Results:
     records: tuple[Record, ...]
     playbook: Playbook
 
+    @classmethod
+    def of(cls, state: State, *, stopped: str, scale: float, usage: Mapping[str, Usage], rollouts: int) -> Results:
+        """Return the results of a run that ended in `state`.
+
+        Args:
+            state: the last one.
+            scale: the width of the metric.
+            stopped, usage, rollouts: see the class.
+        """
+        seed = seed_validation(state.records)
+        return cls(
+            seed_score=state.seed_score,
+            best_score=state.best_score,
+            validated_on=0 if seed is None else len(seed.scores),
+            best_step=state.best_step,
+            verdict=judge(state, scale),
+            stopped=stopped,
+            usage=usage,
+            rollouts=rollouts,
+            records=state.records,
+            playbook=state.best,
+        )
+
     @property
     def batch_scores(self) -> tuple[float, ...]:
-        """Mean score of each batch, before it was learned from: a free test of the playbook it met."""
-        return tuple(sum(r.scores) / len(r.scores) for r in self.records if r.scores)
+        """The mean score of each batch, before it was learned from: a free test of the playbook it met."""
+        return tuple(sum(record.scores) / len(record.scores) for record in self.records if record.scores)
 
     def __str__(self) -> str:
         lines = [f"stopped: {self.stopped}"]
@@ -61,35 +82,40 @@ class Results:
             lines.append("batches, each before it was learned from: " + " ".join(f"{s:.2f}" for s in self.batch_scores))
         lines.append(f"playbook: {len(self.playbook)} bullets, about {self.playbook.tokens()} tokens")
         lines.append(f"rollouts: {self.rollouts}")
-        rejected = [item["reason"] for record in self.records for item in record.rejected]
-        failures = [f["kind"] for record in self.records for f in record.failures.values()]
-        for what, several in (("left out", rejected), ("failed rollouts", failures)):
-            if several:
-                reason, times = Counter(several).most_common(1)[0]
-                lines.append(f"{what}: {len(several)}; most often ({times}): {reason}")
-        names = ("calls", "cached", "failed", "retries", "prompt", "of it cached", "completion", "dollars", "seconds")
-        lines.append("{:<10} {:>6} {:>6} {:>6} {:>7} {:>9} {:>12} {:>10} {:>9} {:>8}".format("role", *names))
-        for role, u in [*self.usage.items(), ("all", sum(self.usage.values(), Usage()))]:
-            dollars = "unknown" if u.dollars is None else f"{u.dollars:.4f}"
-            lines.append(
-                f"{role:<10} {u.calls:>6} {u.cached_calls:>6} {u.failed_calls:>6} {u.retries:>7} {u.prompt_tokens:>9} "
-                f"{u.cached_tokens:>12} {u.completion_tokens:>10} {dollars:>9} {u.seconds:>8.1f}"
-            )
-        return "\n".join(lines)
+        reflections = [item for record in self.records for item in record.reflections]
+        for name, reasons, of in (
+            ("rejected operations", [item["reason"] for r in self.records for item in r.rejected], 0),
+            ("failed rollouts", [failed.kind for record in self.records for failed in record.failures], self.rollouts),
+            ("failed reflections", [item["error"] for item in reflections if "error" in item], len(reflections)),
+            ("failed curations", [r.curation for r in self.records if r.curation], 0),
+        ):
+            if reasons:
+                reason, times = Counter(reasons).most_common(1)[0]
+                lines.append(
+                    f"{name}: {len(reasons)}{f' of {of}' if of else ''}; most often ({times} times): {reason:.300}"
+                )
+        return "\n".join([*lines, *_table(self.usage)])
 
 
-def judge(records: Sequence[Record], scale: float) -> Verdict | None:
-    """What was learned against the seed.
+def judge(state: State, scale: float) -> Verdict | None:
+    """Compare the best learned playbook with the seed; None if no step changed a prompt.
 
     Args:
-        records: all of a run, the seed's first.
+        state: the last one.
         scale: the width of the metric: perfect minus failure score.
-
-    Returns:
-        The verdict on the best learned playbook; None if no step changed a prompt.
     """
-    if not any(record.learned for record in records):
+    if not state.learned:
         return None
-    later = [record.validation for record in records[1:] if record.validation is not None]
-    best = max(reversed(later), key=lambda validation: validation.mean, default=None)
-    return difference(records, seed_validation(records), best, scale)
+    return difference(state.records, seed_validation(state.records), state.candidate_validation, scale)
+
+
+def _table(usage: Mapping[str, Usage]) -> Sequence[str]:
+    names = ("calls", "cached", "failed", "retries", "prompt", "of it cached", "completion", "dollars", "seconds")
+    lines = ["{:<10} {:>6} {:>6} {:>6} {:>7} {:>9} {:>12} {:>10} {:>9} {:>8}".format("role", *names)]
+    for role, u in [*usage.items(), ("all", sum(usage.values(), Usage()))]:
+        dollars = "unknown" if u.dollars is None else f"{u.dollars:.4f}"
+        lines.append(
+            f"{role:<10} {u.calls:>6} {u.cached_calls:>6} {u.failed_calls:>6} {u.retries:>7} {u.prompt_tokens:>9} "
+            f"{u.cached_tokens:>12} {u.completion_tokens:>10} {dollars:>9} {u.seconds:>8.1f}"
+        )
+    return lines

@@ -1,180 +1,246 @@
-"""One compile: an optimizer's settings resolved against a student, and every call counted."""
+"""One compile: settings resolved against a student, the schedule, the records, and what comes out."""
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import NamedTuple
 
 import dspy
 
-from ..lm import Allowance, Books, Guard, Limits, Meter, Usage, added, enforced, one_by_one, recorded
+from ..errors import JournalError
+from ..lm import Limits, Usage
 from ..playbook import Playbook
-from ..program import Scorer, carried_playbook, save_state, showing, with_playbook
-from ..roles import Curator, GrowAndRefine, Refine, Reflector, limited
-from .effort import effort
-from .fingerprint import (
-    describe_callable,
-    describe_data,
-    describe_program,
-    describe_settings,
-    fingerprint,
-    versions,
-)
-from .history import Record, State, seed_validation
+from ..program import carried_playbook, save_state, with_playbook
+from .engine import Engine
+from .fingerprint import describe_callable, describe_data, describe_program, example_key, hashed, versions
 from .journal import Journal
 from .progress import Progress
-from .results import Results, judge
-from .rolling import Roller
-from .schedule import Batch
+from .results import Results
+from .settings import Settings
+from .state import Record, State
 
-logger = logging.getLogger("dspy.ace")
+logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
+
+
+class Batch(NamedTuple):
+    """One step's place in the run.
+
+    Args:
+        step, epoch: counted from 1.
+        examples: positions in the trainset.
+    """
+
+    step: int
+    epoch: int
+    examples: tuple[int, ...]
+
+
+class Share(NamedTuple):
+    """One example of a batch, and how many retries it may have."""
+
+    position: int
+    retries: int
+
+
+def schedule(size: int, epochs: int, batch_size: int, seed: int) -> list[Batch]:
+    """Return the batches of a run over `size` examples: each epoch sees each example once, in an order of its own."""
+    batches: list[Batch] = []
+    for epoch in range(1, epochs + 1):
+        order = list(range(size))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        for start in range(0, size, batch_size):
+            batches.append(Batch(len(batches) + 1, epoch, tuple(order[start : start + batch_size])))
+    return batches
 
 
 class Run:
-    """One compile: the settings resolved against a student, and the calls counted.
+    """One compile.
 
     Args:
-        ace: the optimizer; its plain attributes are the settings, read and never written.
+        settings: checked.
         student, trainset, valset: as given to `compile`, checked.
+
+    Attributes:
+        engine: runs the program and the roles.
+        trainset, valset: as they are used: without labels if there are none to be seen; rows of the valset that stand
+            in the trainset are left out of it, since a playbook may have learned them by heart.
+        seed: the playbook that the run starts from.
+        batches: the whole schedule.
     """
 
     def __init__(
-        self, ace: Any, student: dspy.Module, trainset: list[dspy.Example], valset: list[dspy.Example]
+        self, settings: Settings, student: dspy.Module, trainset: list[dspy.Example], valset: list[dspy.Example]
     ) -> None:
-        self.ace, self.student = ace, showing(student, ace.prompt_bullets)
-        student = self.student
-        self.labels = ace.metric is not None if ace.labels is None else ace.labels
+        self.settings = settings
+        limits = Limits(settings.max_metric_calls, settings.max_lm_calls, settings.max_cost, settings.max_seconds)
+        self.engine = Engine(settings, student, limits)
         # without labels, nothing that holds one is handed on: not to a role, not to the metric
-        self.trainset = trainset if self.labels else [example.inputs() for example in trainset]
-        self.valset = valset if self.labels else [example.inputs() for example in valset]
-        self.seed = carried_playbook(student) if ace.playbook is None else ace.playbook
-        self.scorer, self.refine = Scorer(ace.metric), refiner(ace)
-        own = next((p.lm for _, p in student.named_predictors() if p.lm), None) or dspy.settings.lm
-        lm = one_by_one(ace.reflection_lm or own)
-        self.effort = effort(ace)
-        self.reflector = ace.reflect or Reflector(lm, max_prompt_tokens=ace.max_prompt_tokens)
-        curator = ace.curate or Curator(
-            one_by_one(ace.curator_lm) or lm, max_prompt_tokens=2 * ace.max_prompt_tokens, embedder=ace.embedder
-        )
-        self.curator = limited(curator, ace.max_playbook_tokens)
-        self.num_threads = ace.num_threads or dspy.settings.num_threads or 8
-        self.limits = Limits(None, ace.max_lm_calls, ace.max_cost, ace.max_seconds)
-        self.allowance = Allowance(ace.max_metric_calls, len(valset), self.effort.validate == "end")
-        if valset and not self.allowance.validates:
-            logger.warning(
-                "ACE: max_metric_calls=%s is too small to validate on %d examples and learn as well; "
-                "the valset is not used, the latest playbook is returned.",
-                ace.max_metric_calls,
-                len(valset),
-            )
-            self.valset = []
-        self.scale = abs(ace.perfect_score - ace.failure_score) or 1.0
-        self.books = Books(Meter(self.limits.spend), self.allowance)
-        self.roller = Roller(
-            self.scorer,
-            failure_score=ace.failure_score,
-            perfect_score=ace.perfect_score,
-            timeout=ace.rollout_timeout,
-            setup=ace.setup,
-        )
-        self.before: dict[str, Usage] = {}  # what earlier processes spent, by their records
+        self.trainset = trainset if settings.uses_labels else [example.inputs() for example in trainset]
+        self.valset = self._useful(trainset, valset)
+        self.seed = carried_playbook(student) if settings.playbook is None else settings.playbook
+        self.batches = schedule(len(trainset), settings.epochs, settings.batch_size, settings.seed)
+        self.before: dict[str, Usage] = {}  # usage of earlier processes, by their records
         self.progress = Progress(0, show=False)
-        self.reflect, self.curate = Guard(self.reflector, "reflector"), Guard(self.curator, "curator")
 
-    def spending(self) -> Any:
-        """A scope in which every LM call passes the budget, retries included."""
-        return enforced(self.limits)
+    def _useful(self, trainset: list[dspy.Example], valset: list[dspy.Example]) -> list[dspy.Example]:
+        """Return the rows of the valset that are evidence, and warn of the others."""
+        known = {example_key(example) for example in trainset}
+        shared = {position for position, example in enumerate(valset) if example_key(example) in known}
+        if shared:
+            named = ", ".join(map(str, sorted(shared)[:10])) + (" …" if len(shared) > 10 else "")
+            logger.warning(
+                "ACE: %d of %d rows of the valset stand in the trainset as well (rows %s); they are no evidence and "
+                "are left out. %s",
+                len(shared),
+                len(valset),
+                named,
+                "Nothing is validated." if len(shared) == len(valset) else "Give a valset of its own rows.",
+            )
+        useful = [example for position, example in enumerate(valset) if position not in shared]
+        useful = useful if self.settings.uses_labels else [example.inputs() for example in useful]
+        limit, along = self.settings.max_metric_calls, self.settings.validate_when == "along"
+        if useful and limit is not None and limit < (2 * len(useful) + 1 if along else 8):
+            logger.warning(
+                "ACE: max_metric_calls=%d is too small to validate on %d examples and learn as well; the valset is not "
+                "used, the latest playbook is returned.",
+                limit,
+                len(useful),
+            )
+            return []
+        return useful
 
-    def showing(self, journal: Journal, steps: int) -> Progress:
-        """The progress bar over `steps`, from those in the journal on; a context manager."""
-        self.progress = Progress(steps, journal.records[-1].step if journal.records else 0, self.ace.progress)
+    def rollouts_for_learning(self, wanted: int) -> int:
+        """Return how many of `wanted` rollouts may be made now; those of the last validation are kept back."""
+        left = self.engine.limits.rollouts_left()
+        if left is None:
+            return wanted
+        kept_back = 0
+        if self.valset:
+            along, limit = self.settings.validate_when == "along", self.settings.max_metric_calls or 0
+            kept_back = len(self.valset) if along else min(2 * len(self.valset), limit // 4)
+        return max(0, min(wanted, left - kept_back))
+
+    def shares(self, batch: Batch) -> list[Share]:
+        """Return the examples of a batch that may be rolled out, each with the retries that the limit leaves it.
+
+        What is left is shared out in the order of the examples, before the first one begins: so it does not depend on
+        which thread ends first.
+        """
+        rounds = self.settings.max_reflection_rounds
+        examples = batch.examples[: self.rollouts_for_learning(len(batch.examples))]
+        spare = self.rollouts_for_learning(len(examples) * (1 + rounds)) - len(examples)
+        return [Share(each, min(rounds, max(0, spare - at * rounds))) for at, each in enumerate(examples)]
+
+    def journal(self) -> Journal:
+        """Open the journal under all that this run depends on."""
+        settings, engine = self.settings, self.engine
+        roles = [describe_callable(role) for role in (settings.reflect, settings.curate, settings.refine)]
+        prompts = [getattr(role, "predict", None) for role in (engine.reflector, engine.curator)]
+        parts = hashed(
+            program=describe_program(engine.student),
+            trainset=describe_data(self.trainset),
+            valset=describe_data(self.valset),
+            metric=describe_callable(settings.metric),
+            roles=[roles, describe_callable(settings.setup), [p and p.signature.instructions for p in prompts]],
+            playbook=self.seed.to_json(),
+        )
+        about = {"settings": settings.described() | {"labels": settings.uses_labels}, "versions": versions()}
+        return Journal.open(settings.log_dir, parts, about, free=settings.FREE)
+
+    def showing(self, journal: Journal) -> Progress:
+        """Return the progress bar over all steps, from those in the journal on; a context manager."""
+        done = journal.records[-1].step if journal.records else 0
+        self.progress = Progress(len(self.batches), done, self.settings.progress)
         return self.progress
 
-    def resumed(self, journal: Journal, order: Sequence[Batch]) -> State:
-        """Take up what was made before, and say what is to come at most."""
+    def resumed(self, journal: Journal) -> State:
+        """Take up what was made before, and log what is to come at most."""
         state = self.restored(journal)
-        self.allowance.used = sum(record.rollouts for record in state.records)
-        self.before = recorded(record.usage for record in state.records)
-        steps = order[max(0, state.step) :]
-        left, every = sum(len(batch.examples) for batch in steps), self.ace.validate_every
-        along = len(steps) // every if every else left // max(1, len(self.valset))
-        along = along if self.effort.validate == "along" else 0
-        most = left * (1 + self.effort.rounds) + (2 + along) * len(self.valset)
-        limit = self.allowance.limit
+        self._check_order(journal, state)
+        # rollouts are those on record: what a limit leaves to a batch must not depend on a crash before
+        rollouts = sum(record.rollouts for record in state.records)
+        self.engine.limits.resume(replace(journal.spent(), rollouts=rollouts))
+        self.before = _recorded(state.records)
+        if state.records:
+            logger.info("ACE: continuing the run in %s at step %d", journal.folder, state.step + 1)
+        left = sum(len(batch.examples) for batch in self.batches[state.step :])
+        rounds, limit = self.settings.max_reflection_rounds, self.engine.limits.rollouts_left()
+        most = left * (1 + rounds) + 2 * len(self.valset)
         logger.info(
-            "ACE: at most %d rollouts and %d role calls to come",
-            most if limit is None else min(most, limit - self.allowance.used),
-            3 * left * (max(1, self.effort.rounds) + 1),  # reflections and as many curations at most, asked thrice
+            "ACE: at most %d rollouts, %d reflections and %d curations to come",
+            most if limit is None else min(most, limit),
+            left * max(1, rounds),
+            len(self.batches) - state.step,
         )
         return state
 
+    def _check_order(self, journal: Journal, state: State) -> None:
+        """Raise JournalError unless the records are those of this schedule, one after the other."""
+        step = 0
+        for record in state.records:
+            planned = self.batches[step].examples if record.batch and step < len(self.batches) else ()
+            step += bool(record.batch)
+            if record.step != step or not set(record.batch) <= set(planned):
+                raise JournalError(
+                    f"{journal.folder}, step {record.step}: expected the record of step {step} of this run. A line of "
+                    "journal.jsonl is missing, doubled or swapped; give another log_dir."
+                )
+
     def keep(self, journal: Journal, state: State, record: Record) -> State:
-        """Disk first, then memory; the user is told."""
+        """Write a record to disk, then into memory, and tell the user."""
         journal.append(record)
+        journal.keep_spent(self.engine.limits.spent)
         after = state.after(record)
-        if after.best is not state.best or state.step < 0:
+        if after.best is not state.best:
             self._keep_best(journal, after.best)
-        logger.info(
-            "ACE step %d: batch %s, validation %s, %d bullets, %d left out",
-            record.step,
-            f"{sum(record.scores) / len(record.scores):.2f}" if record.scores else "-",
-            f"{record.validation.mean:.3f}" if record.validation else "-",
-            len(after.playbook),
-            len(record.rejected),
-        )
-        self.progress.step(record, after.best_score, len(after.playbook), self.books.meter.totals())
-        if self.ace.on_step is not None:
-            self.ace.on_step(record, after.playbook)
+        logger.info("ACE %s", _line(record, after))
+        self.progress.step(record, after.best_score, len(after.playbook), self.engine.meter.totals())
+        if self.settings.on_step is not None:
+            self.settings.on_step(record, after.playbook)
         return after
 
     def restored(self, journal: Journal) -> State:
-        """The state after what the journal holds, and the best of it on disk: a crash may have come in between."""
+        """Return the state after what the journal holds, and write its best playbook: a crash may have come before."""
         journal.refresh()
         state = journal.replay(State.of(self.seed))
-        if state.step >= 0:
+        if state.records:
             self._keep_best(journal, state.best)
         return state
 
     def _keep_best(self, journal: Journal, best: Playbook) -> None:
-        journal.keep_best(best, lambda path: save_state(with_playbook(self.student, best), path))
+        journal.keep_best(best, lambda path: save_state(with_playbook(self.engine.student, best), path))
 
     def finished(self, state: State, stopped: str) -> dspy.Module:
-        """The student with the best playbook, and the account of the run."""
-        program = with_playbook(self.student, state.best)
-        program.detailed_results = Results(
-            seed_score=state.seed_score,
-            best_score=state.best_score,
-            best_step=state.best_step,
-            validated_on=0 if (seed := seed_validation(state.records)) is None else len(seed.scores),
-            verdict=judge(state.records, self.scale),
+        """Return the student with the best playbook and the results of the run."""
+        program = with_playbook(self.engine.student, state.best)
+        program.detailed_results = Results.of(
+            state,
             stopped=stopped,
-            usage=added(self.before, self.books.meter.totals()),
-            rollouts=self.allowance.used,
-            records=state.records,
-            playbook=state.best,
+            scale=self.settings.scale,
+            usage=self.engine.usage(self.before),
+            rollouts=self.engine.limits.rollouts,
         )
         return program
 
-    def journal(self) -> Journal:
-        """The journal of this run, opened under what the run depends on."""
-        ace = self.ace
-        roles = (ace.reflect, ace.curate, ace.refine, ace.embedder, ace.setup)
-        prompts = [role.predict for role in (self.reflector, self.curator) if hasattr(role, "predict")]
-        parts = fingerprint(
-            program=describe_program(self.student),
-            trainset=describe_data(self.trainset),
-            valset=describe_data(self.valset),
-            metric=describe_callable(ace.metric),
-            settings=[describe_settings(ace), self.labels, vars(self.effort)],
-            roles=[[describe_callable(role) for role in roles], [prompt.signature.instructions for prompt in prompts]],
-            playbook=self.seed.to_json(),
-        )
-        about = {"settings": describe_settings(ace), "effort": vars(self.effort), "versions": versions()}
-        return Journal.open(ace.log_dir, parts, about)
+
+def _recorded(records: Sequence[Record]) -> dict[str, Usage]:
+    """Return what the steps on record used, by role; dollars and seconds are not on record."""
+    total: dict[str, Usage] = {}
+    for record in records:
+        for role, counts in record.usage.items():
+            total[role] = total.get(role, Usage()) + Usage(**counts, dollars=None)
+    return total
 
 
-def refiner(ace: Any) -> Refine:
-    """The user's `refine`, or the default with the user's settings. Raises SettingsError for a bad one."""
-    refine: Refine = ace.refine or GrowAndRefine(embedder=ace.embedder, threshold=ace.dedup_threshold)
-    return limited(refine, ace.max_playbook_tokens)
+def _line(record: Record, state: State) -> str:
+    """Return the log line of a record."""
+    if record.validation is not None:
+        seed = f" (seed {record.baseline.mean:.3f})" if record.baseline else ""
+        rows = len(record.validation.scores)
+        return f"validation after step {record.step}: {record.validation.mean:.3f}{seed} on {rows} rows"
+    score = f"{sum(record.scores) / len(record.scores):.2f}" if record.scores else "-"
+    size = f"{len(state.playbook)} bullets"
+    return f"step {record.step}: batch score {score}, playbook {size}, {len(record.rejected)} operations rejected"

@@ -34,7 +34,7 @@ def test_every_call_of_every_optimizer_is_counted(cache: bool) -> None:
         lm, strong = client(server, cache=cache), client(coach, "openai/coach", cache=cache)
         with dspy.context(lm=lm):
             optimizers = {
-                "ACE": ACE(metric, epochs=1, reflection_lm=strong, num_threads=8),
+                "ACE": ACE(metric, batch_size=4, validate="along", reflection_lm=strong, num_threads=8),
                 "GEPA": dspy.GEPA(metric, max_metric_calls=30, reflection_lm=strong, num_threads=8),
                 "MIPROv2": dspy.MIPROv2(metric, prompt_model=strong, auto="light", num_threads=8),
             }
@@ -101,7 +101,7 @@ def test_dollars_are_those_of_the_price_list() -> None:
     price = price_of("openai/gpt-4o-mini")
     assert price is not None
     with serve(prefix_cache=True, cache_minimum=128) as server, dspy.context(lm=client(server, "openai/gpt-4o-mini")):
-        result = compared({"ACE": ACE(metric, epochs=1)})
+        result = compared({"ACE": ACE(metric, batch_size=4, validate="along")})
     ace = result.cells[1]
     for phase in ("compile", "test"):
         for used in ace["usage"][phase].values():

@@ -11,7 +11,7 @@ from dspy.teleprompt import Teleprompter
 from dspy_ace.comparison import Comparison, compare
 from tasks import Route, messages
 
-TRAIN, VAL, TEST = messages(8, 1), messages(4, 2), messages(6, 3)
+TRAIN, VAL, TEST = messages(8, 1), messages(4, 20), messages(6, 3)
 FIELDS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 

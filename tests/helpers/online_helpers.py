@@ -20,7 +20,7 @@ def online(metric: Any = None, **settings: Any) -> OnlineACE:
     """An object on the routing task that learns when it is asked to, two trajectories a step."""
     return OnlineACE(
         settings.pop("program", None) or dspy.ChainOfThought(Route),
-        metric,
+        metric=metric,
         **{"learn": "manual", "batch_size": 2, "num_threads": 2, **settings},
     )
 

@@ -105,12 +105,12 @@ class Spoiling(Backend):
 
 
 def unasked(records: Any) -> int:
-    """Successes that nobody is asked about without a valset: up to the first batch with a failure in it."""
+    """Successes that nobody is asked about without a valset: before the first batch with a failure in it."""
     quiet = 0
     for record in records:
-        quiet += sum(score == 1.0 for score in record.scores)
         if any(score < 1.0 for score in record.scores):
             break
+        quiet += len(record.scores)
     return quiet
 
 

@@ -232,7 +232,8 @@ def test_a_call_inside_a_call_does_not_wait_for_itself() -> None:
 def test_a_continued_run_goes_on_with_what_it_has_spent(left: int) -> None:
     """Calls, rollouts, dollars and seconds of an earlier process count."""
     with serve() as server:
-        limits = Limits(max_lm_calls=40, spent=Spent(rollouts=7, calls=40 - left, dollars=0.5, seconds=3.0))
+        limits = Limits(max_lm_calls=40)
+        limits.resume(Spent(rollouts=7, calls=40 - left, dollars=0.5, seconds=3.0))
         with dspy.context(lm=client(server)), enforced(limits):
             _until_refused(dspy.Predict("message -> desk"), "max_lm_calls=40", message="hello")
         assert server.calls == left
@@ -244,13 +245,16 @@ def test_a_continued_run_goes_on_with_what_it_has_spent(left: int) -> None:
 def test_seconds_of_an_earlier_process_count() -> None:
     """A run that has used up its time makes no call."""
     lm = client("http://127.0.0.1:9/v1")
+    limits = Limits(max_seconds=10)
+    limits.resume(Spent(seconds=10.0))
     with pytest.raises(LimitReachedError, match="max_seconds=10 is reached"):
-        Limits(max_seconds=10, spent=Spent(seconds=10.0)).on_lm_start("one", lm, {"prompt": "hello"})
+        limits.on_lm_start("one", lm, {"prompt": "hello"})
 
 
 def test_rollouts_are_counted_and_limited() -> None:
     """What does not fit is refused whole; without a limit any number is left."""
-    limits = Limits(max_rollouts=5, spent=Spent(rollouts=2))
+    limits = Limits(max_rollouts=5)
+    limits.resume(Spent(rollouts=2))
     assert limits.rollouts_left() == 3
     limits.count_rollouts(2)
     with pytest.raises(LimitReachedError, match="max_rollouts=5 is reached"):

@@ -68,9 +68,9 @@ def test_a_metric_scores_what_is_told_with_the_right_outputs(offline: OfflineLM)
         program.tell(wrong, "Look again.", expected=dspy.Example(message="no matter", desk="another"))
         program.learn()
         scored = [(seen.feedback.score, seen.feedback.text) for seen in notebook.seen]
-        assert scored == [(0.0, "Look again.")]  # of successes nothing is asked before anything failed
+        assert scored == [(0.0, "Look again."), (1.0, "by the metric")]  # failures first
         assert traces == [(1, "predict", 1)] * 3  # both tells and a retry
-        assert program.results.records[-1].reflections[0]["verified"] is False
+        assert program.results.records[-1].reflections[1]["verified"] is False
         assert notebook.seen[0].expected == {"desk": "another"}
         unscored = program(message=TRAIN[2].message)
         with pytest.raises(MetricError, match=r"(?s)cannot score what was told.*expected="):
@@ -139,7 +139,7 @@ def test_an_error_of_the_program_reaches_the_caller_and_can_be_told(offline: Off
         program.learn()
         with pytest.raises(SettingsError, match="told before"):
             program.tell(raised.value)
-        assert program.results.records[-1].failures["tell-1"]["kind"] == "program"
+        assert [failure.kind for failure in program.results.records[-1].failures] == ["program"]
     (seen,) = notebook.seen
     assert (seen.prediction, seen.feedback.score, len(seen.trace)) == (None, 0.0, 1)
     assert "no such desk" in seen.feedback.text
@@ -229,7 +229,10 @@ def test_one_answer_that_fails_is_recorded(offline: OfflineLM) -> None:
             program.tell(program(message=message), 0)
         program.learn()
         assert len(program.playbook) == 1
-        assert "tell-2 failed: ValueError: cannot read this" in program.results.records[-1].rejected[0]["reason"]
+        assert program.results.records[-1].reflections[1] == {
+            "example": "tell-2",
+            "error": "ValueError: cannot read this",
+        }
 
 
 def test_what_one_outage_costs(offline: OfflineLM) -> None:
@@ -246,7 +249,7 @@ def test_what_one_outage_costs(offline: OfflineLM) -> None:
         for n in range(2):
             program.tell(program(message=str(n)), 0)
         for _ in range(3):
-            with pytest.raises(RunError, match="every call of the curator"):
+            with pytest.raises(RunError, match="every call of the Curator"):
                 program.learn()
         assert (notebook.asked, program.pending, len(program.playbook)) == (2, 2, 0)
         out = False
@@ -272,8 +275,8 @@ def test_what_the_provider_fails_while_it_answers_others_waits(offline: OfflineL
             pass
         assert [seen.source for seen in notebook.seen].count("tell-2") == 3
         assert [bullet.sources for bullet in program.playbook] == [("tell-1",), ("tell-3",), ("tell-4",), ("tell-5",)]
-        reasons = [item["reason"] for record in program.results.records for item in record.rejected]
-        assert sum("tell-2 failed: LMServerError" in reason for reason in reasons) == 3
+        asked = [item for record in program.results.records for item in record.reflections]
+        assert [item["example"] for item in asked if "error" in item] == ["tell-2"]
 
 
 def test_a_reflection_that_was_made_is_not_made_again(offline: OfflineLM) -> None:

@@ -456,7 +456,7 @@ def test_the_prompt_is_bounded_and_every_review_stays_in_view(
 
 def test_a_bound_that_leaves_no_room_is_refused() -> None:
     """The message says what is the least."""
-    with pytest.raises(SettingsError, match="max_prompt_tokens must be greater than or equal to 500; got 100"):
+    with pytest.raises(SettingsError, match="max_prompt_tokens must be at least 500; got 100"):
         Curator(max_prompt_tokens=100)
 
 

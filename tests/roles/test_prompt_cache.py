@@ -126,11 +126,11 @@ def made() -> cache.Run:
 
 @pytest.mark.slow
 def test_a_compile_is_served_from_the_cache(made: cache.Run) -> None:
-    """Nine tenths of the task's system prompts, four fifths of the curator's part, nearly all at inference."""
+    """Nine tenths of the task's system prompts, half of the curator's part, nearly all at inference."""
     found = cache.shares(made)
     ratio = {role: share.exact / share.tokens for role, share in found.items() if share.tokens}
     assert ratio["task"] >= 0.90
-    assert ratio["curator"] >= 0.80
+    assert ratio["curator"] >= 0.50  # three calls, one a batch: the first finds nothing, an update breaks the prefix
     assert ratio["reflector"] >= 0.90
     assert ratio["inference"] >= 0.98
     assert ratio["cold"] >= 0.98

@@ -251,7 +251,7 @@ def test_the_prompt_is_bounded_and_keeps_inputs_and_outcome(a: str, b: str, c: s
 
 def test_a_bound_that_leaves_no_room_is_refused() -> None:
     """The message says what is the least."""
-    with pytest.raises(SettingsError, match="max_prompt_tokens must be greater than or equal to 500; got 100"):
+    with pytest.raises(SettingsError, match="max_prompt_tokens must be at least 500; got 100"):
         Reflector(max_prompt_tokens=100)
 
 

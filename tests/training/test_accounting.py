@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import Playbook, Usage
+from dspy_ace import Curator, Playbook, Usage
 from dspy_ace.lm import retries
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
@@ -92,7 +92,10 @@ def test_roles_with_lms_of_their_own_are_billed_apart() -> None:
     """Student, reflector and curator, each at a provider of its own."""
     with serve() as task, serve() as coach, serve() as editor:
         program = compiled(
-            client(task), reflection_lm=client(coach), curator_lm=client(editor, "openai/editor"), num_threads=8
+            client(task),
+            reflection_lm=client(coach),
+            curate=Curator(client(editor, "openai/editor")),
+            num_threads=8,
         )
         logs = {"task": billed(task), "reflector": billed(coach), "curator": billed(editor)}
     assert booked(program) == {role: log[role] for role, log in logs.items()}
@@ -129,7 +132,7 @@ def test_a_slow_rollout_is_run_once_and_billed_once() -> None:
 @pytest.mark.parametrize("valset", [None, VAL])
 @pytest.mark.parametrize("reflect_on", ["all", "failures"])
 def test_a_perfect_student_costs_one_epoch_at_most(valset: Any, reflect_on: str) -> None:
-    """The seed is validated once, the trainset is seen once, and where there is no lesson no curator is asked."""
+    """The trainset is seen once, and where nothing is learned nothing is curated or validated."""
     with serve() as server:
         results = compiled(
             client(server), playbook=HOUSE_RULES, valset=valset, reflect_on=reflect_on, epochs=5
@@ -139,12 +142,12 @@ def test_a_perfect_student_costs_one_epoch_at_most(valset: Any, reflect_on: str)
     validations = [record for record in results.records if record.validation is not None]
     learned = [record for record in results.records if record.learned]
     assert max(record.epoch for record in results.records) == 1
-    assert len(validations) == (0 if valset is None else 1 if not learned else 2)
+    assert len(validations) == (0 if valset is None or not learned else 1)
     assert roles["task"] == results.rollouts <= len(TRAIN) + 2 * len(valset or ())
     assert roles["reflector"] <= (len(TRAIN) if reflect_on == "all" else 0)
     if not any(reflection["insights"] for record in results.records for reflection in record.reflections):
         assert roles["curator"] == 0
-        assert roles["task"] == len(TRAIN) + len(valset or ())
+        assert roles["task"] == len(TRAIN)
 
 
 def test_a_run_that_is_continued_pays_only_for_what_is_left(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from dspy_ace import Playbook
 from dspy_ace.errors import MetricError
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
+from dspy_ace.training.state import FailedRollout, Rollout
 from runs import Nursery, client, compiled, unasked
 from tasks import Route, desk_metric, messages
 
@@ -126,7 +127,7 @@ def when_step_is_done(folder: Path, step: int) -> None:
     limit = time.monotonic() + 30
     while time.monotonic() < limit:
         journal = folder / "journal.jsonl"
-        if journal.exists() and journal.read_bytes().count(b"\n") > step:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= step:
             return
         time.sleep(0.005)
     raise AssertionError(f"step {step} was not done in time")
@@ -150,7 +151,7 @@ def test_ctrl_c_gives_the_best_program_so_far_and_a_second_one_ends_it(tmp_path:
         os.kill(child, signal.SIGINT)
         twice = nursery.wait()
     assert once["stopped"] == "interrupted by the user"
-    assert once["steps"] == [0, 1, 2]
+    assert once["steps"][:2] == [1, 2]
     assert any("best program so far" in line for line in once["heard"])
     assert once["playbook"] == Playbook.load(tmp_path / "once" / "playbook.json").to_json()
     assert once["playbook"]["bullets"]
@@ -232,7 +233,7 @@ def test_an_error_in_on_step_passes_and_loses_nothing(tmp_path: Path, error: typ
     compiled(OfflineLM(), log_dir=tmp_path / "whole")
     with pytest.raises(error):
         compiled(OfflineLM(), log_dir=tmp_path / "cut", on_step=stumble)
-    assert (tmp_path / "cut" / "journal.jsonl").read_bytes().count(b"\n") == 3
+    assert (tmp_path / "cut" / "journal.jsonl").read_bytes().count(b"\n") == 2
     assert len(Playbook.load(tmp_path / "cut" / "playbook.json")) > 0
     compiled(OfflineLM(), log_dir=tmp_path / "cut")
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -255,14 +256,12 @@ def _after(count: int, error: BaseException) -> Callable[..., Any]:
 @pytest.mark.parametrize("error", [SystemExit(2), MemoryError(), OwnError()])
 def test_a_metric_that_ends_in_the_middle_loses_nothing(tmp_path: Path, error: BaseException) -> None:
     """Whatever a metric raises after two steps, the run ends, and these two steps are on disk and in the error."""
-    expected = (MetricError,)  # also for SystemExit: no code of the user's ends the process from within a rollout
-    with pytest.raises(expected) as caught:
-        compiled(OfflineLM(), metric=_after(6 + 4 + 4 + 6 + 1, error), log_dir=tmp_path, max_reflection_rounds=0)
+    with pytest.raises(MetricError) as caught:
+        compiled(OfflineLM(), metric=_after(4 + 4 + 1, error), log_dir=tmp_path, max_reflection_rounds=0)
     learned = Playbook.load(tmp_path / "playbook.json")
     assert len(learned) > 0
-    assert (tmp_path / "journal.jsonl").read_bytes().count(b"\n") >= 3
-    if isinstance(caught.value, MetricError):
-        assert caught.value.program.playbook.render() == learned.render()
+    assert (tmp_path / "journal.jsonl").read_bytes().count(b"\n") >= 2
+    assert caught.value.program.playbook.render() == learned.render()
 
 
 @pytest.mark.parametrize("position", [0, 7])
@@ -279,8 +278,8 @@ def test_a_metric_that_raises_for_one_example_costs_that_example_alone(position:
 
     copies = sum(example.message == broken for example in messages(16, 1))
     results = compiled(OfflineLM(), metric=metric, valset=None).detailed_results
-    failures = [failure for record in results.records for failure in record.failures.items()]
+    failures = [failure for record in results.records for failure in record.failures]
     assert len(failures) == copies
-    assert (str(bad), {"kind": "metric", "message": "OwnError: no reference for this one"}) in failures
+    assert FailedRollout(Rollout(str(bad)), "metric", "OwnError: no reference for this one") in failures
     assert sum(len(record.scores) for record in results.records) == 16
     assert sum(len(record.reflections) for record in results.records) == 16 - copies - unasked(results.records)

@@ -13,8 +13,8 @@ import pytest
 from dspy_ace import Playbook
 from dspy_ace.errors import JournalError
 from dspy_ace.playbook import Add, Delete, Delta, Tag
-from dspy_ace.training.history import Record, State, Validation
 from dspy_ace.training.journal import Journal, line_of
+from dspy_ace.training.state import FailedRollout, Record, Rollout, State, Validation
 from paths import GOLDEN
 
 pytestmark = pytest.mark.compat
@@ -31,11 +31,12 @@ FULL = Record(
     epoch=1,
     batch=(3, 1),
     scores=(1.0, 0.0),
-    failures={"1": {"kind": "format", "message": "AdapterParseError: ü \udc80"}},
+    failures=(FailedRollout(Rollout("1", retry=1), "format", "AdapterParseError: ü \udc80"),),
     reflections=({"example": "1", "insights": 1, "verified": True},),
+    curation="",
     delta=Delta((Add("S", "Nimm „das“.", None, ("1",)), Tag("s-00001", 1, 0, "3"))),
     rejected=({"operation": {"op": "delete", "id": "x-00001"}, "reason": "no bullet 'x-00001' in the playbook"},),
-    validation=Validation((1.0, 0.5)),
+    validation=Validation((1.0, None)),
     baseline=Validation((0.0, 0.5)),
     rollouts=5,
     usage={"task": {"calls": 5, "prompt_tokens": 100, "completion_tokens": 20}},
@@ -48,15 +49,15 @@ def test_a_record_reads_back_as_it_was_written() -> None:
 
 
 def test_the_disk_format_is_the_golden_one() -> None:
-    """The bytes of version 1: whoever changes them makes a new version that still reads these."""
-    assert line_of(FULL) == (GOLDEN / "journal-v1.jsonl").read_bytes()
+    """The bytes of version 2: whoever changes them makes a new version that still reads these."""
+    assert line_of(FULL) == (GOLDEN / "journal-v2.jsonl").read_bytes()
 
 
 def test_the_run_file_is_the_golden_one(tmp_path: Path) -> None:
-    """run.json of version 1, byte for byte."""
+    """run.json of version 2, byte for byte."""
     about = {"settings": {"batch_size": 8}, "versions": {"dspy": "3.4.1"}}
     Journal.open(tmp_path, PRINT, about).close()
-    assert (tmp_path / "run.json").read_bytes() == (GOLDEN / "run-v1.json").read_bytes()
+    assert (tmp_path / "run.json").read_bytes() == (GOLDEN / "run-v2.json").read_bytes()
 
 
 def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_full_disk_is_said_and_costs_the_last_step_alone(tmp_path: Path) -> No
     code = f"""
 import resource
 from dspy_ace.training.journal import Journal
-from dspy_ace.training.history import Record
+from dspy_ace.training.state import Record
 from dspy_ace.errors import JournalError
 journal = Journal.open({str(tmp_path)!r}, {PRINT!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -203,13 +204,3 @@ def test_the_record_of_the_batches_counts_beside_the_valset() -> None:
     for step in (2, 3):
         state = state.after(Record(step, 1, tuple(range(8)), (1.0,) * 8))
     assert (state.best_step, len(state.best), state.best_score, state.seed_score) == (1, 1, 0.8, 0.85)
-
-
-def test_a_prompt_that_was_validated_before_is_known() -> None:
-    """A playbook that reads like the seed or the best one needs no second look at the valset."""
-    state = State.of(Playbook())
-    for each in (record(0, scores=(0.25,)), record(1, Add("S", "x"), scores=(0.75,)), record(2, Delete("s-00001"))):
-        state = state.after(each)
-    assert state.validation_of(state.playbook) == Validation((0.25,))
-    assert state.validation_of(state.best) == Validation((0.75,))
-    assert state.validation_of(state.after(record(3, Add("S", "y"))).playbook) is None

@@ -13,16 +13,16 @@ import pytest
 
 from dspy_ace import ACE, Bullet, Playbook, Reflector, with_playbook
 from dspy_ace.playbook import Add, Delta
+from dspy_ace.program import Call
 from dspy_ace.program.instruct import NOTE_HEADER, own_instructions, with_reflection
 from dspy_ace.program.rollout import rollouts
-from dspy_ace.program.trajectory import Call
 from dspy_ace.roles import Insight
 from dspy_ace.roles.contracts import Reflection
 from dspy_ace.roles.curator import Curator
 from dspy_ace.testing import OfflineLM
-from dspy_ace.training.adapt import adapt
 from scripted import scripted
 from scripted_roles import PLAYBOOK, chat, curation_reply, fields_of, reflection_reply, trajectory
+from steps import step_of
 from tasks import RULES
 
 LEVELS = {"High": ["outage", "leak"], "Medium": ["delay", "detour"], "Low": ["typo", "brochure"]}
@@ -342,6 +342,6 @@ def test_no_operation_lands_at_a_predictor_that_did_not_run(sources: tuple[str, 
     traces = [tuple(Call(name, {}, {"answer": "a"}) for name in names) for names in (("route",), ("route", "check"))]
     made = [trajectory(str(n), task=TASK, trace=trace) for n, trace in enumerate(traces)]
     add = Add("S", "Look twice.", "check", sources)
-    step = adapt(Playbook(), made, lambda _, t: Reflection(("x",)), lambda *_: (Delta((add,)), ()), lambda _: Delta())
+    step = step_of(Playbook(), made, lambda _, t: Reflection(("x",)), lambda *_: (Delta((add,)), ()))
     assert [(bullet.content, bullet.predictor) for bullet in step.playbook] == [("Look twice.", lands)]
     assert step.rejected == ()

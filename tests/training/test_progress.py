@@ -19,8 +19,8 @@ import pytest
 from dspy.utils.logging_utils import DSPY_LOGGING_STREAM
 
 from dspy_ace.lm.usage import Usage
-from dspy_ace.training.history import Record
 from dspy_ace.training.progress import Progress
+from dspy_ace.training.state import Record
 
 LOG = logging.getLogger("dspy.ace")
 SPENT = {
@@ -328,7 +328,7 @@ def test_no_thread_and_no_warning_is_left_behind() -> None:
     """With every warning an error, a process that drew a bar ends clean, and tqdm watched it with no thread."""
     code = (
         "import threading, warnings\n"
-        "from dspy_ace.training.history import Record\n"
+        "from dspy_ace.training.state import Record\n"
         "from dspy_ace.training.progress import Progress\n"
         "warnings.simplefilter('error')\n"
         "before = set(threading.enumerate())\n"

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dspy_ace import Playbook
 from dspy_ace.playbook import Add, Delta
-from dspy_ace.training.history import Record, Validation
 from dspy_ace.training.results import judge
-from dspy_ace.training.verdict import BETTER, UNCLEAR, WORSE, paired, unpaired, verdict
+from dspy_ace.training.state import Record, State, Validation
+from dspy_ace.training.verdict import BETTER, UNCLEAR, WORSE, Verdict, paired, unpaired, verdict
 
 pytestmark = pytest.mark.compat
 
@@ -25,6 +26,14 @@ def step(
     return Record(number, epoch, tuple(range(len(scores))), tuple(scores), delta=delta, validation=validation)
 
 
+def judged(records: list[Record]) -> Verdict | None:
+    """The verdict of a run with these records."""
+    state = State.of(Playbook())
+    for record in records:
+        state = state.after(record)
+    return judge(state, 1.0)
+
+
 def test_a_valset_that_ties_does_not_hide_the_training_record() -> None:
     """17 of 20 before and after on the valset, 5 of 8 and then 16 of 16 while learning: both are in the verdict."""
     tie = [1.0] * 17 + [0.0] * 3
@@ -34,7 +43,7 @@ def test_a_valset_that_ties_does_not_hide_the_training_record() -> None:
         step(2, [1.0] * 8),
         step(3, [1.0] * 8, valid=tie),
     ]
-    found = judge(records, 1.0)
+    found = judged(records)
     assert found is not None
     assert found.validation is not None
     assert found.progressive is not None
@@ -44,10 +53,10 @@ def test_a_valset_that_ties_does_not_hide_the_training_record() -> None:
     assert "0.625 → 1.000 (8 and 16)" in str(found)
 
 
-def test_only_first_looks_count_as_a_test() -> None:
+def test_only_the_first_epoch_counts_as_a_test() -> None:
     """Batches of a second epoch were learned from before: they are no evidence."""
     records = [step(1, [0.0] * 8), step(2, [0.0] * 8), step(3, [1.0] * 8, epoch=2), step(4, [1.0] * 8, epoch=2)]
-    found = judge(records, 1.0)
+    found = judged(records)
     assert found is not None
     assert found.progressive is not None
     assert found.progressive.after == 0.0
@@ -61,7 +70,7 @@ def test_words_follow_the_interval() -> None:
     assert verdict(paired(low, low, 1.0), None).word == UNCLEAR
     assert verdict(None, unpaired(low[:2], high[:2], 1.0)).word == UNCLEAR
     assert verdict(None, None) is None
-    assert judge([step(1, [1.0], learned=False)], 1.0) is None
+    assert judged([step(1, [1.0], learned=False)]) is None
 
 
 def test_being_certain_takes_more_than_being_better() -> None:

@@ -8,7 +8,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_ace.training.schedule import schedule
+from dspy_ace.training import schedule
 
 
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 70), st.integers())
@@ -24,7 +24,7 @@ def test_every_epoch_sees_every_example_once(size: int, epochs: int, batch_size:
 
 def test_epochs_differ_and_processes_agree() -> None:
     """The shuffle is derived from seed and epoch alone: another process with another hash seed draws the same."""
-    code = "from dspy_ace.training.schedule import schedule; print(schedule(20, 2, 20, 3))"
+    code = "from dspy_ace.training import schedule; print(schedule(20, 2, 20, 3))"
     drawn = [
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}

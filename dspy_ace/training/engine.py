@@ -1,0 +1,105 @@
+"""The engine: runs the program and the roles, counts every call, and holds the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import dspy
+
+from ..lm import Limits, Meter, Usage, added, enforced, one_by_one, working
+from ..playbook import Delta, Playbook, Rejected
+from ..program import Rollouts, Scorer, Trajectory, copy_program, showing
+from ..roles import Curator, GrowAndRefine, Reflection, Reflector, limited
+from .settings import LearningSettings
+
+
+class Engine:
+    """Runs a student program and the three roles under one set of settings.
+
+    Args:
+        settings: of a compile, or of a program that learns while it is used.
+        student: the program; it is not changed.
+
+    Attributes:
+        student: the program as it will be run: with `prompt_bullets`, if they are set.
+        limits: calls, dollars, seconds and rollouts so far, and how many there may be.
+        meter: the usage by role.
+    """
+
+    def __init__(self, settings: LearningSettings, student: dspy.Module, limits: Limits | None = None) -> None:
+        self.settings = settings
+        self.student = showing(student, settings.prompt_bullets)
+        self.limits = limits or Limits(
+            max_lm_calls=settings.max_lm_calls, max_cost=settings.max_cost, max_seconds=settings.max_seconds
+        )
+        self.meter = Meter(self.limits.spend)
+        self.scorer = Scorer(settings.metric)
+        self.num_threads: int = settings.num_threads or dspy.settings.num_threads or 8
+        own = next((p.lm for _, p in self.student.named_predictors() if p.lm), None) or dspy.settings.lm
+        self._role_lm = one_by_one(settings.reflection_lm or own)
+        self.reflector = settings.reflect or Reflector()
+        self.curator = limited(settings.curate or Curator(), settings.max_playbook_tokens)
+        self.refiner = limited(settings.refine or GrowAndRefine(), settings.max_playbook_tokens)
+        self._asking = self.rollouts(copy_program(self.student))  # asks the metric about single predictors
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Return a scope in which every LM call passes the limits, each retry of a failed call included."""
+        return enforced(self.limits)
+
+    def rollouts(self, program: dspy.Module) -> Rollouts:
+        """Return what runs `program` on one example after the other; the LMs of its predictors are changed in place."""
+        for _, predictor in program.named_predictors():
+            predictor.lm = one_by_one(predictor.lm)
+        settings = self.settings
+        return Rollouts(
+            program,
+            self.scorer,
+            self.meter,
+            failure_score=settings.failure_score,
+            perfect_score=settings.perfect_score,
+            timeout=settings.rollout_timeout,
+            setup=settings.setup,
+        )
+
+    def roll_out(self, rollouts: Rollouts, example: dspy.Example, source: str) -> Trajectory:
+        """Run and score one example. Every way to fail ends in a trajectory."""
+        self.limits.count_rollouts(1)
+        return rollouts.one(example, source)
+
+    def reflect(self, playbook: Playbook, trajectory: Trajectory, works: bool) -> Reflection:
+        """Ask the Reflector (ACE §3.2).
+
+        Args:
+            playbook, trajectory: see `Reflect`.
+            works: True if the role has worked before in this run: then an unreadable reply is asked for again.
+
+        Raises:
+            TypeError: the role returned something else than a Reflection. What it raises passes through.
+        """
+        trajectory = self._asking.ask_by_predictor(trajectory)
+        with self.meter.measure("reflector"), dspy.context(lm=self._role_lm), working(works):
+            reflection = self.reflector(playbook, trajectory)
+        if not isinstance(reflection, Reflection):
+            raise TypeError(f"expected a Reflection (see dspy_ace.roles); got {reflection!r:.200}")
+        return reflection
+
+    def curate(
+        self, playbook: Playbook, reflections: Sequence[Reflection], works: bool
+    ) -> tuple[Delta, Sequence[Rejected]]:
+        """Ask the Curator (ACE §3.1). See `reflect`; raises TypeError for anything but a Delta."""
+        with self.meter.measure("curator"), dspy.context(lm=self._role_lm), working(works):
+            delta, rejected = self.curator(playbook, reflections)
+        if not isinstance(delta, Delta):
+            raise TypeError(f"expected a Delta (see dspy_ace.roles); got {delta!r:.200}")
+        return delta, tuple(rejected)
+
+    def refine(self, playbook: Playbook) -> Delta:
+        """Grow and refine (ACE §3.3). An embedder's LM calls are counted as `refiner`."""
+        with self.meter.measure("refiner"):
+            return self.refiner(playbook)
+
+    def usage(self, before: dict[str, Usage] | None = None) -> dict[str, Usage]:
+        """Return the usage by role, with that of earlier processes of the run; roles without a call are left out."""
+        used = {role: usage for role, usage in self.meter.totals().items() if usage.calls or role == "task"}
+        return added(before or {}, used)

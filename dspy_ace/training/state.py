@@ -1,0 +1,322 @@
+"""Records of a run, and the run state that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from ..playbook import Delta, Playbook, apply
+from ..program import NO_EVIDENCE, Trajectory
+from .verdict import Verdict, paired, unpaired, verdict
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Names one rollout of a run.
+
+    Args:
+        example: the example's name: its position in its set as text, or its source where it was told online.
+        of: which set: the trainset or the valset.
+        retry: 0 for the first attempt, n for the nth retry.
+        seed: True for a rollout of the seed playbook on the valset, beside one of the last playbook.
+    """
+
+    example: str
+    of: Literal["train", "val"] = "train"
+    retry: int = 0
+    seed: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"{'valset ' if self.of == 'val' else ''}{self.example}"
+            f"{f', retry {self.retry}' if self.retry else ''}{', seed' if self.seed else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class FailedRollout:
+    """A rollout that has no score of its own, and why.
+
+    Args:
+        rollout: its name.
+        kind: see `Failure`: provider, format, program, metric or setup.
+        message: the error's type and text.
+    """
+
+    rollout: Rollout
+    kind: str
+    message: str
+
+    @property
+    def no_evidence(self) -> bool:
+        """True if something else than the program failed: nothing is known of the program then."""
+        return self.kind in NO_EVIDENCE
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The scores of one playbook on the valset, in its order; None where nothing is known of the program.
+
+    The valset may have been validated in part: then these are its first rows.
+    """
+
+    scores: tuple[float | None, ...]
+
+    @property
+    def known(self) -> tuple[float, ...]:
+        """The scores without the rows of which nothing is known."""
+        return tuple(score for score in self.scores if score is not None)
+
+    @property
+    def mean(self) -> float:
+        """The mean score over the known rows; 0 if there is none. A failed rollout counts with `failure_score`."""
+        return sum(self.known) / len(self.known) if self.known else 0.0
+
+    def perfect(self, perfect_score: float) -> bool:
+        """Return True if every row is known and a success."""
+        return all(score is not None and score >= perfect_score for score in self.scores)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One learning step or one validation, as the journal keeps it.
+
+    Args:
+        step, epoch: counted from 1. A validation has the step that it follows (0: the seed), and no batch.
+        batch: positions in the trainset.
+        scores: of the batch. Each example was rolled out before it was learned from.
+        failures: the rollouts that failed, retries and validation included.
+        reflections: one a reflection that was asked for: `example` (its name), `insights` (their number), `verified`;
+            or `example` and `error` if the Reflector failed.
+        curation: how the Curator's call ended: `""` if it worked, else the error; None if it was not asked.
+        delta: the operations that changed the playbook.
+        rejected: operation (or None) and reason, for each operation that was left out.
+        validation: of the playbook as it stands.
+        baseline: of the seed, on the same rows.
+        rollouts: made for this record, retries and validation included.
+        usage: role → calls, prompt and completion tokens. Seconds, dollars and what a provider's cache served are left
+            out: equal runs give equal records.
+    """
+
+    step: int
+    epoch: int = 0
+    batch: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    failures: tuple[FailedRollout, ...] = ()
+    reflections: tuple[Mapping[str, Any], ...] = ()
+    curation: str | None = None
+    delta: Delta = field(default_factory=Delta)
+    rejected: tuple[Mapping[str, Any], ...] = ()
+    validation: Validation | None = None
+    baseline: Validation | None = None
+    rollouts: int = 0
+    usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON data."""
+        scores = {name: found and list(found.scores) for name, found in self._validations().items()}
+        failures = [
+            {**vars(failed.rollout), "kind": failed.kind, "message": failed.message} for failed in self.failures
+        ]
+        return {**vars(self), "delta": self.delta.to_json(), "failures": failures, **scores}
+
+    def _validations(self) -> dict[str, Validation | None]:
+        return {"validation": self.validation, "baseline": self.baseline}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Return the record that `to_json` wrote. Raises KeyError, TypeError or DeltaError for anything else."""
+        scores = {name: data[name] and Validation(tuple(data[name])) for name in ("validation", "baseline")}
+        return cls(
+            step=int(data["step"]),
+            epoch=int(data["epoch"]),
+            batch=tuple(data["batch"]),
+            scores=tuple(data["scores"]),
+            failures=tuple(
+                FailedRollout(
+                    Rollout(str(item["example"]), item["of"], item["retry"], item["seed"]),
+                    item["kind"],
+                    item["message"],
+                )
+                for item in data["failures"]
+            ),
+            reflections=tuple(data["reflections"]),
+            curation=data["curation"],
+            delta=Delta.from_json(data["delta"]),
+            rejected=tuple(data["rejected"]),
+            **scores,
+            rollouts=int(data["rollouts"]),
+            usage=dict(data["usage"]),
+        )
+
+    @property
+    def learned(self) -> bool:
+        """True if the step changed more than counters."""
+        return any(operation.op != "tag" for operation in self.delta.operations)
+
+    @property
+    def reflected(self) -> int:
+        """The number of reflections that worked."""
+        return sum("error" not in item for item in self.reflections)
+
+    @property
+    def kinds(self) -> tuple[str | None, ...]:
+        """For each example of the batch the kind of failure of its first attempt; None for one that has a score."""
+        failed = {f.rollout.example: f.kind for f in self.failures if f.rollout.of == "train" and not f.rollout.retry}
+        return tuple(failed.get(str(position)) for position in self.batch)
+
+
+def failures_of(rollout: Rollout, trajectory: Trajectory) -> tuple[FailedRollout, ...]:
+    """Return the failure of one rollout as a tuple of one, or an empty one."""
+    error = trajectory.error
+    return () if error is None else (FailedRollout(rollout, error.kind, error.message),)
+
+
+def batch_evidence(records: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """Return the scores of the first epoch's batches: those that met the seed, and those that met something learned.
+
+    Each example was rolled out before it was learned from, so its score is a fair test of the playbook it met. Later
+    epochs have seen every example. Rollouts that provider, metric or set-up failed say nothing and are left out.
+    """
+    seed: list[float] = []
+    later: list[float] = []
+    learned = False
+    for record in records:
+        if record.epoch == 1:
+            scores = zip(record.scores, record.kinds, strict=True)
+            (later if learned else seed).extend(score for score, kind in scores if kind not in NO_EVIDENCE)
+        learned = learned or record.learned
+    return seed, later
+
+
+def seed_validation(records: Sequence[Record]) -> Validation | None:
+    """Return the seed's validation, made before the first step or beside that of the last playbook; None: not made."""
+    found = [record.baseline if record.step else record.validation for record in records]
+    return next((validation for validation in found if validation is not None), None)
+
+
+def difference(
+    records: Sequence[Record], seed: Validation | None, learned: Validation | None, scale: float
+) -> Verdict | None:
+    """Compare a learned playbook with the seed: validation, pooled with the record of the batches.
+
+    Args:
+        records: all of a run.
+        seed, learned: both on the same rows; rows of which one is not known are left out. None: not validated.
+        scale: the width of the metric: perfect minus failure score.
+    """
+    pairs = zip(seed.scores, learned.scores, strict=True) if seed and learned else ()
+    known = [(before, after) for before, after in pairs if before is not None and after is not None]
+    validated = paired([before for before, _ in known], [after for _, after in known], scale)
+    return verdict(validated, unpaired(*batch_evidence(records), scale))
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands. `after` is pure: the state of a continued run follows from its records.
+
+    Args:
+        playbook: the latest.
+        seed: the one that the run started from.
+        records: all so far.
+        candidate: the learned playbook with the highest mean validation score, the later one on a tie; None before
+            a learned playbook was validated. Votes that came after its validation are in it: prompts do not show them.
+        candidate_step: the step that it came from.
+    """
+
+    playbook: Playbook
+    seed: Playbook
+    records: tuple[Record, ...] = ()
+    candidate: Playbook | None = None
+    candidate_step: int = 0
+
+    @classmethod
+    def of(cls, seed: Playbook) -> State:
+        """Return the state before the first step."""
+        return cls(seed, seed)
+
+    def after(self, record: Record) -> State:
+        """Return the state after one more record. Raises DeltaError if the record does not follow from this state."""
+        playbook = apply(self.playbook, record.delta)
+        after = replace(self, playbook=playbook, records=(*self.records, record))
+        if record.validation is not None and record.step > 0:
+            known = self._validation(self.candidate_step) if self.candidate is not None else None
+            if known is None or record.validation.mean >= known.mean:
+                return replace(after, candidate=playbook, candidate_step=record.step)
+        elif not record.learned and self.candidate is not None and self.candidate_step == self._last_learned:
+            return replace(after, candidate=playbook)
+        return after
+
+    @property
+    def step(self) -> int:
+        """The number of steps done."""
+        return max((record.step for record in self.records), default=0)
+
+    @property
+    def learned(self) -> bool:
+        """True if some step changed more than counters."""
+        return any(record.learned for record in self.records)
+
+    @property
+    def best(self) -> Playbook:
+        """The playbook to return as things stand: the candidate, or the seed if that is better; else the latest."""
+        if self.candidate is None:
+            return self.playbook
+        return self.candidate if self._gain >= 0 else self.seed
+
+    @property
+    def best_step(self) -> int:
+        """The step that the best playbook came from; 0 is the seed."""
+        if self.candidate is None:
+            return self._last_learned
+        return self.candidate_step if self._gain >= 0 else 0
+
+    @property
+    def best_score(self) -> float | None:
+        """The mean validation score of the best playbook; None if it was not validated."""
+        found = self._validation(self.best_step)
+        return None if found is None else found.mean
+
+    @property
+    def seed_score(self) -> float | None:
+        """The mean validation score of the seed; None if it was not validated."""
+        found = seed_validation(self.records)
+        return None if found is None else found.mean
+
+    @property
+    def candidate_validation(self) -> Validation | None:
+        """The validation of the candidate; None without one."""
+        return None if self.candidate is None else self._validation(self.candidate_step)
+
+    def flawless(self, perfect_score: float) -> bool:
+        """Return True if the student has made no mistake so far: no batch, and no validation of the seed, shows one."""
+        seed = seed_validation(self.records)
+        batches = all(score >= perfect_score for record in self.records for score in record.scores)
+        return batches and (seed is None or seed.perfect(perfect_score))
+
+    @property
+    def unvalidated(self) -> bool:
+        """True if the latest playbook was changed since the last validation, or there was none."""
+        for record in reversed(self.records):
+            if record.validation is not None:
+                return False
+            if record.learned:
+                return True
+        return True
+
+    @property
+    def _last_learned(self) -> int:
+        return next((record.step for record in reversed(self.records) if record.learned), 0)
+
+    @cached_property
+    def _gain(self) -> float:
+        found = difference(self.records, seed_validation(self.records), self.candidate_validation, 1.0)
+        return 0.0 if found is None else found.difference
+
+    def _validation(self, step: int) -> Validation | None:
+        if step == 0:
+            return seed_validation(self.records)
+        found = [record.validation for record in self.records if record.step == step and record.validation is not None]
+        return found[-1] if found else None

@@ -1,0 +1,387 @@
+"""One learning step: roll a batch out, reflect, curate, grow and refine (ACE §3). Offline and online share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import dspy
+
+from ..errors import RunError
+from ..lm import LimitReachedError, Usage
+from ..playbook import Add, Delta, Operation, Playbook, Rejected, Tag, admit, apply
+from ..program import ThreadPool, Trajectory, with_playbook, with_reflection
+from ..roles import Reflection
+from .engine import Engine
+from .state import FailedRollout, Record, Rollout, State, failures_of
+from .stopping import FIRST, check_roles, check_rollouts, rollouts_at_once
+
+if TYPE_CHECKING:
+    from .run import Batch, Run
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The attempts at one example of a batch, and the reflection on them.
+
+    Args:
+        trajectory: the first attempt; None: a limit was reached before it ended.
+        reflection: on the last attempt that was reflected on; None: none was asked for, or it failed.
+        error: why the reflection failed; `""`: it did not.
+        failures: the rollouts that failed, retries included.
+        rollouts: how many were made.
+    """
+
+    trajectory: Trajectory | None = None
+    reflection: Reflection | None = None
+    error: str = ""
+    failures: tuple[FailedRollout, ...] = ()
+    rollouts: int = 0
+
+    @property
+    def asked(self) -> bool:
+        """True if a reflection was asked for."""
+        return self.reflection is not None or bool(self.error)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example of a batch: its name, itself, and how many retries it may have."""
+
+    source: str
+    example: dspy.Example
+    retries: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """The outcome of one step, beside its rollouts.
+
+    Args:
+        playbook: the playbook after it.
+        delta: all operations in order: votes, the Curator's, the refiner's. `apply` takes them from the playbook
+            before to the one after.
+        rejected: operations that were left out, each with its reason.
+        attempts: one an example, in order.
+        curation: see `Record`.
+    """
+
+    playbook: Playbook
+    delta: Delta
+    rejected: tuple[Rejected, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    curation: str | None = None
+
+    @property
+    def reflections(self) -> tuple[Reflection, ...]:
+        """The reflections, in the order of the examples."""
+        return tuple(attempt.reflection for attempt in self.attempts if attempt.reflection is not None)
+
+
+@dataclass(frozen=True)
+class Works:
+    """The roles that have worked before in this run: they are asked more often for a readable reply.
+
+    It is told by the records, not by which thread came first: a continued run asks as often as an unbroken one.
+    """
+
+    reflector: bool = False
+    curator: bool = False
+
+    @classmethod
+    def by(cls, records: Sequence[Record]) -> Works:
+        """Return what the records tell."""
+        return cls(any(record.reflected for record in records), any(record.curation == "" for record in records))
+
+
+def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
+    """Roll a batch out with the playbook as it stands, and learn from it.
+
+    One task an example: rollout, and for a failure reflection and retries, in one thread. Successes are reflected on
+    once all rollouts are in. One curation a batch.
+
+    Returns:
+        The record of the step. A limit may have made its batch shorter.
+
+    Raises:
+        RunError, MetricError: there is no sense in going on, see `stopping`.
+        LimitReachedError: a limit left no example of the batch.
+    """
+    engine, before = run.engine, run.engine.meter.totals()
+    examples = [Example(str(at), run.trainset[at], retries) for at, retries in run.shares(batch)]
+    attempts = roll_out_and_reflect(engine, state, examples, pool)
+    if engine.limits.reached and not any(attempt.trajectory for attempt in attempts):
+        raise LimitReachedError(engine.limits.reached)  # nothing was done: there is nothing to record
+    step = learn_from(engine, state, attempts, pool)
+    met = [int(attempt.trajectory.source) for attempt in step.attempts if attempt.trajectory is not None]
+    return record_of(step, state.step + 1, batch.epoch, met, before, engine)
+
+
+def roll_out_and_reflect(engine: Engine, state: State, examples: Sequence[Example], pool: ThreadPool) -> list[Attempt]:
+    """Roll a batch out and reflect on its failures: one task an example, each in one thread.
+
+    Returns:
+        One attempt an example, in order.
+
+    Raises:
+        RunError, MetricError: there is no sense in going on, see `stopping`.
+    """
+    rollouts = engine.rollouts(with_playbook(engine.student, state.playbook, cite=True))
+
+    def task(example: Example) -> Attempt:
+        if engine.limits.reached:
+            return Attempt()
+        try:
+            first = engine.roll_out(rollouts, example.example, example.source)
+        except LimitReachedError:
+            return Attempt(rollouts=1)
+        made = Attempt(first, failures=failures_of(Rollout(first.source), first), rollouts=1)
+        if first.success or not first.teaches:
+            return made
+        return reflect_in_rounds(engine, state, made, example.retries)
+
+    def check(done: Sequence[Attempt]) -> None:
+        check_rollouts(state.records, [attempt.trajectory for attempt in done if attempt.trajectory is not None])
+
+    return in_waves(task, examples, pool, state.records, check)
+
+
+def in_waves(
+    function: Callable[[Item], Attempt],
+    items: Sequence[Item],
+    pool: ThreadPool,
+    records: Sequence[Record],
+    check: Callable[[Sequence[Attempt]], None],
+) -> list[Attempt]:
+    """Map over a batch: at first three items at a time, until rollouts and Reflector have worked once.
+
+    Args:
+        function, items, pool: as for `pool.map`.
+        records: those of the run so far.
+        check: called after each wave with all attempts so far; raises if there is no sense in going on.
+
+    Raises:
+        RunError: the Reflector never worked. What `check` raises passes through.
+    """
+    done: list[Attempt] = []
+    while len(done) < len(items):
+        trajectories = [attempt.trajectory for attempt in done if attempt.trajectory is not None]
+        asked = [attempt for attempt in done if attempt.asked]
+        reflector_works = not asked or any(attempt.reflection for attempt in asked) or Works.by(records).reflector
+        left = len(items) - len(done)
+        at_once = rollouts_at_once(records, trajectories, left) if reflector_works else min(left, FIRST)
+        done += pool.map(function, items[len(done) : len(done) + at_once])
+        check(done)
+        check_roles(records, [attempt.error for attempt in done if attempt.asked])
+    return done
+
+
+def learn_from(
+    engine: Engine,
+    state: State,
+    attempts: Sequence[Attempt],
+    pool: ThreadPool,
+) -> Step:
+    """Reflect on the successes of a batch, curate all reflections, grow and refine.
+
+    Args:
+        engine: the roles.
+        state: the playbook that the batch met, and what is known of the run.
+        attempts: one an example, in order; failures have been reflected on.
+        pool: the threads for reflections.
+
+    Raises:
+        RunError: a role never worked, or says that it is of no use to go on.
+    """
+    works = Works.by(state.records)
+    attempts = _reflect_on_successes(engine, state, attempts, pool)
+    check_roles(state.records, [attempt.error for attempt in attempts if attempt.asked])
+    trajectories = [attempt.trajectory for attempt in attempts if attempt.trajectory is not None]
+    reflections = [attempt.reflection for attempt in attempts if attempt.reflection is not None]
+    unasked = [a.trajectory for a in attempts if a.trajectory is not None and a.trajectory.success and not a.asked]
+
+    playbook = state.playbook
+    votes, unknown = admit(playbook, _votes(playbook, reflections) + _citations(unasked))
+    voted = apply(playbook, votes)  # helpful and harmful, once an example
+    delta, left_out, curation = _curate(engine, playbook, reflections, works)
+    check_roles(state.records, curation=curation)
+    added, misfits = admit(voted, _for_predictors_that_ran(delta, trajectories).operations)
+    grown = apply(voted, added)  # grow …
+    refined = engine.refine(grown)  # … and refine (ACE §3.3)
+    return Step(
+        apply(grown, refined), votes + added + refined, (*unknown, *left_out, *misfits), tuple(attempts), curation
+    )
+
+
+def reflect_in_rounds(engine: Engine, state: State, made: Attempt, retries: int) -> Attempt:
+    """Reflect on one example; a failure is rolled out again with the insights in view, in rounds (ACE §3.2).
+
+    Only the last reflection counts: what it keeps of the earlier ones is its business.
+
+    Args:
+        engine: the Reflector, and the program.
+        state: the playbook that the first attempt met, and what is known of the run.
+        made: the first attempt.
+        retries: how many there may be.
+
+    Returns:
+        The attempt with its reflection. A limit that is reached ends it early, with what there is.
+
+    Raises:
+        RunError: the role says that it is of no use to go on. Its other errors are told in the attempt.
+    """
+    first, playbook, works = made.trajectory, state.playbook, Works.by(state.records)
+    assert first is not None  # noqa: S101 - for the type checker
+    latest, verified, scores = first, None, [first.feedback.score]
+    for number in range(1, max(1, engine.settings.max_reflection_rounds) + 1):
+        try:
+            reflection = engine.reflect(playbook, latest, works.reflector)
+        except (RunError, LimitReachedError) as error:
+            if isinstance(error, RunError):
+                raise
+            break
+        except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
+            made = replace(made, error=f"{type(error).__name__}: {error}") if made.reflection is None else made
+            break
+        made = replace(made, reflection=reflection)
+        if first.success or number > retries or not reflection.insights:
+            break
+        try:
+            program = with_reflection(engine.student, playbook, reflection.insights)
+            again = engine.roll_out(engine.rollouts(program), first.example, first.source)
+        except LimitReachedError:
+            break
+        failed = failures_of(Rollout(first.source, retry=number), again)
+        made = replace(made, failures=(*made.failures, *failed), rollouts=made.rollouts + 1)
+        if not again.teaches:  # provider or metric failed: no evidence either way
+            break
+        latest, verified = replace(again, attempt=reflection), again.success
+        scores.append(again.feedback.score)
+        if verified:
+            break
+    if made.reflection is None:
+        return made
+    return replace(made, reflection=replace(made.reflection, trajectory=first, verified=verified, scores=tuple(scores)))
+
+
+def record_of(
+    step: Step, number: int, epoch: int, batch: Sequence[int], before: dict[str, Usage], engine: Engine
+) -> Record:
+    """Return what the journal keeps of a step.
+
+    Args:
+        step: the outcome.
+        number, epoch, batch: its place in the run; a position for each trajectory of the step.
+        before: the usage by role before the step.
+        engine: tells the usage since.
+    """
+    trajectories = [attempt.trajectory for attempt in step.attempts if attempt.trajectory is not None]
+    return Record(
+        step=number,
+        epoch=epoch,
+        batch=tuple(batch),
+        scores=tuple(trajectory.feedback.score for trajectory in trajectories),
+        failures=tuple(failure for attempt in step.attempts for failure in attempt.failures),
+        reflections=tuple(_told(attempt) for attempt in step.attempts if attempt.asked),
+        curation=step.curation,
+        delta=step.delta,
+        rejected=tuple(rejected.to_json() for rejected in step.rejected),
+        rollouts=sum(attempt.rollouts for attempt in step.attempts),
+        usage=since(engine.meter.totals(), before),
+    )
+
+
+def since(totals: dict[str, Usage], before: dict[str, Usage]) -> dict[str, dict[str, int]]:
+    """Return calls and tokens by role between two readings of a meter; roles that made no call are left out."""
+    kept = ("calls", "prompt_tokens", "completion_tokens")
+    used = {
+        role: {name: getattr(usage, name) - getattr(before.get(role, Usage()), name) for name in kept}
+        for role, usage in totals.items()
+    }
+    return {role: counts for role, counts in used.items() if counts["calls"]}
+
+
+def _told(attempt: Attempt) -> dict[str, Any]:
+    """Return what a record says of a reflection."""
+    example = "" if attempt.trajectory is None else attempt.trajectory.source
+    if attempt.reflection is None:
+        return {"example": example, "error": attempt.error}
+    reflection = attempt.reflection
+    return {"example": example, "insights": len(reflection.insights), "verified": reflection.verified}
+
+
+def _reflect_on_successes(engine: Engine, state: State, attempts: Sequence[Attempt], pool: ThreadPool) -> list[Attempt]:
+    """Reflect on the successes of a batch, if they are reflected on.
+
+    With a metric, nobody is asked why things went right before anything has gone wrong: a perfect student costs no
+    role call.
+    """
+    settings = engine.settings
+    seen = [attempt.trajectory for attempt in attempts if attempt.trajectory is not None]
+    flawless = state.flawless(settings.perfect_score) and all(trajectory.success for trajectory in seen)
+    if settings.reflect_on != "all" or (flawless and settings.metric is not None):
+        return list(attempts)
+
+    def reflect(attempt: Attempt) -> Attempt:
+        wanted = attempt.trajectory is not None and attempt.trajectory.success and not engine.limits.reached
+        return reflect_in_rounds(engine, state, attempt, 0) if wanted else attempt
+
+    return in_waves(reflect, attempts, pool, state.records, lambda _: None)
+
+
+def _curate(
+    engine: Engine, playbook: Playbook, reflections: Sequence[Reflection], works: Works
+) -> tuple[Delta, Sequence[Rejected], str | None]:
+    """Curate a batch in one call. Returns the delta, what was left out, and how the call ended (see `Record`)."""
+    reviewed = [reflection for reflection in reflections if reflection.insights]
+    if not reviewed:
+        return Delta(), (), None
+    try:
+        delta, rejected = engine.curate(playbook, reviewed, works.curator)
+    except RunError:
+        raise
+    except LimitReachedError as error:
+        return Delta(), (Rejected(None, f"the reflections were not curated: {error}"),), None
+    except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
+        return Delta(), (), f"{type(error).__name__}: {error}"
+    return delta, rejected, ""
+
+
+def _for_predictors_that_ran(delta: Delta, trajectories: Sequence[Trajectory]) -> Delta:
+    """Return `delta` with each new bullet for a predictor that ran in one of its examples, or else for all.
+
+    Where no call is known, nothing is known of which predictors ran, and the predictor stands.
+    """
+    ran = {t.source: {call.predictor for call in t.trace} - {""} for t in trajectories}
+
+    def addressed(operation: Operation) -> Operation:
+        if not isinstance(operation, Add) or operation.predictor is None:
+            return operation
+        named = [source for source in operation.sources if source in ran] or list(ran)
+        known = {name for source in named for name in ran[source]}
+        return replace(operation, predictor=None) if known and operation.predictor not in known else operation
+
+    return Delta(tuple(map(addressed, delta.operations)))
+
+
+def _votes(playbook: Playbook, reflections: Sequence[Reflection]) -> list[Tag]:
+    """Return one vote a bullet and example. An id that the example was not shown is given a name no bullet has."""
+    votes = []
+    for reflection in reflections:
+        trajectory = reflection.trajectory
+        source = trajectory.source if trajectory is not None else None
+        shown = set(trajectory.shown) if trajectory is not None else set()
+        for name, vote in reflection.tags.items():
+            bullet = playbook.get(name)
+            known = bullet.id if bullet is not None and bullet.id in shown else f"{name} (not shown)"
+            if vote != "neutral":
+                votes.append(Tag(known, int(vote == "helpful"), int(vote == "harmful"), source))
+    return votes
+
+
+def _citations(successes: Sequence[Trajectory]) -> list[Tag]:
+    """Return a vote for each bullet that a success cites which nobody reflected on."""
+    return [Tag(cited, 1, 0, success.source) for success in successes for cited in success.cited]

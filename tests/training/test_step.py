@@ -1,0 +1,271 @@
+"""One learning step, with roles that are plain functions and a program that calls no LM."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import dspy
+import pytest
+
+import steps
+from dspy_ace import Playbook
+from dspy_ace.playbook import Add, Delete, Delta, Tag, Update, apply
+from dspy_ace.program import Failure, Feedback, Trajectory
+from dspy_ace.roles import Reflection
+from dspy_ace.training import Step
+
+START = Playbook.from_text("## S\n[s-00001] helpful=1 harmful=0 :: First.\n[s-00002] Second.")
+
+pytestmark = pytest.mark.compat
+
+
+class Student(dspy.Module):
+    """Answers "right" once its instructions hold the words that its question asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        right = question.partition("needs ")[2] in self.ask.signature.instructions
+        return dspy.Prediction(answer="right" if right else "wrong")
+
+
+def metric(example: dspy.Example, prediction: Any) -> bool:
+    return bool(prediction.answer == "right")
+
+
+def trajectory(source: str, score: float = 0.0, **fields: Any) -> Trajectory:
+    """A rollout on an example of that name; a success from 1.0 on; it was shown the whole start playbook."""
+    example = dspy.Example(question=f"{source} needs {fields.pop('needs', 'nothing that helps')}").with_inputs(
+        "question"
+    )
+    fields = {"shown": ("s-00001", "s-00002"), "success": score >= 1, **fields}
+    return Trajectory(example, None, (), Feedback(score), source, **fields)
+
+
+def insight(playbook: Playbook, t: Trajectory) -> Reflection:
+    """One insight, named after the example."""
+    return Reflection((f"Lesson of {t.source}.",))
+
+
+def keep(playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[()]]:
+    """Every insight becomes a bullet."""
+    adds = [
+        Add("S", i.content, sources=(r.trajectory.source,)) for r in reflections if r.trajectory for i in r.insights
+    ]
+    return Delta(tuple(adds)), ()
+
+
+def no_change(playbook: Playbook) -> Delta:
+    """A refiner that leaves everything."""
+    return Delta()
+
+
+def step_of(
+    batch: Sequence[Trajectory], reflect: Any = insight, curate: Any = keep, refine: Any = no_change, **settings: Any
+) -> Step:
+    """The step that a batch makes of the start playbook."""
+    given = {"metric": metric, "refine": refine, **settings}
+    with dspy.context(lm=None):
+        return steps.step_of(START, batch, reflect, curate, student=Student(), **given)
+
+
+def contents(step: Step) -> list[str]:
+    """What the step added to the start playbook."""
+    return [bullet.content for bullet in step.playbook][2:]
+
+
+def test_lessons_are_added_in_the_order_of_the_examples_whichever_thread_ends_first() -> None:
+    """Slow and fast reflections in threads give the same step as one thread."""
+
+    def slow(playbook: Playbook, t: Trajectory) -> Reflection:
+        time.sleep(random.random() / 50)
+        return insight(playbook, t)
+
+    batch = [trajectory(str(n)) for n in range(12)]
+    one, many = (step_of(batch, slow, num_threads=threads) for threads in (1, 8))
+    assert one.delta == many.delta
+    assert contents(one) == [f"Lesson of {n}." for n in range(12)]
+    assert apply(START, one.delta) == one.playbook
+
+
+def test_a_vote_counts_once_an_example_and_only_for_bullets_that_were_shown() -> None:
+    """Votes for unknown or hidden bullets are rejected with a reason, neutral ones leave no trace."""
+
+    def tags(playbook: Playbook, t: Trajectory) -> Reflection:
+        return Reflection(tags={"[S-00001]": "helpful", "s-00002": "harmful", "s-00009": "helpful"})
+
+    batch = [trajectory("a"), trajectory("b", shown=("s-00001",)), trajectory("c")]
+    step = step_of(batch, tags)
+    assert (step.playbook["s-00001"].helpful, step.playbook["s-00002"].harmful) == (4, 2)
+    assert sorted(r.reason for r in step.rejected) == [
+        "tag s-00002 (not shown): no bullet 's-00002 (not shown)' in the playbook",
+        *["tag s-00009 (not shown): no bullet 's-00009 (not shown)' in the playbook"] * 3,
+    ]
+    assert Tag("s-00001", helpful=1, source="a") in step.delta.operations
+    neutral = step_of(batch, lambda p, t: Reflection(tags={"s-00001": "neutral"}))
+    assert neutral.delta == Delta()
+
+
+def test_a_failure_is_retried_with_its_insights_until_it_is_right_or_the_rounds_are_over() -> None:
+    """Each retry carries the reflection before it; only the last reflection is curated, with its evidence."""
+    seen: list[tuple[str, Any]] = []
+
+    def reflect(playbook: Playbook, t: Trajectory) -> Reflection:
+        seen.append((t.source, None if t.attempt is None else t.attempt.insights[0].content))
+        return Reflection((f"Round {len([s for s, _ in seen if s == t.source])} on {t.source}.",))
+
+    batch = [trajectory("late", needs="Round 2"), trajectory("never"), trajectory("won", 1.0)]
+    step = step_of(batch, reflect, max_reflection_rounds=3)
+    assert seen == [
+        ("late", None), ("late", "Round 1 on late."),
+        ("never", None), ("never", "Round 1 on never."), ("never", "Round 2 on never."),
+        ("won", None),
+    ]  # fmt: skip
+    assert [(r.verified, r.scores) for r in step.reflections] == [
+        (True, (0.0, 0.0, 1.0)), (False, (0.0, 0.0, 0.0, 0.0)), (None, (1.0,)),
+    ]  # fmt: skip
+    assert contents(step) == ["Round 2 on late.", "Round 3 on never.", "Round 1 on won."]
+    assert step.reflections[0].trajectory is batch[0]
+    assert [attempt.rollouts for attempt in step.attempts] == [2, 3, 0]
+
+
+def test_no_retry_without_insights_or_without_rounds() -> None:
+    """A retry that could prove nothing is not paid for."""
+    batch = [trajectory("a")]
+    assert step_of(batch, lambda p, t: Reflection(), max_reflection_rounds=3).attempts[0].rollouts == 0
+    assert step_of(batch, max_reflection_rounds=0).attempts[0].rollouts == 0
+
+
+def test_a_retry_that_the_metric_fails_is_no_evidence() -> None:
+    """It is counted and recorded, and the insight counts as not retried."""
+
+    def broken(example: dspy.Example, prediction: Any) -> bool:
+        raise KeyError("no such field")
+
+    step = step_of([trajectory("a")], metric=broken, max_reflection_rounds=3)
+    assert step.reflections[0].verified is None
+    assert [(str(f.rollout), f.kind) for f in step.attempts[0].failures] == [("a, retry 1", "metric")]
+
+
+def test_what_teaches_nothing_is_not_reflected_on() -> None:
+    """Nothing is learned from dead providers and broken metrics; failures only leaves successes out."""
+    seen: list[str] = []
+
+    def reflect(playbook: Playbook, t: Trajectory) -> Reflection:
+        seen.append(t.source)
+        return Reflection()
+
+    batch = [
+        trajectory("provider", error=Failure("provider", "401")),
+        trajectory("metric", error=Failure("metric", "KeyError")),
+        trajectory("format", error=Failure("format", "no JSON")),
+        trajectory("program", error=Failure("program", "ZeroDivisionError")),
+        trajectory("won", 1.0),
+    ]
+    step_of(batch, reflect)
+    assert seen == ["format", "program", "won"]
+    seen.clear()
+    step_of(batch, reflect, reflect_on="failures")
+    assert seen == ["format", "program"]
+
+
+def test_nobody_is_asked_why_things_went_right_before_anything_went_wrong() -> None:
+    """A batch of successes of a student without a mistake costs no role call; without a metric it does."""
+    batch = [trajectory("a", 1.0), trajectory("b", 1.0)]
+    assert not step_of(batch).reflections
+    assert len(step_of(batch, metric=None).reflections) == 2
+
+
+def test_a_success_that_nobody_reflects_on_counts_for_the_bullets_it_cites() -> None:
+    """Its citations are helpful votes, at no LM call."""
+    step = step_of([trajectory("a", 1.0, cited=("s-00002",)), trajectory("b")], reflect_on="failures")
+    assert step.playbook["s-00002"].helpful == 1
+
+
+def test_a_batch_is_curated_in_one_call() -> None:
+    """The Curator sees all reflections with insights at once, in the order of the examples, and the votes before."""
+    calls: list[tuple[Playbook, list[str]]] = []
+
+    def curate(playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[()]]:
+        calls.append((playbook, [r.trajectory.source for r in reflections if r.trajectory]))
+        return Delta((Update("s-00002", "Better."),)), ()
+
+    def reflect(playbook: Playbook, t: Trajectory) -> Reflection:
+        return Reflection(() if t.source == "quiet" else ("x",), tags={"s-00001": "helpful"})
+
+    batch = [trajectory("a"), trajectory("quiet"), trajectory("b")]
+    step = step_of(batch, reflect, curate)
+    assert [(p["s-00001"].helpful, sources) for p, sources in calls] == [(1, ["a", "b"])]
+    assert (step.playbook["s-00001"].helpful, step.playbook["s-00002"].content) == (4, "Better.")
+    assert step.curation == ""
+
+
+def test_a_failed_role_loses_itself_alone_and_says_so() -> None:
+    """A reflection that raises is told in its attempt; a curation that raises is told in the step."""
+
+    def reflect(playbook: Playbook, t: Trajectory) -> Reflection:
+        if t.source == "bad":
+            raise RuntimeError("no reply")
+        return insight(playbook, t)
+
+    def curate(playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[()]]:
+        raise RuntimeError("no JSON")
+
+    batch = [trajectory(name) for name in ("a", "bad", "c")]
+    step = step_of(batch, reflect)
+    assert contents(step) == ["Lesson of a.", "Lesson of c."]
+    assert [attempt.error for attempt in step.attempts] == ["", "RuntimeError: no reply", ""]
+    step = step_of(batch, reflect, curate)
+    assert (step.curation, step.playbook) == ("RuntimeError: no JSON", START)
+
+
+@pytest.mark.parametrize("wrong", [None, "an insight", [Reflection(("x",))], Delta()])
+def test_a_role_that_returns_something_else_is_told_so(wrong: Any) -> None:
+    """A reflector or curator that breaks its contract is recorded like one that raises: nothing vanishes."""
+    step = step_of([trajectory("a")], lambda p, t: wrong)
+    assert "expected a Reflection" in step.attempts[0].error
+    step = step_of([trajectory("a")], curate=lambda p, r: wrong)
+    assert step.curation
+    assert step.playbook == START
+
+
+def test_a_later_round_that_fails_keeps_the_reflection_before_it() -> None:
+    """Insights of an earlier round are curated all the same."""
+
+    def reflect(playbook: Playbook, t: Trajectory) -> Reflection:
+        if t.attempt is not None:
+            raise RuntimeError("gone")
+        return insight(playbook, t)
+
+    step = step_of([trajectory("a")], reflect, max_reflection_rounds=2)
+    assert contents(step) == ["Lesson of a."]
+    assert (step.reflections[0].verified, step.attempts[0].rollouts) == (False, 1)
+
+
+def test_refining_is_part_of_the_steps_delta() -> None:
+    """What the refiner merges and prunes is in the delta, after votes and the Curator's operations."""
+    step = step_of([trajectory("a")], refine=lambda playbook: Delta((Delete("s-00002"),)))
+    assert [b.id for b in step.playbook] == ["s-00001", "s-00003"]
+    assert [operation.op for operation in step.delta.operations] == ["add", "delete"]
+
+
+def test_an_operation_that_does_not_fit_is_rejected_alone() -> None:
+    """A custom curator may return anything: what fits is applied, the rest is reported."""
+
+    def curate(playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[()]]:
+        return Delta((Update("s-00077", "x"), Add("S", "Good."), Add("S", "  "))), ()
+
+    step = step_of([trajectory("a")], curate=curate)
+    assert contents(step) == ["Good."]
+    assert len(step.rejected) == 2
+
+
+def test_an_empty_batch_changes_nothing() -> None:
+    """No call is made."""
+    step = step_of([], lambda p, t: 1 / 0, lambda p, r: 1 / 0)
+    assert (step.playbook, step.delta, step.curation) == (START, Delta(), None)
