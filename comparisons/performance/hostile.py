@@ -39,13 +39,11 @@ class Input:
         what: it is, in words.
         make: size → the input; of a text the size is its length in characters, about.
         work: what is timed: done to the input.
-        by_pairs: whether its work is quadratic by nature.
     """
 
     what: str
     make: Callable[[int], Any]
     work: Callable[[Any], Any]
-    by_pairs: bool = False
 
 
 def read(said: str) -> None:
@@ -177,8 +175,8 @@ INPUTS = (
     Input("guard: words in a chain of hyphens", repeated("-a"), _told_apart),
     Input("guard: dots alone", repeated("."), _told_apart),
     Input("guard: one word", repeated("a"), _told_apart),
-    Input("refine: two long lessons, one word apart", _two_long, _refined, by_pairs=True),
-    Input("refine: lessons that differ in a number only", _look_alikes, _refined, by_pairs=True),
+    Input("refine: two long lessons, one word apart", _two_long, _refined),
+    Input("refine: lessons that differ in a number only", _look_alikes, _refined),
 )
 
 
@@ -196,7 +194,7 @@ def line(case: Input, size: int, repetitions: int) -> str:
     seconds = [lowest(case, size * factor, repetitions) for factor in (1, 2, 4)]
     growth = [after / before for before, after in itertools.pairwise(seconds)]
     steep = min(growth) > STEEP and seconds[-1] > WORTH
-    mark = " (pairs)" if case.by_pairs else " ✗" if steep else ""
+    mark = " ✗" if steep else ""
     times = " | ".join(f"{second * 1e3:.3g}" for second in seconds)
     return f"| {case.what} | {times} | {growth[0]:.1f}, {growth[1]:.1f}{mark} |"
 

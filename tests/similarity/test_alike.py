@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -251,6 +252,15 @@ def test_the_guard_is_total_and_symmetric(first: str, second: str) -> None:
     """Any two texts get a verdict, the same both ways round; a text agrees with itself."""
     assert agree(first, second) == agree(second, first)
     assert agree(first, first)
+
+
+@pytest.mark.parametrize("part", ["-a", ".", "a", "'a ", "a/", "a@", "\n"])
+def test_hostile_text_is_read_in_linear_time(part: str) -> None:
+    """A hundred thousand characters without end marks take well under ten seconds, where pairs of them take minutes."""
+    text = part * (100_000 // len(part))
+    started = time.process_time()
+    assert not agree(f"{text} 1", f"{text} 2")
+    assert time.process_time() - started < 10
 
 
 def edited(content: str) -> Iterator[tuple[str, str]]:
