@@ -5,20 +5,18 @@ from .engine import Engine
 from .fingerprint import describe_callable, describe_data, describe_program, hashed, versions
 from .interrupt import CtrlC
 from .journal import Journal
-from .results import Results, judge
+from .results import Results
 from .run import Batch, Run, schedule
 from .settings import Auto, LearningSettings, ReflectOn, Settings, Validate
 from .state import Record, Rollout, State, failures_of
 from .step import (
     Attempt,
-    Example,
     Step,
     in_waves,
     learn,
     learn_from,
     record_of,
     reflect_in_rounds,
-    roll_out_and_reflect,
 )
 from .stopping import check_roles, check_rollouts, reason_to_stop
 from .validation import choose, due, validate
@@ -31,7 +29,6 @@ __all__ = [
     "CtrlC",
     "Engine",
     "Evidence",
-    "Example",
     "Journal",
     "LearningSettings",
     "Record",
@@ -57,13 +54,11 @@ __all__ = [
     "failures_of",
     "hashed",
     "in_waves",
-    "judge",
     "learn",
     "learn_from",
     "reason_to_stop",
     "record_of",
     "reflect_in_rounds",
-    "roll_out_and_reflect",
     "schedule",
     "validate",
     "versions",

@@ -259,6 +259,17 @@ class State:
         """True if some step changed more than counters."""
         return any(record.learned for record in self.records)
 
+    # told by the records, not by which thread came first: a continued run asks a role as often as an unbroken one
+    @property
+    def reflector_works(self) -> bool:
+        """True if a reflection worked before: then an unreadable reply is asked for once more."""
+        return any(record.reflected for record in self.records)
+
+    @property
+    def curator_works(self) -> bool:
+        """True if a curation worked before."""
+        return any(record.curation == "" for record in self.records)
+
     @property
     def best(self) -> Playbook:
         """The playbook to return as things stand: the candidate, or the seed if that is better; else the latest."""

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import dspy
-
 from ..errors import RunError
 from ..lm import LimitReachedError, Usage
 from ..playbook import Add, Delta, Operation, Playbook, Rejected, Tag, admit, apply
@@ -18,7 +16,7 @@ from .state import FailedRollout, Record, Rollout, State, failures_of
 from .stopping import FIRST, check_roles, check_rollouts, rollouts_at_once
 
 if TYPE_CHECKING:
-    from .run import Batch, Run
+    from .run import Batch, Run, Share
 
 Item = TypeVar("Item")
 
@@ -48,15 +46,6 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Example:
-    """An example of a batch: its name, itself, and how many retries it may have."""
-
-    source: str
-    example: dspy.Example
-    retries: int
-
-
-@dataclass(frozen=True)
 class Step:
     """The outcome of one step, beside its rollouts.
 
@@ -81,22 +70,6 @@ class Step:
         return tuple(attempt.reflection for attempt in self.attempts if attempt.reflection is not None)
 
 
-@dataclass(frozen=True)
-class Works:
-    """The roles that have worked before in this run: they are asked more often for a readable reply.
-
-    It is told by the records, not by which thread came first: a continued run asks as often as an unbroken one.
-    """
-
-    reflector: bool = False
-    curator: bool = False
-
-    @classmethod
-    def by(cls, records: Sequence[Record]) -> Works:
-        """Return what the records tell."""
-        return cls(any(record.reflected for record in records), any(record.curation == "" for record in records))
-
-
 def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
     """Roll a batch out with the playbook as it stands, and learn from it.
 
@@ -111,8 +84,7 @@ def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
         LimitReachedError: a limit left no example of the batch.
     """
     engine, before = run.engine, run.engine.meter.totals()
-    examples = [Example(str(at), run.trainset[at], retries) for at, retries in run.shares(batch)]
-    attempts = roll_out_and_reflect(engine, state, examples, pool)
+    attempts = roll_out_and_reflect(run, state, batch, pool)
     if engine.limits.reached and not any(attempt.trajectory for attempt in attempts):
         raise LimitReachedError(engine.limits.reached)  # nothing was done: there is nothing to record
     step = learn_from(engine, state, attempts, pool)
@@ -120,7 +92,7 @@ def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
     return record_of(step, state.step + 1, batch.epoch, met, before, engine)
 
 
-def roll_out_and_reflect(engine: Engine, state: State, examples: Sequence[Example], pool: ThreadPool) -> list[Attempt]:
+def roll_out_and_reflect(run: Run, state: State, batch: Batch, pool: ThreadPool) -> list[Attempt]:
     """Roll a batch out and reflect on its failures: one task an example, each in one thread.
 
     Returns:
@@ -129,24 +101,25 @@ def roll_out_and_reflect(engine: Engine, state: State, examples: Sequence[Exampl
     Raises:
         RunError, MetricError: there is no sense in going on, see `stopping`.
     """
+    engine = run.engine
     rollouts = engine.rollouts(with_playbook(engine.student, state.playbook, cite=True))
 
-    def task(example: Example) -> Attempt:
+    def task(share: Share) -> Attempt:
         if engine.limits.reached:
             return Attempt()
         try:
-            first = engine.roll_out(rollouts, example.example, example.source)
+            first = engine.roll_out(rollouts, run.trainset[share.position], str(share.position))
         except LimitReachedError:
             return Attempt(rollouts=1)
         made = Attempt(first, failures=failures_of(Rollout(first.source), first), rollouts=1)
         if first.success or not first.teaches:
             return made
-        return reflect_in_rounds(engine, state, made, example.retries)
+        return reflect_in_rounds(engine, state, made, share.retries)
 
     def check(done: Sequence[Attempt]) -> None:
         check_rollouts(state.records, [attempt.trajectory for attempt in done if attempt.trajectory is not None])
 
-    return in_waves(task, examples, pool, state.records, check)
+    return in_waves(task, run.shares(batch), pool, state.records, check)
 
 
 def in_waves(
@@ -170,7 +143,9 @@ def in_waves(
     while len(done) < len(items):
         trajectories = [attempt.trajectory for attempt in done if attempt.trajectory is not None]
         asked = [attempt for attempt in done if attempt.asked]
-        reflector_works = not asked or any(attempt.reflection for attempt in asked) or Works.by(records).reflector
+        reflector_works = (
+            not asked or any(attempt.reflection for attempt in asked) or any(record.reflected for record in records)
+        )
         left = len(items) - len(done)
         at_once = rollouts_at_once(records, trajectories, left) if reflector_works else min(left, FIRST)
         done += pool.map(function, items[len(done) : len(done) + at_once])
@@ -196,7 +171,6 @@ def learn_from(
     Raises:
         RunError: a role never worked, or says that it is of no use to go on.
     """
-    works = Works.by(state.records)
     attempts = _reflect_on_successes(engine, state, attempts, pool)
     check_roles(state.records, [attempt.error for attempt in attempts if attempt.asked])
     trajectories = [attempt.trajectory for attempt in attempts if attempt.trajectory is not None]
@@ -206,7 +180,7 @@ def learn_from(
     playbook = state.playbook
     votes, unknown = admit(playbook, _votes(playbook, reflections) + _citations(unasked))
     voted = apply(playbook, votes)  # helpful and harmful, once an example
-    delta, left_out, curation = _curate(engine, playbook, reflections, works)
+    delta, left_out, curation = _curate(engine, state, reflections)
     check_roles(state.records, curation=curation)
     added, misfits = admit(voted, _for_predictors_that_ran(delta, trajectories).operations)
     grown = apply(voted, added)  # grow …
@@ -233,12 +207,12 @@ def reflect_in_rounds(engine: Engine, state: State, made: Attempt, retries: int)
     Raises:
         RunError: the role says that it is of no use to go on. Its other errors are told in the attempt.
     """
-    first, playbook, works = made.trajectory, state.playbook, Works.by(state.records)
+    first, playbook = made.trajectory, state.playbook
     assert first is not None  # noqa: S101 - for the type checker
     latest, verified, scores = first, None, [first.feedback.score]
     for number in range(1, max(1, engine.settings.max_reflection_rounds) + 1):
         try:
-            reflection = engine.reflect(playbook, latest, works.reflector)
+            reflection = engine.reflect(playbook, latest, state.reflector_works)
         except (RunError, LimitReachedError) as error:
             if isinstance(error, RunError):
                 raise
@@ -333,14 +307,14 @@ def _reflect_on_successes(engine: Engine, state: State, attempts: Sequence[Attem
 
 
 def _curate(
-    engine: Engine, playbook: Playbook, reflections: Sequence[Reflection], works: Works
+    engine: Engine, state: State, reflections: Sequence[Reflection]
 ) -> tuple[Delta, Sequence[Rejected], str | None]:
     """Curate a batch in one call. Returns the delta, what was left out, and how the call ended (see `Record`)."""
     reviewed = [reflection for reflection in reflections if reflection.insights]
     if not reviewed:
         return Delta(), (), None
     try:
-        delta, rejected = engine.curate(playbook, reviewed, works.curator)
+        delta, rejected = engine.curate(state.playbook, reviewed, state.curator_works)
     except RunError:
         raise
     except LimitReachedError as error:
