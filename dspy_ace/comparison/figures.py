@@ -122,7 +122,7 @@ def drawings(
             missing = [method for method in fine if fine[method] and method not in dict(runs) and method != STUDENT]
             if missing or not runs:
                 names = f" of {', '.join(missing)}" if runs else ""
-                left_out.append(f"No {curve.title.lower()}{names}: it is not known.")
+                left_out.append(f"No {curve.title.lower()}{names}: {curve.unknown}.")
     return made, left_out
 
 
@@ -170,7 +170,7 @@ Points: TypeAlias = Sequence[Sequence[float]]  # (x, y), x rising
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure with a line for each seed: `points` makes the line of a cell, none if its numbers are not known."""
+    """A figure with a line for each seed: `points` makes the line of a cell, `unknown` says why it may have none."""
 
     name: str
     title: str
@@ -178,6 +178,7 @@ class Curve:
     y: str
     caption: str
     points: Callable[[Mapping[str, Any]], Points]
+    unknown: str
 
 
 def best_so_far(cell: Mapping[str, Any], column: int) -> Points:
@@ -207,6 +208,7 @@ CURVES = (
         "best validation score so far",
         _BEST,
         lambda cell: best_so_far(cell, 0),
+        "no prompt was scored on the whole valset",
     ),
     Curve(
         "score_by_dollars",
@@ -215,6 +217,7 @@ CURVES = (
         "best validation score so far",
         _BEST,
         lambda cell: best_so_far(cell, 1),
+        "no prompt was scored on the whole valset, or a model has no known price",
     ),
     Curve(
         "prompt_tokens",
@@ -224,6 +227,7 @@ CURVES = (
         "Tokens of the task prompt in use, one line a seed. A line that stays low shows brevity bias; a line that "
         "grows and then drops shows context collapse.",
         lambda cell: cell.get("prompt_steps") or [],
+        "no prompt was seen",
     ),
 )
 NAMES = ("test_score", *(curve.name for curve in CURVES))

@@ -11,7 +11,8 @@ from dspy.teleprompt import Teleprompter
 from dspy_ace.comparison import Comparison, compare
 from tasks import Route, messages
 
-TRAIN, VAL, TEST = messages(8, 1), messages(4, 20), messages(6, 3)
+_ALL = list({example.message: example for example in messages(60, 2)}.values())  # no example in two sets
+TRAIN, VAL, TEST = _ALL[:8], _ALL[8:12], _ALL[12:18]
 FIELDS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
