@@ -334,12 +334,12 @@ def test_a_dead_provider_stops_at_the_first_example() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"unparsable": 1.0}, {"faults": {"auth": 1.0}}])
-def test_a_dead_reflection_lm_stops_after_three_examples(settings: dict[str, Any]) -> None:
+def test_a_dead_reflection_lm_stops_after_one_batch(settings: dict[str, Any]) -> None:
     """Prose for JSON for ever, or a wrong key: the error names the role and the reply, and little was paid."""
     task, coach = OfflineLM(), OfflineLM(**settings)
     with pytest.raises(RunError, match="Reflector"):
         compiled(task, reflection_lm=coach, valset=None)
-    assert task.calls == 3
+    assert task.calls == 8
     assert coach.calls in (3, 6)
 
 

@@ -16,7 +16,7 @@ from dspy.utils.exceptions import LMError, LMInvalidRequestError
 from ..errors import RunError, StoreError
 from ..playbook import Playbook
 from ..program import ThreadPool
-from ..training import Attempt, Engine, Record, State, Step, in_waves, learn_from, record_of, reflect_in_rounds
+from ..training import Attempt, Engine, Record, State, Step, learn_from, record_of, reflect_on_batch
 from .inbox import Inbox, Told
 
 logger = logging.getLogger("dspy.ace")
@@ -124,19 +124,11 @@ class Learner:
     def _step(self, batch: Sequence[tuple[Attempt, int]]) -> Step:
         """Reflect on the failures of a batch, each with so many retries, and learn from the whole."""
         engine, state = self.engine, self.state()
-
-        def reflect(one: tuple[Attempt, int]) -> Attempt:
-            made, retries = one
-            first = made.trajectory
-            wanted = first is not None and first.teaches and not first.success and not engine.limits.reached
-            return reflect_in_rounds(engine, state, made, retries) if wanted else made
-
         self._reflector.begin()
         self._curator.begin()
         try:
             with engine.scope(), dspy.context(trace=[]), ThreadPool(engine.num_threads) as pool:
-                attempts = in_waves(reflect, batch, pool, state.records, lambda _: None)
-                return learn_from(engine, state, attempts, pool)
+                return learn_from(engine, state, reflect_on_batch(engine, state, batch, pool))
         except RunError:
             self._in_doubt = True
             raise

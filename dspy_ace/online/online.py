@@ -34,7 +34,7 @@ from ..training import (
     check_roles,
     check_rollouts,
     failures_of,
-    in_waves,
+    roll_out_in_waves,
 )
 from .inbox import Inbox, Memory, Shared
 from .learner import Background, Learner
@@ -284,11 +284,8 @@ class OnlineACE:
             first = engine.roll_out(rollouts, one[1], one[0])
             return Attempt(first, failures=failures_of(Rollout(first.source), first), rollouts=1)
 
-        def check(done: Sequence[Attempt]) -> None:
-            check_rollouts(records, [attempt.trajectory for attempt in done if attempt.trajectory is not None])
-
         with dspy.context(lm=one_by_one(dspy.settings.lm)), ThreadPool(engine.num_threads) as pool:
-            attempts = in_waves(roll_out, list(zip(names, examples, strict=True)), pool, records, check)
+            attempts = roll_out_in_waves(roll_out, list(zip(names, examples, strict=True)), pool, records)
         self._learner.from_attempts(attempts, positions)
         return [attempt.trajectory.feedback.score for attempt in attempts if attempt.trajectory is not None]
 
@@ -358,9 +355,7 @@ class OnlineACE:
         stopped = self.stopped or ("closed" if self._closed else "it goes on")
         engine = self._engine
         rollouts = engine.meter.scopes("task")
-        return Results.of(
-            state, stopped=stopped, scale=engine.settings.scale, usage=engine.meter.totals(), rollouts=rollouts
-        )
+        return Results.of(state, stopped=stopped, scale=engine.settings.scale, usage=engine.usage(), rollouts=rollouts)
 
     def _serve(self, version: int, playbook: Playbook) -> None:
         """Put a playbook into use: calls that begin from now on meet it, and no call waits for it."""

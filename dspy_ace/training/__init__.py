@@ -12,11 +12,13 @@ from .state import Record, Rollout, State, failures_of
 from .step import (
     Attempt,
     Step,
-    in_waves,
+    first_attempt,
     learn,
     learn_from,
     record_of,
     reflect_in_rounds,
+    reflect_on_batch,
+    roll_out_in_waves,
 )
 from .stopping import check_roles, check_rollouts, reason_to_stop
 from .validation import choose, due, validate
@@ -52,13 +54,15 @@ __all__ = [
     "describe_program",
     "due",
     "failures_of",
+    "first_attempt",
     "hashed",
-    "in_waves",
     "learn",
     "learn_from",
     "reason_to_stop",
     "record_of",
     "reflect_in_rounds",
+    "reflect_on_batch",
+    "roll_out_in_waves",
     "schedule",
     "validate",
     "versions",

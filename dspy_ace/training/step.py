@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import dspy
+
 from ..errors import RunError
 from ..lm import LimitReachedError, Usage
 from ..playbook import Add, Delta, Operation, Playbook, Rejected, Tag, admit, apply
-from ..program import ThreadPool, Trajectory, with_playbook, with_reflection
+from ..program import Rollouts, ThreadPool, Trajectory, with_playbook, with_reflection
 from ..roles import Reflection
 from .engine import Engine
 from .state import FailedRollout, Record, Rollout, State, failures_of
@@ -73,8 +75,7 @@ class Step:
 def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
     """Roll a batch out with the playbook as it stands, and learn from it.
 
-    One task an example: rollout, and for a failure reflection and retries, in one thread. Successes are reflected on
-    once all rollouts are in. One curation a batch.
+    One task an example: rollout, reflection and, of a failure, retries, in one thread. One curation a batch.
 
     Returns:
         The record of the step. A limit may have made its batch shorter.
@@ -87,13 +88,16 @@ def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
     attempts = roll_out_and_reflect(run, state, batch, pool)
     if engine.limits.reached and not any(attempt.trajectory for attempt in attempts):
         raise LimitReachedError(engine.limits.reached)  # nothing was done: there is nothing to record
-    step = learn_from(engine, state, attempts, pool)
+    step = learn_from(engine, state, attempts)
     met = [int(attempt.trajectory.source) for attempt in step.attempts if attempt.trajectory is not None]
     return record_of(step, state.step + 1, batch.epoch, met, before, engine)
 
 
 def roll_out_and_reflect(run: Run, state: State, batch: Batch, pool: ThreadPool) -> list[Attempt]:
-    """Roll a batch out and reflect on its failures: one task an example, each in one thread.
+    """Roll a batch out and reflect: one task an example, each in one thread.
+
+    Until student and Reflector have shown what they do, all is rolled out before anything is reflected on: a dead
+    model or role then costs three calls, and successes wait until it is known if the student makes mistakes.
 
     Returns:
         One attempt an example, in order.
@@ -101,79 +105,102 @@ def roll_out_and_reflect(run: Run, state: State, batch: Batch, pool: ThreadPool)
     Raises:
         RunError, MetricError: there is no sense in going on, see `stopping`.
     """
-    engine = run.engine
+    engine, shares = run.engine, run.shares(batch)
     rollouts = engine.rollouts(with_playbook(engine.student, state.playbook, cite=True))
 
+    def roll_out(share: Share) -> Attempt:
+        return first_attempt(engine, rollouts, run.trainset[share.position], str(share.position))
+
     def task(share: Share) -> Attempt:
-        if engine.limits.reached:
-            return Attempt()
-        try:
-            first = engine.roll_out(rollouts, run.trainset[share.position], str(share.position))
-        except LimitReachedError:
-            return Attempt(rollouts=1)
-        made = Attempt(first, failures=failures_of(Rollout(first.source), first), rollouts=1)
-        if first.success or not first.teaches:
-            return made
-        return reflect_in_rounds(engine, state, made, share.retries)
+        return reflect_in_rounds(engine, state, roll_out(share), share.retries)
 
-    def check(done: Sequence[Attempt]) -> None:
-        check_rollouts(state.records, [attempt.trajectory for attempt in done if attempt.trajectory is not None])
-
-    return in_waves(task, run.shares(batch), pool, state.records, check)
+    if state.reflector_works and not state.flawless(engine.settings.perfect_score):
+        attempts = pool.map(task, shares)
+        check_rollouts(state.records, trajectories_of(attempts))
+        return attempts
+    attempts = roll_out_in_waves(roll_out, shares, pool, state.records)
+    return reflect_on_batch(engine, state, list(zip(attempts, (s.retries for s in shares), strict=True)), pool)
 
 
-def in_waves(
-    function: Callable[[Item], Attempt],
-    items: Sequence[Item],
-    pool: ThreadPool,
-    records: Sequence[Record],
-    check: Callable[[Sequence[Attempt]], None],
+def first_attempt(engine: Engine, rollouts: Rollouts, example: dspy.Example, source: str) -> Attempt:
+    """Roll one example out; a limit that is reached leaves an attempt without a trajectory."""
+    if engine.limits.reached:
+        return Attempt()
+    try:
+        first = engine.roll_out(rollouts, example, source)
+    except LimitReachedError:
+        return Attempt(rollouts=1)
+    return Attempt(first, failures=failures_of(Rollout(source), first), rollouts=1)
+
+
+def roll_out_in_waves(
+    roll_out: Callable[[Item], Attempt], items: Sequence[Item], pool: ThreadPool, records: Sequence[Record]
 ) -> list[Attempt]:
-    """Map over a batch: at first three items at a time, until rollouts and Reflector have worked once.
-
-    Args:
-        function, items, pool: as for `pool.map`.
-        records: those of the run so far.
-        check: called after each wave with all attempts so far; raises if there is no sense in going on.
+    """Roll a batch out: at first three items and no more, until one shows that model, metric and set-up work.
 
     Raises:
-        RunError: the Reflector never worked. What `check` raises passes through.
+        RunError, MetricError: none of them does.
     """
     done: list[Attempt] = []
     while len(done) < len(items):
-        trajectories = [attempt.trajectory for attempt in done if attempt.trajectory is not None]
-        asked = [attempt for attempt in done if attempt.asked]
-        reflector_works = (
-            not asked or any(attempt.reflection for attempt in asked) or any(record.reflected for record in records)
-        )
-        left = len(items) - len(done)
-        at_once = rollouts_at_once(records, trajectories, left) if reflector_works else min(left, FIRST)
-        done += pool.map(function, items[len(done) : len(done) + at_once])
-        check(done)
-        check_roles(records, [attempt.error for attempt in done if attempt.asked])
+        at_once = rollouts_at_once(records, trajectories_of(done), len(items) - len(done))
+        done += pool.map(roll_out, items[len(done) : len(done) + at_once])
+        check_rollouts(records, trajectories_of(done))
     return done
 
 
-def learn_from(
-    engine: Engine,
-    state: State,
-    attempts: Sequence[Attempt],
-    pool: ThreadPool,
-) -> Step:
-    """Reflect on the successes of a batch, curate all reflections, grow and refine.
+def reflect_on_batch(
+    engine: Engine, state: State, batch: Sequence[tuple[Attempt, int]], pool: ThreadPool
+) -> list[Attempt]:
+    """Reflect on a batch that was rolled out: at first on three attempts, until the Reflector has worked.
+
+    With a metric, nobody is asked why things went right before anything has gone wrong: a perfect student costs no
+    role call.
+
+    Args:
+        engine, state: see `learn_from`.
+        batch: the first attempts, each with the retries that it may have.
+        pool: the threads.
+
+    Raises:
+        RunError: the Reflector never worked.
+    """
+    settings = engine.settings
+    errs = not state.flawless(settings.perfect_score) or any(
+        not trajectory.success for trajectory in trajectories_of([attempt for attempt, _ in batch])
+    )
+    asked = errs or settings.metric is None
+    first = len(batch) if state.reflector_works else FIRST
+
+    def reflect(one: tuple[Attempt, int]) -> Attempt:
+        return reflect_in_rounds(engine, state, *one)
+
+    wanted = [one for one in batch if asked and one[0].trajectory is not None]
+    done = pool.map(reflect, wanted[:first])
+    check_roles(state.records, [attempt.error for attempt in done if attempt.asked])
+    done += pool.map(reflect, wanted[first:])
+    reflected = {id(made): attempt for (made, _), attempt in zip(wanted, done, strict=True)}
+    return [reflected.get(id(made), made) for made, _ in batch]
+
+
+def trajectories_of(attempts: Sequence[Attempt]) -> list[Trajectory]:
+    """Return the trajectories of attempts that a limit left one."""
+    return [attempt.trajectory for attempt in attempts if attempt.trajectory is not None]
+
+
+def learn_from(engine: Engine, state: State, attempts: Sequence[Attempt]) -> Step:
+    """Curate the reflections of a batch, grow and refine.
 
     Args:
         engine: the roles.
         state: the playbook that the batch met, and what is known of the run.
-        attempts: one an example, in order; failures have been reflected on.
-        pool: the threads for reflections.
+        attempts: one an example, in order, reflected on.
 
     Raises:
         RunError: a role never worked, or says that it is of no use to go on.
     """
-    attempts = _reflect_on_successes(engine, state, attempts, pool)
     check_roles(state.records, [attempt.error for attempt in attempts if attempt.asked])
-    trajectories = [attempt.trajectory for attempt in attempts if attempt.trajectory is not None]
+    trajectories = trajectories_of(attempts)
     reflections = [attempt.reflection for attempt in attempts if attempt.reflection is not None]
     unasked = [a.trajectory for a in attempts if a.trajectory is not None and a.trajectory.success and not a.asked]
 
@@ -193,7 +220,8 @@ def learn_from(
 def reflect_in_rounds(engine: Engine, state: State, made: Attempt, retries: int) -> Attempt:
     """Reflect on one example; a failure is rolled out again with the insights in view, in rounds (ACE §3.2).
 
-    Only the last reflection counts: what it keeps of the earlier ones is its business.
+    Nothing is asked where provider or metric failed, of a success if only failures are reflected on, or where a limit
+    is reached. Only the last reflection counts: what it keeps of the earlier ones is its business.
 
     Args:
         engine: the Reflector, and the program.
@@ -208,7 +236,9 @@ def reflect_in_rounds(engine: Engine, state: State, made: Attempt, retries: int)
         RunError: the role says that it is of no use to go on. Its other errors are told in the attempt.
     """
     first, playbook = made.trajectory, state.playbook
-    assert first is not None  # noqa: S101 - for the type checker
+    skipped = first is None or not first.teaches or (first.success and engine.settings.reflect_on == "failures")
+    if first is None or skipped or engine.limits.reached:
+        return made
     latest, verified, scores = first, None, [first.feedback.score]
     for number in range(1, max(1, engine.settings.max_reflection_rounds) + 1):
         try:
@@ -285,25 +315,6 @@ def _told(attempt: Attempt) -> dict[str, Any]:
         return {"example": example, "error": attempt.error}
     reflection = attempt.reflection
     return {"example": example, "insights": len(reflection.insights), "verified": reflection.verified}
-
-
-def _reflect_on_successes(engine: Engine, state: State, attempts: Sequence[Attempt], pool: ThreadPool) -> list[Attempt]:
-    """Reflect on the successes of a batch, if they are reflected on.
-
-    With a metric, nobody is asked why things went right before anything has gone wrong: a perfect student costs no
-    role call.
-    """
-    settings = engine.settings
-    seen = [attempt.trajectory for attempt in attempts if attempt.trajectory is not None]
-    flawless = state.flawless(settings.perfect_score) and all(trajectory.success for trajectory in seen)
-    if settings.reflect_on != "all" or (flawless and settings.metric is not None):
-        return list(attempts)
-
-    def reflect(attempt: Attempt) -> Attempt:
-        wanted = attempt.trajectory is not None and attempt.trajectory.success and not engine.limits.reached
-        return reflect_in_rounds(engine, state, attempt, 0) if wanted else attempt
-
-    return in_waves(reflect, attempts, pool, state.records, lambda _: None)
 
 
 def _curate(

@@ -10,7 +10,7 @@ import dspy
 from dspy_ace import Playbook
 from dspy_ace.playbook import Delta
 from dspy_ace.program import ThreadPool, Trajectory
-from dspy_ace.training import Attempt, Engine, LearningSettings, State, Step, learn_from, reflect_in_rounds
+from dspy_ace.training import Attempt, Engine, LearningSettings, State, Step, learn_from, reflect_on_batch
 
 
 def step_of(
@@ -23,15 +23,11 @@ def step_of(
     num_threads: int = 1,
     **settings: Any,
 ) -> Step:
-    """The step that a batch makes: failures are reflected on, with retries if there are rounds; then successes."""
+    """The step that a batch makes, with retries if there are rounds."""
     given = {"refine": lambda _: Delta(), "max_reflection_rounds": 0, **settings}
     student = student or dspy.Predict("question -> answer")
     engine = Engine(LearningSettings.of(reflect=reflect, curate=curate, **given), student)
     state, rounds = State.of(playbook), engine.settings.max_reflection_rounds
-
-    def attempt(t: Trajectory) -> Attempt:
-        made = Attempt(t)
-        return reflect_in_rounds(engine, state, made, rounds) if t.teaches and not t.success else made
-
     with ThreadPool(num_threads) as pool:
-        return learn_from(engine, state, pool.map(attempt, batch), pool)
+        attempts = reflect_on_batch(engine, state, [(Attempt(t), rounds) for t in batch], pool)
+    return learn_from(engine, state, attempts)

@@ -68,10 +68,10 @@ def test_a_metric_scores_what_is_told_with_the_right_outputs(offline: OfflineLM)
         program.tell(wrong, "Look again.", expected=dspy.Example(message="no matter", desk="another"))
         program.learn()
         scored = [(seen.feedback.score, seen.feedback.text) for seen in notebook.seen]
-        assert scored == [(0.0, "Look again."), (1.0, "by the metric")]  # failures first
+        assert scored == [(1.0, "by the metric"), (0.0, "Look again.")]
         assert traces == [(1, "predict", 1)] * 3  # both tells and a retry
         assert program.results.records[-1].reflections[1]["verified"] is False
-        assert notebook.seen[0].expected == {"desk": "another"}
+        assert notebook.seen[1].expected == {"desk": "another"}
         unscored = program(message=TRAIN[2].message)
         with pytest.raises(MetricError, match=r"(?s)cannot score what was told.*expected="):
             program.tell(unscored)

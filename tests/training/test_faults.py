@@ -59,21 +59,21 @@ def test_a_dead_task_lm_stops_after_three_rollouts(fault: str | None, words: str
         ({"truncated": 1.0}, "could not be read", 6),
     ],
 )
-def test_a_dead_reflection_lm_stops_after_three_examples(chances: dict[str, float], words: str, requests: int) -> None:
-    """Three rollouts, three reflections (asked for again where a reply cannot be read), and the cause in the error."""
+def test_a_dead_reflection_lm_stops_after_one_batch(chances: dict[str, float], words: str, requests: int) -> None:
+    """One batch of rollouts, three reflections (asked for again if unreadable), and the cause in the error."""
     with serve() as server, faulty(chances) as coach:
         with pytest.raises(RunError, match=f"(?s)Reflector.*{words}"):
             compiled(client(server), reflection_lm=client(coach), valset=None, batch_size=8, num_threads=8)
-        assert server.calls == 3
+        assert server.calls == 8
         assert coach.calls == requests
 
 
-def test_an_unreachable_reflection_lm_stops_after_three_examples() -> None:
+def test_an_unreachable_reflection_lm_stops_after_one_batch() -> None:
     """The error names the role and the connection."""
     with serve() as server:
         with pytest.raises(RunError, match=r"(?s)Reflector.*onnect"):
             compiled(client(server), reflection_lm=client(NOWHERE), valset=None, batch_size=8)
-        assert server.calls == 3
+        assert server.calls == 8
 
 
 def test_a_dead_curator_stops_after_two_batches() -> None:
