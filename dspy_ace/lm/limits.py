@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +92,7 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         self._seconds_before, self._started = 0.0, math.inf
         self._open: dict[str, _Open] = {}
         self._stopped = False
+        self._kept_calls, self._kept_dollars = 0, 0.0
         self._lock = threading.RLock()
 
     @property
@@ -109,6 +112,22 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             self.rollouts, self.calls, self.dollars = spent.rollouts, spent.calls, spent.dollars
             self._seconds_before = spent.seconds
 
+    @contextmanager
+    def keeping_back(self) -> Iterator[None]:
+        """Open a scope that leaves one call, and a tenth of the dollars, for what comes after it.
+
+        A limit that is reached while a batch is rolled out and reflected on still pays for its curation: reflections
+        that nobody curates are money lost. Limits of less than four calls keep nothing back.
+        """
+        with self._lock:
+            self._kept_calls = 1 if self.max_lm_calls is not None and self.max_lm_calls >= 4 else 0
+            self._kept_dollars = 0.1 * (self.max_cost or 0.0)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._kept_calls, self._kept_dollars = 0, 0.0
+
     def count_rollouts(self, count: int) -> None:
         """Count rollouts that are about to be made. Raises LimitReachedError if there are not so many left."""
         with self._lock:
@@ -120,6 +139,11 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         """Return how many rollouts may still be made; None: any number."""
         with self._lock:
             return None if self.max_rollouts is None else max(0, self.max_rollouts - self.rollouts)
+
+    def calls_left(self) -> int | None:
+        """Return how many LM calls may still be made; None: any number."""
+        with self._lock:
+            return None if self.max_lm_calls is None else max(0, self.max_lm_calls - self.calls)
 
     def spend(self, dollars: float | None) -> None:
         """Add the cost of the call that this thread is in. None: it is unknown; then it is what was reserved."""
@@ -168,12 +192,13 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             if self.seconds_left() <= 0:
                 stopped = self.reached if self._stopped else None
                 raise self._refused(stopped or f"max_seconds={self.max_seconds:g} is reached")
-            if self.max_lm_calls is not None and self.calls + requests > self.max_lm_calls:
+            if self.max_lm_calls is not None and self.calls + requests > self.max_lm_calls - self._kept_calls:
                 hidden = f": a call of {lm.model} may take {requests}" if requests > 1 else ""
                 raise self._refused(f"max_lm_calls={self.max_lm_calls} is reached ({self.calls} were made{hidden})")
             reserved = sum(call.bound for call in self._open.values())
-            if self.max_cost is not None and self.dollars + reserved + bound > self.max_cost:
-                fits_alone = self.dollars + bound <= self.max_cost
+            max_cost = math.inf if self.max_cost is None else self.max_cost - self._kept_dollars
+            if self.dollars + reserved + bound > max_cost:
+                fits_alone = self.dollars + bound <= max_cost
                 if may_wait and fits_alone and not _outer_calls.get() & self._open.keys():  # it would wait for itself
                     return False
                 raise self._refused(

@@ -127,10 +127,11 @@ class Run:
         """Return the examples of a batch that may be rolled out, each with the retries that the limit leaves it.
 
         What is left is shared out in the order of the examples, before the first one begins: so it does not depend on
-        which thread ends first.
+        which thread ends first. Where few LM calls are left, so many examples are rolled out as can be reflected on.
         """
-        rounds = self.settings.max_reflection_rounds
-        examples = batch.examples[: self.rollouts_for_learning(len(batch.examples))]
+        rounds, calls = self.settings.max_reflection_rounds, self.engine.limits.calls_left()
+        most = len(batch.examples) if calls is None else max(1, (calls - 1) // 2)
+        examples = batch.examples[: min(most, self.rollouts_for_learning(len(batch.examples)))]
         spare = self.rollouts_for_learning(len(examples) * (1 + rounds)) - len(examples)
         return [Share(each, min(rounds, max(0, spare - at * rounds))) for at, each in enumerate(examples)]
 

@@ -85,7 +85,8 @@ def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
         LimitReachedError: a limit left no example of the batch.
     """
     engine, before = run.engine, run.engine.meter.totals()
-    attempts = roll_out_and_reflect(run, state, batch, pool)
+    with engine.limits.keeping_back():  # for the curation
+        attempts = roll_out_and_reflect(run, state, batch, pool)
     if engine.limits.reached and not any(attempt.trajectory for attempt in attempts):
         raise LimitReachedError(engine.limits.reached)  # nothing was done: there is nothing to record
     step = learn_from(engine, state, attempts)

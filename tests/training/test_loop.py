@@ -225,3 +225,24 @@ def test_damaged_journals_are_not_continued(tmp_path: Path) -> None:
         with pytest.raises(JournalError, match=r"missing, doubled or swapped|does not follow"):
             compiled(lm, log_dir=tmp_path, valset=[])
         assert lm.calls == 0
+
+
+@pytest.mark.parametrize("limit", [6, 12, 20, 33])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_limit_in_the_middle_of_a_step_still_teaches(limit: int, threads: int) -> None:
+    """The calls that are left go to rollouts, their reflections and one curation: nothing reflected on is lost."""
+    lm = OfflineLM()
+    program = compiled(lm, max_lm_calls=limit, num_threads=threads, trainset=messages(40, 1), batch_size=16)
+    assert lm.calls <= limit
+    assert len(program.playbook) > 0
+    assert "max_lm_calls" in program.detailed_results.stopped
+
+
+def test_what_a_run_has_spent_counts_when_it_is_continued(tmp_path: Path) -> None:
+    """LM calls are limited for the run, not for the process: a continued run has what is left."""
+    first, second = OfflineLM(), OfflineLM()
+    compiled(first, log_dir=tmp_path, max_lm_calls=20)
+    compiled(second, log_dir=tmp_path, max_lm_calls=30)
+    assert first.calls <= 20
+    assert first.calls + second.calls <= 30
+    assert second.calls > 0
