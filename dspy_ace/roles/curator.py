@@ -10,10 +10,24 @@ from typing import Annotated, Any
 
 import dspy
 from annotated_types import Ge
+from dspy.utils.exceptions import LMError
 
-from ..errors import Count, checked
+from ..errors import Count, RoleError, checked
 from ..lm import Broken, UnreadableError, ask, read_list, restored
-from ..playbook import DEFAULT_SECTIONS, Add, Delete, Delta, Merge, Operation, Playbook, Rejected, Update, admit, text
+from ..playbook import (
+    DEFAULT_SECTIONS,
+    Add,
+    Delete,
+    Delta,
+    Merge,
+    Operation,
+    Playbook,
+    Rejected,
+    Update,
+    admit,
+    apply,
+    text,
+)
 from ..program import render_fields
 from ..similarity import Embedder, LookAlikes, Pair
 from .contracts import Reflection
@@ -78,6 +92,9 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
 class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
     """The default `Curate`: one LM call for all reflections, and up to two more where a reply cannot be read.
 
+    Reviews that outgrow the prompt together are curated in parts, one after the other. Each part sees the playbook as
+    the part before left it; "review 1" is the first one of its part.
+
     Bullets that look alike are shown to the LM in pairs, until it merges them: the closest ones and some of the newest.
     Plain code cannot judge them, since one word in any language may make the difference.
 
@@ -86,7 +103,7 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         max_tokens: token limit of the playbook, told to the LM; `GrowAndRefine` keeps it. None: ACE's
             `max_playbook_tokens`, or no limit where there is no ACE.
         max_prompt_tokens: limit of the input fields together, in estimated tokens (`dspy_ace.playbook.count_tokens`),
-            500 or more. Long fields are cut in the middle, visibly; a long review does not crowd out the others.
+            500 or more. Long fields are cut in the middle, visibly; so is a review that outgrows a prompt alone.
         max_bullet_chars: an operation whose content has more characters is rejected.
         embedder: `list[str]` → array-like (n, d), for instance a `dspy.Embedder`, to find look-alikes by meaning.
             None: by their words, in any language. If it fails, that is logged and no pairs are shown.
@@ -127,9 +144,35 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
     def forward(self, playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[Rejected, ...]]:
         """Turn reflections into a delta, and say what was left out of it and why.
 
+        A later part that fails costs its own reviews only: they are among what was left out.
+
         Raises:
             RoleError: no reply could be read. LM errors pass through.
         """
+        delta, rejected, failures = Delta(), list[Rejected](), list[Exception]()
+        parts, at = 0, 0
+        while at < len(reflections):
+            fields = self._fields(playbook)
+            reviews = self._that_fit(reflections[at:], fields)
+            part = reflections[at : at + len(reviews)]
+            parts, at = parts + 1, at + len(reviews)
+            try:
+                operations, malformed = self._ask(playbook, part, {**fields, "reviews": "\n\n".join(reviews)})
+            except (RoleError, LMError) as error:
+                failures.append(error)
+                rejected.append(Rejected(None, f"{len(part)} of {len(reflections)} reviews were not curated: {error}"))
+                continue
+            admitted, misfits = admit(playbook, operations, max_chars=self.max_bullet_chars)
+            playbook, delta = apply(playbook, admitted), delta + admitted
+            rejected += [*malformed, *misfits]
+        if failures and len(failures) == parts:
+            raise failures[-1]
+        return delta, tuple(rejected)
+
+    def _ask(
+        self, playbook: Playbook, reflections: Sequence[Reflection], inputs: Mapping[str, str]
+    ) -> tuple[list[Operation], list[Rejected]]:
+        """Ask for operations; return them, and the items of the reply that are none."""
 
         def read(fields: Mapping[str, Any]) -> tuple[list[Operation], list[Rejected]]:
             operations: list[Operation] = []
@@ -144,15 +187,10 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
                     rejected.append(Rejected(None, f"{error}; got {_brief(item)}"))
             return operations, rejected
 
-        parts = self.parts(playbook, reflections)
-        operations, malformed = ask(
-            self.predict, parts, ("operations",), read, self.lm, max_tokens=self.max_prompt_tokens
-        )
-        delta, misfits = admit(playbook, operations, max_chars=self.max_bullet_chars)
-        return delta, (*malformed, *misfits)
+        return ask(self.predict, inputs, ("operations",), read, self.lm, max_tokens=self.max_prompt_tokens)
 
-    def parts(self, playbook: Playbook, reflections: Sequence[Reflection]) -> dict[str, str]:
-        """Return the input fields, before they are cut to size.
+    def _fields(self, playbook: Playbook) -> dict[str, str]:
+        """Return the input fields but the reviews.
 
         What changes least comes first: providers cache what prompts have in common at their beginning.
         """
@@ -160,16 +198,26 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         counted = (f"{b.id}: helpful {b.helpful}, harmful {b.harmful}" for b in playbook if b.helpful or b.harmful)
         used, limit = playbook.tokens(), self.max_tokens
         left = "no limit" if limit is None else f"{limit} tokens in all, {used} used, {max(0, limit - used)} left"
-        share = 3 * self.max_prompt_tokens // (10 * max(1, len(reflections)))  # `fit` never cuts into that
-        reviews = (_review(number, item, share) for number, item in enumerate(reflections, 1))
         return {
             "playbook": playbook.render() or "(empty)",
             "sections": "; ".join(_sections(playbook)),
             "evidence": "\n".join(counted) or "(no votes yet)",
             "budget": left,
             "look_alikes": "\n".join(f"[{pair.older.id}] ~ [{pair.newer.id}]" for pair in alike) or "(none)",
-            "reviews": "\n\n".join(reviews),
         }
+
+    def _that_fit(self, reflections: Sequence[Reflection], fields: Mapping[str, str]) -> list[str]:
+        """Return the reviews of the first reflections, as many as the prompt holds beside the other fields."""
+        least = 3 * self.max_prompt_tokens // 10  # `fit` never cuts into that, however long the other fields are
+        room = max(least, self.max_prompt_tokens - sum(map(text.count_tokens, fields.values())))
+        left, reviews = room, list[str]()
+        for number, reflection in enumerate(reflections, 1):
+            review = _review(number, reflection, room)
+            left -= text.count_tokens(review) + 1  # the empty line
+            if left < 0 and reviews:
+                break
+            reviews.append(review)
+        return reviews
 
 
 def _chosen(pairs: Sequence[Pair], playbook: Playbook) -> list[Pair]:

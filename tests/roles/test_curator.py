@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -365,6 +366,55 @@ def test_no_operation_is_a_good_answer(said: str) -> None:
     assert len(lm.script.requests) == 1
 
 
+LONG = "When the digits of a column add up to ten or more, carry the one to the next column. "
+
+
+def in_parts(lm: Any, **options: Any) -> tuple[Delta, Any, list[dict[str, str]]]:
+    """Curate four long reviews, of which a prompt holds two; also the fields of each prompt."""
+    group = [reviewed(LONG * 13, source=str(number)) for number in range(4)]
+    delta, rejected = Curator(lm, max_prompt_tokens=1_000, **options)(PLAYBOOK, group)
+    return delta, rejected, [fields_of(request) for request in lm.script.requests]
+
+
+def test_reviews_that_outgrow_a_prompt_are_curated_in_parts_that_follow_one_another() -> None:
+    """A part sees what the one before added and may edit it; numbers of reviews count within a part."""
+    replies = [
+        curation_reply({"type": "ADD", "section": "S", "content": "Carry.", "reviews": [2]}),
+        curation_reply(
+            {"type": "UPDATE", "id": "s-00013", "content": "Carry from ten on.", "reviews": [1]},
+            {"type": "DELETE", "id": "str-00099"},
+        ),
+    ]
+    delta, rejected, prompts = in_parts(scripted(replies))
+    assert delta.operations == (
+        Add("S", "Carry.", None, ("1",)), Update("s-00013", "Carry from ten on.", None, ("2",))
+    )  # fmt: skip
+    assert [item.reason.partition(";")[0] for item in rejected] == ['no bullet "str-00099" in the playbook']
+    assert apply(PLAYBOOK, delta)["s-00013"].sources == ("1", "2")
+    assert ["s-00013" in fields["playbook"] for fields in prompts] == [False, True]
+    assert [fields["reviews"].count(LONG * 13) for fields in prompts] == [2, 2]
+    assert [[f"Review {n} (" in fields["reviews"] for n in (1, 2, 3)] for fields in prompts] == [
+        [True, True, False]
+    ] * 2
+    assert in_parts(scripted(replies))[:2] == (delta, rejected)
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [([rate_limited()], "slow down"), ([chat(reasoning="", operations="Add a bullet.")] * 2, "JSON list")],
+)
+def test_a_part_that_fails_costs_its_own_reviews_only(fault: list[Any], why: str) -> None:
+    """What the other part wrote stands, and the loss is told; if every part fails, so does the curation."""
+    added = curation_reply({"type": "ADD", "content": "Carry."})
+    for replies, sources in (([*fault, added], ("2", "3")), ([added, *fault], ("0", "1"))):
+        delta, (left_out,), _ = in_parts(scripted(replies))
+        assert delta.operations == (Add("", "Carry.", None, sources),)
+        assert left_out.reason.startswith("2 of 4 reviews were not curated")
+        assert why in left_out.reason
+    with pytest.raises((RoleError, dspy.utils.exceptions.LMError)):
+        in_parts(scripted(fault * 2))
+
+
 def test_a_provider_error_passes_through() -> None:
     """It is no reply that could be asked for again."""
     with pytest.raises(dspy.utils.exceptions.LMError):
@@ -445,13 +495,16 @@ def test_the_prompt_is_bounded_and_every_review_stays_in_view(
     ]
     lm = scripted(curation_reply())
     Curator(lm, max_tokens=10_000, max_prompt_tokens=bound)(Playbook.from_text(f"## S\n{lines}"), group)
-    sent = lm.script.requests[0][-1]["content"]
-    sent.encode()
-    assert count_tokens(sent) <= bound + 200
-    fields = fields_of(lm.script.requests[0])
-    assert "tokens in all" in fields["budget"]
+    shown = 0
+    for request in lm.script.requests:
+        sent = request[-1]["content"]
+        sent.encode()
+        assert count_tokens(sent) <= bound + 200
+        fields = fields_of(request)
+        assert "tokens in all" in fields["budget"]
+        shown += len(re.findall(r"^Review \d+ \(failure", fields["reviews"], re.MULTILINE))
     if bound >= 2000:
-        assert all(f"Review {number} (failure" in fields["reviews"] for number in range(1, several + 1))
+        assert shown == several
 
 
 def test_a_bound_that_leaves_no_room_is_refused() -> None:
