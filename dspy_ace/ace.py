@@ -36,7 +36,7 @@ from .training import (
     validate,
 )
 
-logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
+logger = logging.getLogger("dspy.ace")  # a child of `dspy`: its INFO shows, dspy.disable_logging() silences it
 
 
 class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
@@ -46,45 +46,47 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
 
     Args:
         metric: the metric you would give MIPROv2 or GEPA: 2, 3 or 5 arguments; it returns a bool, a number or
-            `dspy.Prediction(score=…, feedback=…)`. Words of feedback help the Reflector most. None: label-free; a
-            rollout that ends without an error is a success.
+            `dspy.Prediction(score=…, feedback=…)`. Feedback in words helps the Reflector most. None: a rollout that
+            ends without an error is a success, and no label is used.
         labels: whether roles and metric may see the expected outputs. Default: yes if there is a metric.
         setup: `setup(example)` returns a context manager, the environment of one rollout. It is entered in the
-            rollout's thread before the program runs and left after the metric. Tools find what it opened in a
-            `contextvars.ContextVar` that it sets.
+            rollout's thread before the program runs and left after the metric. It hands what it opened to tools
+            through a `contextvars.ContextVar`.
         failure_score: the score of a rollout that failed.
-        perfect_score: a score from here on is a success.
+        perfect_score: a score of at least this is a success.
 
-        reflection_lm: the LM of Reflector and Curator. Default: the program's own. A strong one pays.
+        reflection_lm: the LM of Reflector and Curator. Default: the program's own. A stronger model is
+            usually worth its price.
         reflect, curate, refine: the roles, as `Reflector(…)`, `Curator(…)`, `GrowAndRefine(…)` with arguments of
             their own, or any callable that keeps the contract in `dspy_ace.roles`.
 
-        auto: "light" (1 epoch, failures only, no retries, batches of 25), "medium" (2 epochs, 1 retry) or "heavy"
-            (5 epochs, 5 retries: the paper's setting, ACE §4), instead of `epochs` and `max_reflection_rounds`.
+        auto: a preset instead of `epochs` and `max_reflection_rounds`: "light" (1 epoch, no retries; also failures
+            only, in batches of 25), "medium" (2 epochs, 1 retry) or "heavy" (5 epochs, 5 retries: the paper's
+            setting, ACE §4).
         epochs: how often the trainset is gone through. Default: 1.
         batch_size: examples that meet the same playbook and are curated in one call; 1 is the paper's loop.
             Default: 16.
-        max_reflection_rounds: reflections on a failure, each with a retry (ACE §3.2); 0: one reflection and no retry.
-            Default: 1.
+        max_reflection_rounds: how often a failure is reflected on and then tried again (ACE §3.2); 0: reflected on
+            once, not tried again. Default: 1.
         reflect_on: "all" rollouts, or "failures" only. Default: "all".
-        validate: "end": seed and last playbook meet on the valset once all is learned, until it is clear which is
-            better. "along": also whenever as many examples were learned from as the valset holds; the playbook with
-            the best mean is returned.
+        validate: "end": after learning, the starting playbook and the last one are scored on the same rows of the
+            valset, until it is clear which is better. "along": also each time as many more examples were learned
+            from as the valset has rows; the playbook with the best mean is returned.
 
-        max_metric_calls: rollouts at most, validation and retries included.
-        max_lm_calls: LM calls of all roles at most, failed ones that are made again included.
-        max_cost: dollars at most, as LiteLLM prices the models.
+        max_metric_calls: limit of rollouts, validation and retries included.
+        max_lm_calls: limit of LM calls, the program's and the roles', repeats of failed calls included.
+        max_cost: limit of dollars, as LiteLLM prices the models.
         max_seconds: no LM call starts later than this.
         rollout_timeout: seconds after which a rollout has failed.
         num_threads: rollouts and role calls at the same time. Default: DSPy's setting, or 8.
 
         playbook: the playbook to start from. Default: the student's own (`student.playbook`), or an empty one.
         max_playbook_tokens: size that the playbook keeps, in estimated tokens.
-        prompt_bullets: each call shows at most so many bullets, those that matter most for its inputs. Default: all,
-            which is better as long as they fit, and stays in the provider's cache.
+        prompt_bullets: show at most this many bullets per call, chosen for its inputs. Default: all; that is better
+            while they fit, and the prompt stays in the provider's cache.
 
-        seed: of the order of examples.
-        log_dir: a folder that keeps the run, and continues it when it is given again.
+        seed: the random seed of the order of examples.
+        log_dir: the folder that the run is saved in; give it again to continue the run.
         on_step: called with the `Record` and the playbook after each step and each validation; what it raises ends
             the run.
         progress: whether a bar is shown. Default: on a terminal and in a notebook.
@@ -169,7 +171,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             student: any program with predictors; it is not changed.
             trainset: examples with inputs set.
             teacher: taken for DSPy's sake and not used.
-            valset: examples to choose between seed and learned playbook by; None or empty: the latest is returned.
+            valset: examples to choose between the starting and the learned playbook; None or empty: the latest is
+                returned.
 
         Returns:
             A program of the student's class with the best playbook in its instructions, `.playbook` and
@@ -177,8 +180,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
 
         Raises:
             SettingsError, PlaybookError: a mistake in the arguments, found before the first LM call.
-            MetricError: the metric fails on every example.
-            RunError: the LM, or a role, cannot work; `error.program` is the best program so far.
+            MetricError: the metric failed on many examples in a row.
+            RunError: the LM, or a role, keeps failing; `error.program` is the best program so far.
             JournalError: `log_dir` cannot be used, or holds another run.
         """
         check_program(student)
@@ -196,13 +199,13 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
                 error.program = run.finished(run.restored(journal), f"stopped by an error: {error}")
                 raise
             except BaseException as error:
-                if ctrl_c.count > 1:  # the second one did not wait for calls under way
+                if ctrl_c.count > 1:  # a second Ctrl-C: do not wait for running calls
                     raise KeyboardInterrupt from error
                 if not (ctrl_c.count or isinstance(error, (KeyboardInterrupt, LimitReachedError))):
                     raise
                 stopped = str(error) if isinstance(error, LimitReachedError) else "interrupted by the user"
                 state = run.restored(journal)
-                logger.warning("ACE: %s; the best program so far is returned. A second Ctrl-C raises.", stopped)
+                logger.warning("ACE: %s; the best program so far is returned.", stopped)
             finally:
                 journal.keep_spent(run.engine.limits.spent)
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
@@ -223,7 +226,7 @@ def _loop(run: Run, state: State, journal: Journal, pool: ThreadPool, ctrl_c: Ct
             stopped = reason
             break
         state = run.keep(journal, state, learn(run, state, batch, pool))  # disk first, then memory
-        if ctrl_c.count:  # other code has taken the KeyboardInterrupt for an error of its own
+        if ctrl_c.count:  # Ctrl-C came, but other code swallowed the KeyboardInterrupt
             raise KeyboardInterrupt
     check_rollouts(state.records, [], at_end=True)
     check_roles(state.records, at_end=True)

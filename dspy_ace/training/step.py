@@ -29,7 +29,7 @@ class Attempt:
 
     Args:
         trajectory: the first attempt; None: a limit was reached before it ended.
-        reflection: on the last attempt that was reflected on; None: none was asked for, or it failed.
+        reflection: the latest one; None: none was asked for, or it failed.
         error: why the reflection failed; `""`: it did not.
         failures: the rollouts that failed, retries included.
         rollouts: how many were made.
@@ -49,14 +49,14 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Step:
-    """The outcome of one step, beside its rollouts.
+    """The outcome of one step: what was learned from its attempts.
 
     Args:
         playbook: the playbook after it.
-        delta: all operations in order: votes, the Curator's, the refiner's. `apply` takes them from the playbook
-            before to the one after.
+        delta: all operations in order: votes, the Curator's, the refiner's. Applied to the playbook before the step,
+            it gives `playbook`.
         rejected: operations that were left out, each with its reason.
-        attempts: one an example, in order.
+        attempts: one per example, in order.
         curation: see `Record`.
     """
 
@@ -75,13 +75,14 @@ class Step:
 def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
     """Roll a batch out with the playbook as it stands, and learn from it.
 
-    One task an example: rollout, reflection and, of a failure, retries, in one thread. One curation a batch.
+    Each example is one task in one thread: rollout, reflection and, after a failure, retries. Each batch is curated
+    once.
 
     Returns:
-        The record of the step. A limit may have made its batch shorter.
+        The record of the step. If a limit was reached, it covers only the examples that were rolled out.
 
     Raises:
-        RunError, MetricError: there is no sense in going on, see `stopping`.
+        RunError, MetricError: LM, metric, set-up or a role keeps failing, see `stopping`.
         LimitReachedError: a limit left no example of the batch.
     """
     engine, before = run.engine, run.engine.meter.totals()
@@ -95,16 +96,16 @@ def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
 
 
 def roll_out_and_reflect(run: Run, state: State, batch: Batch, pool: ThreadPool) -> list[Attempt]:
-    """Roll a batch out and reflect: one task an example, each in one thread.
+    """Roll a batch out and reflect: each example is one task in one thread.
 
-    Until student and Reflector have shown what they do, all is rolled out before anything is reflected on: a dead
-    model or role then costs three calls, and successes wait until it is known if the student makes mistakes.
+    Until the Reflector has worked once and the student has made a mistake, the whole batch is rolled out before any
+    reflection. So a dead model costs three calls, and a perfect student no reflection.
 
     Returns:
-        One attempt an example, in order.
+        One attempt per example, in order.
 
     Raises:
-        RunError, MetricError: there is no sense in going on, see `stopping`.
+        RunError, MetricError: LM, metric, set-up or a role keeps failing, see `stopping`.
     """
     engine, shares = run.engine, run.shares(batch)
     rollouts = engine.rollouts(with_playbook(engine.student, state.playbook, cite=True))
@@ -124,7 +125,7 @@ def roll_out_and_reflect(run: Run, state: State, batch: Batch, pool: ThreadPool)
 
 
 def first_attempt(engine: Engine, rollouts: Rollouts, example: dspy.Example, source: str) -> Attempt:
-    """Roll one example out; a limit that is reached leaves an attempt without a trajectory."""
+    """Roll one example out. Once a limit is reached, the attempt has no trajectory."""
     if engine.limits.reached:
         return Attempt()
     try:
@@ -137,10 +138,10 @@ def first_attempt(engine: Engine, rollouts: Rollouts, example: dspy.Example, sou
 def roll_out_in_waves(
     roll_out: Callable[[Item], Attempt], items: Sequence[Item], pool: ThreadPool, records: Sequence[Record]
 ) -> list[Attempt]:
-    """Roll a batch out: at first three items and no more, until one shows that model, metric and set-up work.
+    """Roll a batch out: three items first, the rest once one of them shows that model, metric and set-up work.
 
     Raises:
-        RunError, MetricError: none of them does.
+        RunError, MetricError: all of the first items failed because one of these does not work.
     """
     done: list[Attempt] = []
     while len(done) < len(items):
@@ -153,10 +154,9 @@ def roll_out_in_waves(
 def reflect_on_batch(
     engine: Engine, state: State, batch: Sequence[tuple[Attempt, int]], pool: ThreadPool
 ) -> list[Attempt]:
-    """Reflect on a batch that was rolled out: at first on three attempts, until the Reflector has worked.
+    """Reflect on a batch that was rolled out: on three attempts first, until the Reflector has worked.
 
-    With a metric, nobody is asked why things went right before anything has gone wrong: a perfect student costs no
-    role call.
+    With a metric, nothing is reflected on until a rollout has failed: a perfect student costs no role call.
 
     Args:
         engine, state: see `learn_from`.
@@ -185,7 +185,7 @@ def reflect_on_batch(
 
 
 def trajectories_of(attempts: Sequence[Attempt]) -> list[Trajectory]:
-    """Return the trajectories of attempts that a limit left one."""
+    """Return the trajectories of the attempts that have one; a limit can leave an attempt without."""
     return [attempt.trajectory for attempt in attempts if attempt.trajectory is not None]
 
 
@@ -194,11 +194,11 @@ def learn_from(engine: Engine, state: State, attempts: Sequence[Attempt]) -> Ste
 
     Args:
         engine: the roles.
-        state: the playbook that the batch met, and what is known of the run.
-        attempts: one an example, in order, reflected on.
+        state: the state before this batch: its playbook and records.
+        attempts: one per example, in order, reflected on.
 
     Raises:
-        RunError: a role never worked, or says that it is of no use to go on.
+        RunError: a role never worked, or raised RunError to end the run.
     """
     check_roles(state.records, [attempt.error for attempt in attempts if attempt.asked])
     trajectories = trajectories_of(attempts)
@@ -207,7 +207,7 @@ def learn_from(engine: Engine, state: State, attempts: Sequence[Attempt]) -> Ste
 
     playbook = state.playbook
     votes, unknown = admit(playbook, _votes(playbook, reflections) + _citations(unasked))
-    voted = apply(playbook, votes)  # helpful and harmful, once an example
+    voted = apply(playbook, votes)  # at most one vote per bullet and example
     delta, left_out, curation = _curate(engine, state, reflections)
     check_roles(state.records, curation=curation)
     added, misfits = admit(voted, _for_predictors_that_ran(delta, trajectories).operations)
@@ -219,22 +219,22 @@ def learn_from(engine: Engine, state: State, attempts: Sequence[Attempt]) -> Ste
 
 
 def reflect_in_rounds(engine: Engine, state: State, made: Attempt, retries: int) -> Attempt:
-    """Reflect on one example; a failure is rolled out again with the insights in view, in rounds (ACE §3.2).
+    """Reflect on one example; after a failure it is rolled out again with the insights in the prompt (ACE §3.2).
 
-    Nothing is asked where provider or metric failed, of a success if only failures are reflected on, or where a limit
-    is reached. Only the last reflection counts: what it keeps of the earlier ones is its business.
+    No reflection is asked for if provider, metric or set-up failed, for a success with `reflect_on="failures"`, or once
+    a limit is reached. Only the last reflection is used; it must repeat what it keeps of earlier ones.
 
     Args:
         engine: the Reflector, and the program.
-        state: the playbook that the first attempt met, and what is known of the run.
+        state: the state before this batch: its playbook and records.
         made: the first attempt.
-        retries: how many there may be.
+        retries: the limit of retries.
 
     Returns:
-        The attempt with its reflection. A limit that is reached ends it early, with what there is.
+        The attempt with its reflection. If a limit is reached, the attempt so far.
 
     Raises:
-        RunError: the role says that it is of no use to go on. Its other errors are told in the attempt.
+        RunError: the role raised it to end the run. Other errors are kept in `Attempt.error`.
     """
     first, playbook = made.trajectory, state.playbook
     skipped = first is None or not first.teaches or (first.success and engine.settings.reflect_on == "failures")
@@ -279,9 +279,10 @@ def record_of(
 
     Args:
         step: the outcome.
-        number, epoch, batch: its place in the run; a position for each trajectory of the step.
+        number, epoch: of the step.
+        batch: the position in the trainset of each trajectory.
         before: the usage by role before the step.
-        engine: tells the usage since.
+        engine: its meter tells the usage now.
     """
     trajectories = [attempt.trajectory for attempt in step.attempts if attempt.trajectory is not None]
     return Record(
@@ -337,9 +338,9 @@ def _curate(
 
 
 def _for_predictors_that_ran(delta: Delta, trajectories: Sequence[Trajectory]) -> Delta:
-    """Return `delta` with each new bullet for a predictor that ran in one of its examples, or else for all.
+    """Clear `predictor` of each Add whose predictor did not run in the examples that it comes from.
 
-    Where no call is known, nothing is known of which predictors ran, and the predictor stands.
+    If no calls were traced, it is kept.
     """
     ran = {t.source: {call.predictor for call in t.trace} - {""} for t in trajectories}
 
@@ -354,7 +355,10 @@ def _for_predictors_that_ran(delta: Delta, trajectories: Sequence[Trajectory]) -
 
 
 def _votes(playbook: Playbook, reflections: Sequence[Reflection]) -> list[Tag]:
-    """Return one vote a bullet and example. An id that the example was not shown is given a name no bullet has."""
+    """Return one vote per bullet and example.
+
+    An id that the example was not shown becomes "… (not shown)", so that `admit` rejects it.
+    """
     votes = []
     for reflection in reflections:
         trajectory = reflection.trajectory
@@ -369,5 +373,5 @@ def _votes(playbook: Playbook, reflections: Sequence[Reflection]) -> list[Tag]:
 
 
 def _citations(successes: Sequence[Trajectory]) -> list[Tag]:
-    """Return a vote for each bullet that a success cites which nobody reflected on."""
+    """Return one helpful vote for each bullet cited by a success that was not reflected on."""
     return [Tag(cited, 1, 0, success.source) for success in successes for cited in success.cited]
