@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import dspy_ace
+from paths import HELPERS, TESTS
 
 NAMES = {
     "ACE", "AceError", "Bullet", "Curator", "Executed", "GrowAndRefine", "Judged", "OnlineACE", "Playbook",
@@ -39,3 +43,28 @@ def test_no_exported_name_hides_a_module(name: str) -> None:
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
     hidden = {n for n in modules & set(package.__all__) if not isinstance(getattr(package, n), ModuleType)}
     assert not hidden
+
+
+def imported(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the modules of `dspy_ace` that a test file imports from, and the names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dspy_ace."):
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+def test_modules_inside_a_package_are_imported_by_the_tests_of_that_package_alone() -> None:
+    """Other tests use what the package exports, so that its files can move; helpers do where the name is exported.
+
+    `dspy_ace.testing` is for users: its modules are imported by their names.
+    """
+    wrong = []
+    for path in TESTS.rglob("*.py"):
+        own = path.relative_to(TESTS).parts[0]
+        for module, name in imported(path):
+            _, package, *inside = module.split(".")
+            if not inside or package in (own, "testing"):
+                continue
+            exported = name in importlib.import_module(f"dspy_ace.{package}").__all__
+            if exported or not path.is_relative_to(HELPERS):
+                wrong.append(f"{path.relative_to(TESTS)}: {module}.{name}")
+    assert wrong == []

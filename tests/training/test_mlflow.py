@@ -14,7 +14,7 @@ import pytest
 from dspy.utils.callback import BaseCallback
 
 from dspy_ace import ACE
-from dspy_ace.program.rollout import rollouts
+from dspy_ace.program import rollouts
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.validation import FULL, Evaluation
 from paths import HELPERS, ROOT

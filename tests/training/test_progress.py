@@ -18,7 +18,7 @@ import dspy
 import pytest
 from dspy.utils.logging_utils import DSPY_LOGGING_STREAM
 
-from dspy_ace.lm.usage import Usage
+from dspy_ace import Usage
 from dspy_ace.training.progress import Progress
 from dspy_ace.training.state import Record
 
