@@ -1,4 +1,7 @@
-"""Which bullets of a playbook look alike, and whether two texts agree in what must not be lost (ACE §3.3)."""
+"""Look-alikes among bullets, and the guard before two texts are merged (ACE §3.3).
+
+Equal texts are found by `folded` in `playbook/text.py`; `roles/refine.py` merges both kinds.
+"""
 
 from __future__ import annotations
 

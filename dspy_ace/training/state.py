@@ -210,7 +210,7 @@ def difference(
     pairs = zip(seed.scores, learned.scores, strict=True) if seed and learned else ()
     known = [(before, after) for before, after in pairs if before is not None and after is not None]
     validated = paired([before for before, _ in known], [after for _, after in known], scale)
-    return verdict(validated, unpaired(*batch_evidence(records), scale))
+    return verdict(validated, unpaired(*batch_evidence(records), scale), scale)
 
 
 @dataclass(frozen=True)

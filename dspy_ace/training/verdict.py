@@ -1,11 +1,13 @@
-"""Is the playbook better than the seed? A difference, its 95 % interval, and a plain word.
+"""The verdict on a learned playbook: a difference to the seed, its 95 % interval, and a plain word.
 
-Two kinds of evidence, pooled by their number of examples:
+Two kinds of evidence are pooled by their number of examples:
 
-* *validation*: seed and playbook on the same valset, paired by example;
-* *progressive validation*: every example is rolled out before it is learned from, so each batch of the
-  first epoch is a fair test of the playbook it met. Batches met by the seed against batches met by what
-  was learned; not paired, and not affected by a valset that is too small or too noisy to see a gain.
+* validation: seed and playbook on the same rows of the valset, paired by row;
+* the record of the batches: every example of the first epoch was rolled out before it was learned from, so its score is
+  a fair test of the playbook it met. Batches that met the seed stand against batches that met something learned. It
+  is not paired, and it sees gains that a small or noisy valset cannot show.
+
+The intervals are computed here because scipy has none that stays honest for ten ties in a row (see `_smoothed`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 
 BETTER, UNCLEAR, WORSE = "better", "not shown to be better", "worse"
 _Z = 1.96  # two-sided 95 %
-_Z_CERTAIN = 2.81  # two-sided 99.5 %: may be looked at some ten times, and be wrong in less than 5 % of all cases
+_Z_CERTAIN = 2.81  # two-sided 99.5 %: tested ten times in a row, it is wrong in less than 5 % of all cases
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,9 @@ class Evidence:
 
     Args:
         before, after: mean scores.
-        examples_before, examples_after: how many examples stand behind each; equal when `paired`.
-        paired: whether they are the same examples.
-        estimate, error: the difference drawn towards 0, and its standard error, never 0: the centre and
-            width of an interval that holds also for ten ties in a row (see `_smoothed`).
+        examples_before, examples_after: their numbers of examples; equal when `paired`.
+        paired: True if they are the same examples.
+        estimate, error: the difference drawn towards 0, and its standard error, which is never 0.
     """
 
     before: float
@@ -58,12 +59,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the evidence says of the playbook against the seed.
+    """The evidence on a playbook against the seed, in one word and one interval.
 
     Args:
         word: "better" or "worse" when the 95 % interval leaves 0 out, else "not shown to be better".
         difference, low, high: the pooled difference and its interval, in units of the metric.
         validation, progressive: the evidence it rests on; None where there is none.
+        certain: True if a 99.5 % interval leaves 0 out as well: more rows would hardly change the word.
     """
 
     word: str
@@ -72,12 +74,7 @@ class Verdict:
     high: float
     validation: Evidence | None
     progressive: Evidence | None
-
-    @property
-    def certain(self) -> bool:
-        """Whether it will stay so: 0 lies outside an interval that is wide enough to be looked at again and again."""
-        centre, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        return abs(centre) > half * _Z_CERTAIN / _Z
+    certain: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.word}: {self.difference:+.3f}, 95 % interval {self.low:+.3f} to {self.high:+.3f}"]
@@ -89,7 +86,7 @@ class Verdict:
 
 
 def paired(before: Sequence[float], after: Sequence[float], scale: float) -> Evidence | None:
-    """Evidence of two playbooks scored on the same examples, in the same order; None without any."""
+    """Return the evidence of two playbooks scored on the same examples, in the same order; None without examples."""
     if not before:
         return None
     differences = [b - a for a, b in zip(before, after, strict=True)]
@@ -98,7 +95,7 @@ def paired(before: Sequence[float], after: Sequence[float], scale: float) -> Evi
 
 
 def unpaired(before: Sequence[float], after: Sequence[float], scale: float) -> Evidence | None:
-    """Evidence of two groups of examples; None if one of them is empty."""
+    """Return the evidence of two groups of examples; None if one of them is empty."""
     if not before or not after:
         return None
     middle = _mean([*before, *after])
@@ -107,8 +104,8 @@ def unpaired(before: Sequence[float], after: Sequence[float], scale: float) -> E
     return Evidence(_mean(before), _mean(after), len(before), len(after), False, high - low, error)
 
 
-def verdict(validation: Evidence | None, progressive: Evidence | None) -> Verdict | None:
-    """Pool the evidence; None if there is none."""
+def verdict(validation: Evidence | None, progressive: Evidence | None, scale: float = 1.0) -> Verdict | None:
+    """Pool the evidence; None if there is none. The interval ends where the scale of the metric ends."""
     evidence = [each for each in (validation, progressive) if each is not None]
     if not evidence:
         return None
@@ -116,13 +113,13 @@ def verdict(validation: Evidence | None, progressive: Evidence | None) -> Verdic
     difference = sum(each.weight * each.difference for each in evidence) / total
     centre = sum(each.weight * each.estimate for each in evidence) / total
     error = math.sqrt(sum((each.weight * each.error) ** 2 for each in evidence)) / total
-    low, high = centre - _Z * error, centre + _Z * error
+    low, high = max(-scale, centre - _Z * error), min(scale, centre + _Z * error)
     word = BETTER if low > 0 else WORSE if high < 0 else UNCLEAR
-    return Verdict(word, difference, low, high, validation, progressive)
+    return Verdict(word, difference, low, high, validation, progressive, abs(centre) > _Z_CERTAIN * error)
 
 
 def _smoothed(values: Sequence[float], middle: float, scale: float) -> tuple[float, float]:
-    """Mean and standard error of `values` with two more observations, `scale` below and above `middle`.
+    """Return mean and standard error of `values` with two more observations, `scale` below and above `middle`.
 
     Without them ten ties in a row would look like certainty (Agresti and Min, 2005, for paired
     proportions; Agresti and Caffo, 2000, for two groups).

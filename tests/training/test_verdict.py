@@ -112,5 +112,13 @@ def test_the_scale_of_the_metric_does_not_matter(pairs: list[tuple[float, float]
     """A metric in percent gets the same word as one in shares."""
     before, after = [a for a, _ in pairs], [b for _, b in pairs]
     small = verdict(paired(before, after, 1.0), None)
-    large = verdict(paired([a * factor for a in before], [b * factor for b in after], factor), None)
+    large = verdict(paired([a * factor for a in before], [b * factor for b in after], factor), None, factor)
     assert large.low == pytest.approx(small.low * factor, abs=1e-6 * factor)
+
+
+def test_an_interval_ends_where_the_scale_of_the_scores_ends() -> None:
+    """Two scores cannot differ by more than the width of the metric."""
+    found = verdict(paired([0.0] * 3, [1.0] * 3, 1.0), None)
+    assert found is not None
+    assert found.high == 1.0
+    assert found.low > -1.0
