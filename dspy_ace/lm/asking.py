@@ -60,7 +60,7 @@ class UnreadableError(ValueError):
 
 @dataclass(frozen=True)
 class Broken:
-    """What stands in a list where no item could be read.
+    """A part of a list in which no item could be read.
 
     Args:
         text: that part of the reply.

@@ -40,7 +40,7 @@ class BusyError(BaseException):
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run has spent of its limits; `seconds` since its first LM call, of all its processes together."""
+    """The part of its limits that a run has used; `seconds` since its first LM call, of all its processes together."""
 
     rollouts: int = 0
     calls: int = 0
@@ -102,7 +102,7 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
 
     @property
     def spent(self) -> Spent:
-        """What was spent so far, for `resume` in the process that continues the run."""
+        """The use of the limits so far, for `resume` in the process that continues the run."""
         with self._lock:
             return Spent(self.rollouts, self.calls, self.dollars, self.seconds)
 

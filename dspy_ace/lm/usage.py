@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -56,24 +56,6 @@ class Usage:
         counts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "dollars"}
         unknown = self.dollars is None or other.dollars is None
         return Usage(**counts, dollars=None if unknown else (self.dollars or 0.0) + (other.dollars or 0.0))
-
-
-def since(totals: Mapping[str, Usage], before: Mapping[str, Usage]) -> dict[str, dict[str, int]]:
-    """Return calls and tokens by role between two readings of a meter, as plain data; roles without a call left out."""
-    kept = ("calls", "prompt_tokens", "completion_tokens")
-    used = {
-        role: {name: getattr(usage, name) - getattr(before.get(role, Usage()), name) for name in kept}
-        for role, usage in totals.items()
-    }
-    return {role: counts for role, counts in used.items() if counts["calls"]}
-
-
-def recorded(steps: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, Usage]:
-    """Return the usage by role of steps on record; their dollars are not known any more."""
-    total: dict[str, Usage] = {}
-    for step in steps:
-        total = added(total, {role: Usage(**counts, dollars=None) for role, counts in step.items()})
-    return total
 
 
 def added(first: Mapping[str, Usage], second: Mapping[str, Usage]) -> dict[str, Usage]:
@@ -168,13 +150,12 @@ class Meter:
 
     Args:
         on_dollars: told what each answered call cost, before the call has ended; None for an unknown cost.
-        whole: the meter that this one is a part of: it gets every scope as well.
     """
 
-    def __init__(self, on_dollars: Callable[[float | None], None] | None = None, whole: Meter | None = None) -> None:
-        self._on_dollars, self._whole = on_dollars, whole
+    def __init__(self, on_dollars: Callable[[float | None], None] | None = None) -> None:
+        self._on_dollars = on_dollars
         self._tiers: dict[str, str | None] = {}  # models met → service tier
-        self._outer = dspy.settings.usage_tracker if whole is None else None
+        self._outer = dspy.settings.usage_tracker
         self._totals: dict[str, Usage] = {}
         self._scopes: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -198,23 +179,16 @@ class Meter:
             with dspy.context(usage_tracker=made.tracker, callbacks=[*callbacks, *inherited, made.counter]):
                 yield made
         finally:
-            self._add(role, made.usage(), made.entries())
+            self._add(role, made)
         if made.counter.refusal is not None:
             raise made.counter.refusal
 
-    def part(self) -> Meter:
-        """Return a meter for a part of what this one counts."""
-        return Meter(self._on_dollars, self)
-
-    def _add(self, role: str, usage: Usage, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    def _add(self, role: str, made: Measurement) -> None:
         with self._lock:
-            self._totals[role] = self._totals.get(role, Usage()) + usage
+            self._totals[role] = self._totals.get(role, Usage()) + made.usage()
             self._scopes[role] = self._scopes.get(role, 0) + 1
-            if self._outer is not None:
-                for lm, entry in entries:
-                    self._outer.add_usage(lm, entry)
-        if self._whole is not None:
-            self._whole._add(role, usage, entries)
+            for lm, entry in made.entries() if self._outer is not None else ():
+                self._outer.add_usage(lm, entry)
 
     def meet(self, lm: Any, inputs: Mapping[str, Any] | None = None) -> None:
         """Note an LM that is about to be called: only a provider's model can stand in a price list."""

@@ -19,7 +19,7 @@ Role = TypeVar("Role")
 
 @dataclass(frozen=True)
 class Reflection:
-    """What a reflector learned from one trajectory (ACE §3.2).
+    """The lessons of one trajectory, as a reflector found them (ACE §3.2).
 
     Args:
         insights: zero or more, in any iterable. A plain str is taken as an Insight for all predictors; instead of an

@@ -295,7 +295,7 @@ def _operation(item: Any, playbook: Playbook, reflections: Sequence[Reflection])
     if kind == "ADD":
         return Add(section or "", _content(item, playbook), _predictor(item, reflections), sources)
     if kind == "UPDATE":
-        return Update(_id(item, playbook), _content(item, playbook), section, sources)
+        return Update(_known(_first(item, "id", "bullet_id"), playbook), _content(item, playbook), section, sources)
     if kind == "MERGE":
         ids = _first(item, "ids", "bullet_ids")
         ids = re.split(r"[,;]", ids) if isinstance(ids, str) else ids
@@ -304,7 +304,10 @@ def _operation(item: Any, playbook: Playbook, reflections: Sequence[Reflection])
         return Merge(tuple(_known(name, playbook) for name in ids), _content(item, playbook), section, sources)
     if kind in ("DELETE", "REMOVE"):
         reason = item.get("reason")
-        return Delete(_id(item, playbook), restored(reason)[:_REASON_CHARS] if isinstance(reason, str) else "")
+        return Delete(
+            _known(_first(item, "id", "bullet_id"), playbook),
+            restored(reason)[:_REASON_CHARS] if isinstance(reason, str) else "",
+        )
     raise ValueError(f"unknown type {kind[:40] or '(none)'}: expected ADD, UPDATE, MERGE or DELETE")
 
 
@@ -362,10 +365,6 @@ def _bullet_head(line: str, playbook: Playbook) -> int:
     head = _BULLET_HEAD.match(line)
     given = head and (head["counters"] or head["id"] in playbook or _GIVEN_ID.fullmatch(head["id"]))
     return head.end() if head and given else 0
-
-
-def _id(item: Mapping[str, Any], playbook: Playbook) -> str:
-    return _known(_first(item, "id", "bullet_id"), playbook)
 
 
 def _known(name: Any, playbook: Playbook) -> str:

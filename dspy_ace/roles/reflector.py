@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Annotated, Any, get_args
 
 import dspy
@@ -91,13 +92,7 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         >>> ACE(metric, reflect=Reflector(dspy.LM("openai/gpt-5"), max_images=0))  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        lm: Any = None,
-        *,
-        max_prompt_tokens: int = 16_000,
-        max_images: int = 4,
-    ) -> None:
+    def __init__(self, lm: Any = None, *, max_prompt_tokens: int = 16_000, max_images: int = 4) -> None:
         super().__init__()
         self.lm = lm
         self.max_prompt_tokens = checked("max_prompt_tokens", max_prompt_tokens, Annotated[int, Ge(500)])
@@ -228,19 +223,13 @@ def _vote(said: Any) -> Vote | None:
 def _render_bullets(playbook: Playbook, trajectory: Trajectory) -> str:
     shown = [bullet for name in trajectory.shown if (bullet := playbook.get(name)) is not None]
     cited = [bullet for bullet in shown if bullet.id in trajectory.cited]
-    others, left = [], _SHOWN_TOKENS
-    for bullet in shown:
-        if bullet.id not in trajectory.cited:
-            left -= bullet.tokens
-            if left > 0:
-                others.append(bullet.block)
-    parts = []
-    if cited:
-        parts.append("\n".join(["Cited:", *(bullet.block for bullet in cited)]))
-    if others:
-        parts.append("Shown, not cited:\n" + "\n".join(others))
-    hidden = len(shown) - len(cited) - len(others)
-    return "\n".join(parts + ([f"(and {hidden} more that were shown)"] if hidden else [])) or "(none)"
+    others = [bullet for bullet in shown if bullet.id not in trajectory.cited]
+    sizes = accumulate(bullet.tokens for bullet in others)
+    fitting = [bullet for bullet, size in zip(others, sizes, strict=True) if size < _SHOWN_TOKENS]
+    lines = ["Cited:", *(bullet.block for bullet in cited)] if cited else []
+    lines += ["Shown, not cited:", *(bullet.block for bullet in fitting)] if fitting else []
+    hidden = len(others) - len(fitting)
+    return "\n".join(lines + ([f"(and {hidden} more that were shown)"] if hidden else [])) or "(none)"
 
 
 def _render_earlier(attempt: Any) -> str:
