@@ -13,7 +13,7 @@ from annotated_types import Ge
 from dspy.utils.exceptions import LMError
 
 from ..errors import Count, RoleError, checked
-from ..lm import Broken, UnreadableError, ask, read_list, restored
+from ..lm import Broken, LimitReachedError, UnreadableError, ask, read_list, restored
 from ..playbook import (
     DEFAULT_SECTIONS,
     Add,
@@ -144,12 +144,12 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
     def forward(self, playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[Rejected, ...]]:
         """Turn reflections into a delta, and say what was left out of it and why.
 
-        A later part that fails costs its own reviews only: they are among what was left out.
+        A part that fails costs its own reviews only: they are among what was left out.
 
         Raises:
-            RoleError: no reply could be read. LM errors pass through.
+            RoleError: no reply could be read. LM errors and LimitReachedError pass through if every part failed.
         """
-        delta, rejected, failures = Delta(), list[Rejected](), list[Exception]()
+        delta, rejected, failures = Delta(), list[Rejected](), list[BaseException]()
         parts, at = 0, 0
         while at < len(reflections):
             fields = self._fields(playbook)
@@ -158,7 +158,7 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
             parts, at = parts + 1, at + len(reviews)
             try:
                 operations, malformed = self._ask(playbook, part, {**fields, "reviews": "\n\n".join(reviews)})
-            except (RoleError, LMError) as error:
+            except (RoleError, LMError, LimitReachedError) as error:
                 failures.append(error)
                 rejected.append(Rejected(None, f"{len(part)} of {len(reflections)} reviews were not curated: {error}"))
                 continue

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import dspy
 
-from ..lm import Limits, Meter, Usage, added, enforced, one_by_one, working
+from ..lm import LimitReachedError, Limits, Meter, Usage, added, enforced, one_by_one, working
 from ..playbook import Delta, Playbook, Rejected
 from ..program import Rollouts, Scorer, Trajectory, copy_program, showing
 from ..roles import Curator, GrowAndRefine, Reflection, Reflector, limited
@@ -88,8 +88,13 @@ class Engine:
         self, playbook: Playbook, reflections: Sequence[Reflection], works: bool
     ) -> tuple[Delta, Sequence[Rejected]]:
         """Ask the Curator (ACE §3.1). See `reflect`; raises TypeError for anything but a Delta."""
-        with self.meter.measure("curator"), dspy.context(lm=self._role_lm), working(works):
-            delta, rejected = self.curator(playbook, reflections)
+        delta: Delta | None = None
+        try:
+            with self.meter.measure("curator"), dspy.context(lm=self._role_lm), working(works):
+                delta, rejected = self.curator(playbook, reflections)
+        except LimitReachedError:
+            if delta is None:  # else the curator made do with the calls before: they are paid for
+                raise
         if not isinstance(delta, Delta):
             raise TypeError(f"expected a Delta (see dspy_ace.roles); got {delta!r:.200}")
         return delta, tuple(rejected)

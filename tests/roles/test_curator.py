@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from dspy_ace import Curator, Playbook
 from dspy_ace.errors import RoleError, SettingsError
+from dspy_ace.lm import LimitReachedError
 from dspy_ace.playbook import DEFAULT_SECTIONS, Add, Delete, Delta, Merge, Update, apply, count_tokens
 from dspy_ace.roles import Insight, Reflection
 from dspy_ace.roles.curator import CuratePlaybook
+from dspy_ace.training import Engine, LearningSettings
 from scripted import rate_limited, scripted
 from scripted_roles import PLAYBOOK, chat, curation_reply, fields_of, real_replies, reviewed, sections, trajectory
 
@@ -413,6 +415,23 @@ def test_a_part_that_fails_costs_its_own_reviews_only(fault: list[Any], why: str
         assert why in left_out.reason
     with pytest.raises((RoleError, dspy.utils.exceptions.LMError)):
         in_parts(scripted(fault * 2))
+
+
+def test_a_limit_between_two_parts_keeps_what_was_paid_for() -> None:
+    """The operations of the first part stand, also where the engine counts the calls."""
+    group = [reviewed(LONG * 13, source=str(number)) for number in range(4)]
+    lm = scripted(curation_reply({"type": "ADD", "content": "Carry."}))
+    options = LearningSettings.of(
+        metric=None, reflection_lm=lm, curate=Curator(max_prompt_tokens=1_000), max_lm_calls=1, num_threads=1
+    )
+    engine = Engine(options, dspy.Predict("question -> answer"))
+    with engine.scope():
+        delta, (left_out,) = engine.curate(PLAYBOOK, group, works=True)
+        assert delta.operations == (Add("", "Carry.", None, ("0", "1")),)
+        assert left_out.reason.startswith("2 of 4 reviews were not curated: max_lm_calls=1 is reached")
+        with pytest.raises(LimitReachedError):
+            engine.curate(PLAYBOOK, group, works=True)
+    assert len(lm.script.requests) == 1
 
 
 def test_a_provider_error_passes_through() -> None:
