@@ -1,30 +1,26 @@
-"""What was told and is yet to be learned from, and the playbook it changes: in memory, or in a store."""
+"""Told trajectories that wait to be learned from, and the playbook that they change: in memory, or in a store."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import threading
 import time
-import uuid
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Protocol
 
 import dspy
 
-from ..errors import StoreError
 from ..playbook import Delta, Playbook, Rejected, apply
 from ..program import Call, Failure, Feedback, Trajectory, render_value
 from ..store import PlaybookStore
 
 logger = logging.getLogger("dspy.ace")
 
-CLAIM = 600.0  # seconds for which no other process is given what this one learns from
+CLAIM = 600.0  # seconds for which no other process of a store is given the records that this one learns from
 FORMAT = "dspy_ace.told"
-_MANY = 1000  # waiting trajectories that are worth a word
+_MANY = 1000  # a warning is logged each time that so many more trajectories wait in memory
 
 
 @dataclass(frozen=True)
@@ -32,98 +28,76 @@ class Told:
     """A trajectory with its feedback, waiting to be learned from.
 
     Args:
-        trajectory: what was told.
-        scored: whether the metric could score a retry of it.
-        id: its number in the store; 0 without one.
+        trajectory: the call and its feedback.
+        scored: True if the metric can score a retry of it.
+        id: its number in the inbox.
+        key: identifies it if it is put again after an error of the store.
     """
 
     trajectory: Trajectory
     scored: bool
     id: int = 0
+    key: str | None = None
 
 
 class Inbox(Protocol):
-    """Where tells wait and the playbook stands. Thread-safe; one thread at a time takes, gives back and learns."""
+    """Holds told trajectories and the playbook. Any thread may put; one thread at a time takes and learns."""
 
     def snapshot(self) -> tuple[int, Playbook]:
-        """The latest version and its playbook."""
+        """Return the latest version and its playbook."""
 
     def put(self, told: Told, source: str | None) -> str:
-        """Keep it; when this returns it cannot be lost (store: it is on disk). Its name."""
+        """Keep a trajectory and return its source's name. It cannot be lost any more (in a store: it is on disk)."""
 
-    def waiting(self, most: int) -> int:
-        """How many wait, counted up to `most`."""
-
-    def left(self) -> int:
-        """How many were told and not learned from, those that are being learned from among them."""
+    def left(self, most: int | None = None) -> int:
+        """Count, up to `most`, the trajectories that were told and not learned from."""
 
     def take(self, limit: int) -> list[Told]:
-        """The oldest, for this caller alone until they are given back or learned from."""
-
-    def put_back(self, told: Sequence[Told]) -> None:
-        """They were not learned from: they are the first to be taken next."""
+        """Return the oldest trajectories, for this process alone. They are taken again until they are learned from."""
 
     def learned(self, base: int, delta: Delta, told: Sequence[Told]) -> tuple[Rejected, ...] | None:
-        """What was learned from `told` on version `base` is kept; what of it was left out.
+        """Apply a delta that was made on version `base`, and remove the trajectories that it was learned from.
 
-        None: nothing was kept (something was forgotten meanwhile); what of `told` still stands is put back.
+        Returns:
+            The operations that were left out. None: nothing was applied or removed, because a source was forgotten
+            meanwhile. What is not forgotten of `told` is taken again.
         """
 
 
 class Memory:
-    """An inbox of this process alone."""
+    """An inbox of this process alone. It needs no lock: `dict` and `count` are thread-safe, and one thread learns."""
 
     def __init__(self, playbook: Playbook) -> None:
-        self._version, self._playbook = 0, playbook
-        self._waiting: deque[Told] = deque()
-        self._told, self._out, self._warned = 0, 0, _MANY
-        self._lock = threading.Lock()
+        self._latest = 0, playbook
+        self._numbers = count(1)
+        self._waiting: dict[int, Told] = {}
 
     def snapshot(self) -> tuple[int, Playbook]:
-        """Version and playbook."""
-        with self._lock:
-            return self._version, self._playbook
+        """See `Inbox`."""
+        return self._latest
 
     def put(self, told: Told, source: str | None) -> str:
-        """Keep it."""
-        with self._lock:
-            self._told += 1
-            name = source or f"tell-{self._told}"
-            self._waiting.append(_named(told, name, self._told))
-            waiting = len(self._waiting)
-            many, self._warned = waiting >= self._warned, 2 * waiting if waiting >= self._warned else self._warned
-        if many:
+        """See `Inbox`."""
+        number = next(self._numbers)
+        name = source or f"tell-{number}"
+        self._waiting[number] = replace(told, trajectory=replace(told.trajectory, source=name), id=number)
+        if (waiting := len(self._waiting)) % _MANY == 0:
             logger.warning("ACE: %d told trajectories wait to be learned from, and take memory.", waiting)
         return name
 
-    def waiting(self, most: int) -> int:
-        """How many wait."""
-        return min(most, len(self._waiting))
-
-    def left(self) -> int:
-        """Those that wait and those that are out."""
-        with self._lock:
-            return len(self._waiting) + self._out
+    def left(self, most: int | None = None) -> int:  # noqa: ARG002 - counting all is quick
+        """See `Inbox`."""
+        return len(self._waiting)
 
     def take(self, limit: int) -> list[Told]:
-        """The oldest."""
-        with self._lock:
-            taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
-            self._out += len(taken)
-        return taken
+        """See `Inbox`."""
+        return list(self._waiting.values())[:limit]
 
-    def put_back(self, told: Sequence[Told]) -> None:
-        """They wait again, before all others."""
-        with self._lock:
-            self._waiting.extendleft(reversed(told))
-            self._out -= len(told)
-
-    def learned(self, base: int, delta: Delta, told: Sequence[Told]) -> tuple[Rejected, ...] | None:  # noqa: ARG002 - one learner, no rebase
-        """The playbook is the next one."""
-        with self._lock:
-            self._playbook = apply(self._playbook, delta)
-            self._version += 1
-            self._out -= sum(one.id > 0 for one in told)
+    def learned(self, base: int, delta: Delta, told: Sequence[Told]) -> tuple[Rejected, ...] | None:
+        """See `Inbox`."""
+        self._latest = base + 1, apply(self._latest[1], delta)
+        for one in told:
+            self._waiting.pop(one.id)
         return ()
 
 
@@ -132,83 +106,58 @@ class Shared:
 
     Args:
         store: it stays open when this ends.
-        task: the predictors' instructions without the playbook: told records do not repeat them.
+        task: the predictors' instructions without the playbook; records of the store do not repeat them.
     """
 
     def __init__(self, store: PlaybookStore, task: Mapping[str, str]) -> None:
         self._store, self._task = store, task
-        self._held: list[Told] = []  # claimed here, not learned from yet
-        self._until = 0.0  # when the first claim on them ends
-        self._foreign: set[int] = set()
-        self._unsure: dict[str, str] = {}  # what was told while the store failed → its key
+        self._held: list[tuple[float, Told]] = []  # claimed here and not learned from, each with the end of its claim
 
     def snapshot(self) -> tuple[int, Playbook]:
-        """Version and playbook."""
+        """See `Inbox`."""
         return self._store.snapshot()
 
     def put(self, told: Told, source: str | None) -> str:
-        """Keep it. A store that fails may have kept it nevertheless; told again it has the same key, so it is once."""
-        record = _to_record(told)
-        said = hashlib.sha256(json.dumps([record, source]).encode()).hexdigest()
-        key = self._unsure.pop(said, None) or uuid.uuid4().hex
-        try:
-            number = self._store.tell(record, source=source, key=key)
-        except StoreError:
-            self._unsure[said] = key
-            raise
+        """See `Inbox`. A store that fails may have kept the record; put again under the same key, it is there once."""
+        number = self._store.tell(_to_record(told), source=source, key=told.key)
         return source or f"tell-{number}"
 
-    def waiting(self, most: int) -> int:
-        """How many wait."""
+    def left(self, most: int | None = None) -> int:
+        """See `Inbox`."""
         return len(self._store.pending(most))
 
-    def left(self) -> int:
-        """All that the store has pending."""
-        return len(self._store.pending())
-
     def take(self, limit: int) -> list[Told]:
-        """The oldest."""
-        if time.monotonic() > self._until:  # others may have them by now, or they are claimed here again
-            self._held = []
-        taken, self._held = self._held[:limit], self._held[limit:]
-        if len(taken) < limit:
-            ends = time.monotonic() + CLAIM
-            self._until = min(self._until, ends) if taken else ends
-            for tell in self._store.claim(limit - len(taken), CLAIM):
+        """See `Inbox`."""
+        now = time.monotonic()
+        self._held = [(ends, one) for ends, one in self._held if ends > now]
+        if len(self._held) < limit:
+            for tell in self._store.claim(limit - len(self._held), CLAIM):
                 told = _from_record(tell.record, tell.source, tell.id, self._task)
-                if told is not None:
-                    taken.append(told)
-                elif tell.id not in self._foreign:
-                    self._foreign.add(tell.id)
+                if told is None:
                     logger.warning("ACE: record %d of the store was not told by OnlineACE: it is left there.", tell.id)
-        return taken
-
-    def put_back(self, told: Sequence[Told]) -> None:
-        """They wait again, before all others."""
-        self._held = [*told, *self._held]
+                else:
+                    self._held.append((now + CLAIM, told))
+        return [one for _, one in self._held[:limit]]
 
     def learned(self, base: int, delta: Delta, told: Sequence[Told]) -> tuple[Rejected, ...] | None:
-        """Append the delta and take the records, in one transaction."""
-        ids = [one.id for one in told if one.id]
-        if not delta.operations:
-            self._store.taken(ids)
-            return ()
-        done = self._store.append(delta, base, taken=ids)
-        if len(done.rejected) < len(delta.operations):
-            return done.rejected
-        pending = {tell.id for tell in self._store.pending()}  # all was left out: was the whole delta refused?
-        if not pending.intersection(ids):
-            return done.rejected
-        self.put_back([one for one in told if one.id in pending])
-        return None
-
-
-def _named(told: Told, name: str, number: int) -> Told:
-    return Told(replace(told.trajectory, source=name), told.scored, number)
+        """See `Inbox`. The delta is appended and the records are removed in one transaction."""
+        ids = {one.id for one in told}
+        rejected: tuple[Rejected, ...] = ()
+        if delta.operations:
+            rejected = self._store.append(delta, base, taken=sorted(ids)).rejected
+            if len(rejected) == len(delta.operations):  # all was left out: was the whole delta refused?
+                pending = {tell.id for tell in self._store.pending()}
+                if pending & ids:
+                    self._held = [(ends, one) for ends, one in self._held if one.id in pending]
+                    return None
+        else:
+            self._store.taken(sorted(ids))
+        self._held = [(ends, one) for ends, one in self._held if one.id not in ids]
+        return rejected
 
 
 def _to_record(told: Told) -> dict[str, Any]:
-    """As plain JSON data. A value that is none is kept as text; then no retry can be made from it."""
+    """Return plain JSON data. Other values are kept as text; then no retry can be made from the record."""
     t = told.trajectory
     inputs, exact = _plain_fields(t.inputs)
     expected, exact_too = _plain_fields(t.expected)
@@ -234,14 +183,14 @@ def _to_record(told: Told) -> dict[str, Any]:
 
 
 def _from_record(record: Mapping[str, Any], source: str, number: int, task: Mapping[str, str]) -> Told | None:
-    """What `_to_record` wrote; None for anything else."""
+    """Read a record of `_to_record`; return None for anything else."""
     if record.get("format") != FORMAT:
         return None
-    inputs, said = record["inputs"], record["prediction"]
+    inputs, outputs = record["inputs"], record["prediction"]
     trajectory = Trajectory(
-        example=dspy.Example(**{**record["expected"], **inputs}).with_inputs(*inputs),
-        prediction=None if said is None else dspy.Prediction(**said),
-        trace=tuple(Call(call["predictor"], call["inputs"], call["outputs"]) for call in record["trace"]),
+        example=dspy.Example({**record["expected"], **inputs}).with_inputs(*inputs),
+        prediction=None if outputs is None else dspy.Prediction(**outputs),
+        trace=tuple(Call(**call) for call in record["trace"]),
         feedback=Feedback(record["score"], record["feedback"]),
         source=source,
         task=task,
@@ -255,7 +204,7 @@ def _from_record(record: Mapping[str, Any], source: str, number: int, task: Mapp
 
 
 def _plain_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The fields as JSON data, and whether that is all they are."""
+    """Return the fields as JSON data; and True if that holds their values exactly."""
     made = {str(name): _plain(value) for name, value in fields.items()}
     return {name: value for name, (value, _) in made.items()}, all(exact for _, exact in made.values())
 

@@ -22,71 +22,56 @@ from .inbox import Inbox, Told
 logger = logging.getLogger("dspy.ace")
 
 KEPT = 1000  # the latest records
-TRIES = 3  # of a trajectory whose reflection the provider fails while it answers others
+TRIES = 3  # of a trajectory whose reflection fails at the provider, while the provider answers others
 LONGEST_WAIT = 600.0  # seconds between two attempts while a provider is out
 
 
 class Learner:
-    """Takes batches, learns from them, keeps what was learned. A step that fails loses nothing that was told.
+    """Takes batches from the inbox and learns from them. A step that fails loses nothing that was told.
 
     Args:
         engine: the roles, usage and limits.
-        seed: the playbook at the start.
-        inbox: where tells wait and the playbook stands.
+        inbox: the told trajectories and the playbook.
         serve: called with each new version and its playbook.
 
     Attributes:
         records: of the latest 1,000 steps.
-        stopped: why nothing is learned any more; None: it is.
-        spent: True if that is a limit.
+        stopped: the reason why nothing is learned any more; None: learning goes on.
     """
 
-    def __init__(self, engine: Engine, seed: Playbook, inbox: Inbox, serve: Callable[[int, Playbook], None]) -> None:
-        self.engine, self.inbox, self._seed, self._serve = engine, inbox, seed, serve
+    def __init__(self, engine: Engine, inbox: Inbox, serve: Callable[[int, Playbook], None]) -> None:
+        self.engine, self.inbox, self._serve = engine, inbox, serve
+        self._seed = inbox.snapshot()[1]
         self.records: deque[Record] = deque(maxlen=KEPT)
-        self.steps = 0
         self.stopped: str | None = None
-        self.spent = False
-        self._one_at_a_time = threading.RLock()
-        self._seen = 0  # trajectories learned from
+        self._one_at_a_time = threading.RLock()  # on_step may call learn() or close()
+        self._steps = self._seen = 0  # steps made, trajectories learned from
         self._tries: Counter[str] = Counter()
-        self._in_doubt = False  # a provider failed: the roles have to show again that they work
+        self._in_doubt = False  # the last step failed: the roles have to show again that they work
         self._reflector = engine.reflector = _Watched(engine.reflector, keeps=True)
         self._curator = engine.curator = _Watched(engine.curator)
 
-    @property
-    def batch_size(self) -> int:
-        """How many trajectories a step learns from at most."""
-        return self.engine.settings.batch_size
-
-    def state(self) -> State:
-        """Return the playbook as it stands, and what is known of earlier steps."""
-        _, playbook = self.inbox.snapshot()
-        return State(playbook, self._seed, () if self._in_doubt else tuple(self.records))
-
     def from_inbox(self, least: int = 1) -> Step | None:
-        """Learn from what waits, a batch at most; None: fewer than `least` wait, or learning has stopped.
+        """Learn from a batch of the inbox at most. Return None if fewer than `least` wait, or learning has stopped.
 
         Raises:
-            RunError: nobody answers; nothing was changed and the batch waits again. Anything else that ends a step (a
-                refiner that raises, the store) passes through, and the batch waits again as well.
+            RunError: the provider answers no call of a role. This and any other error (a refiner that raises, the
+                store) changes nothing, and the batch waits.
         """
         with self._one_at_a_time:
-            if self.stopped is not None or self.inbox.waiting(least) < least:
-                return None
-            told, again = _one_a_source(self.inbox.take(self.batch_size))
-            self.inbox.put_back(again)
-            if not told:
-                return None
-            try:
-                made = self._learn(told)
-            except BaseException:
-                self.inbox.put_back(told)
-                raise
-            return self.from_inbox() if made is None else self._keep(*made)
+            while self.stopped is None and self.inbox.left(least) >= least:
+                taken = self.inbox.take(self.engine.settings.batch_size)
+                told: dict[str, Told] = {}  # in a step a source is one example
+                for one in taken:
+                    told.setdefault(one.trajectory.source, one)
+                if not told:
+                    break
+                if (made := self._learn(list(told.values()))) is not None:
+                    return self._keep(*made)
+            return None
 
     def from_attempts(self, attempts: Sequence[Attempt], positions: Sequence[int]) -> Step | None:
-        """Learn from a batch that was rolled out for it; None: learning has stopped.
+        """Learn from a batch that was rolled out for it. Return None if learning has stopped.
 
         Raises:
             RunError: a role never worked. Anything else that ends a step passes through.
@@ -99,129 +84,110 @@ class Learner:
             rounds = self.engine.settings.max_reflection_rounds
             step = self._step([(attempt, rounds) for attempt in attempts])
             self.inbox.learned(base, step.delta, [])
-            return self._keep(step, record_of(step, self.steps + 1, 1, positions, before, self.engine))
+            return self._keep(step, record_of(step, self._steps + 1, 1, positions, before, self.engine))
 
     def _learn(self, told: Sequence[Told]) -> tuple[Step, Record] | None:
-        """Reflect on told trajectories and learn from them; None: it was in vain. A failure changes nothing."""
+        """Learn from told trajectories. Return None if a source was forgotten meanwhile: nothing was learned."""
         engine, before = self.engine, self.engine.meter.totals()
         base, _ = self.inbox.snapshot()
         rounds = engine.settings.max_reflection_rounds
-        # no metric has scored some of them: a retry would show nothing
+        # no metric can score some of them: a retry would show nothing
         step = self._step([(Attempt(one.trajectory), rounds if one.scored else 0) for one in told])
         self._check_answered(step)
-        again = [one for one in told if self._waits_again(one, step)]
-        done = [one for one in told if not any(one is other for other in again)]
+        done = [one for one in told if not self._waits_again(one, step)]
         left_out = self.inbox.learned(base, step.delta, done)
-        self.inbox.put_back(again)
         if left_out is None:
-            logger.warning("ACE: something was forgotten while a step was made; it is made again.")
+            logger.warning("ACE: a source was forgotten while a step was made from it; the step is made again.")
             return None
         kept = tuple(a for a in step.attempts if any(a.trajectory is one.trajectory for one in done))
         step = replace(step, attempts=kept, rejected=(*step.rejected, *left_out))
         positions = range(self._seen, self._seen + len(done))
-        return step, record_of(step, self.steps + 1, 1, positions, before, engine)
+        return step, record_of(step, self._steps + 1, 1, positions, before, engine)
 
     def _step(self, batch: Sequence[tuple[Attempt, int]]) -> Step:
-        """Reflect on the failures of a batch, each with so many retries, and learn from the whole."""
-        engine, state = self.engine, self.state()
-        self._reflector.begin()
-        self._curator.begin()
-        try:
-            with engine.scope(), dspy.context(trace=[]), ThreadPool(engine.num_threads) as pool:
-                return learn_from(engine, state, reflect_on_batch(engine, state, batch, pool))
-        except RunError:
-            self._in_doubt = True
-            raise
+        """Reflect on a batch, each failure with so many retries, and learn from the whole."""
+        engine, (_, playbook) = self.engine, self.inbox.snapshot()
+        state = State(playbook, self._seed, () if self._in_doubt else tuple(self.records))
+        self._reflector.outcomes, self._curator.outcomes = [], []
+        self._in_doubt = True
+        with engine.scope(), dspy.context(trace=[]), ThreadPool(engine.num_threads) as pool:
+            step = learn_from(engine, state, reflect_on_batch(engine, state, batch, pool))
+        self._in_doubt = False
+        return step
 
     def _check_answered(self, step: Step) -> None:
-        """Raise RunError if the provider of a role is out: that is no reason to give up what was told."""
+        """Raise RunError if the provider of a role is out: then what was told has to wait."""
         for name, role in (("Reflector", self._reflector), ("Curator", self._curator)):
-            if role.failed and not role.answered:
+            if role.outcomes and all(is_outage for _, is_outage in role.outcomes):
                 self._in_doubt = True
                 errors = [attempt.error for attempt in step.attempts if attempt.error] or [step.curation or ""]
                 raise RunError(f"The provider failed every call of the {name}: {errors[-1]}")
-        self._in_doubt = False
 
     def _waits_again(self, told: Told, step: Step) -> bool:
-        """Return True if a limit or the provider was in the way of a reflection, the provider at most twice."""
-        source = told.trajectory.source
-        asked = any(attempt.asked for attempt in step.attempts if attempt.trajectory is told.trajectory)
-        if self.engine.limits.reached and not asked and told.trajectory.teaches and not told.trajectory.success:
+        """Return True if a limit or the provider prevented a reflection, the provider at most twice."""
+        trajectory = told.trajectory
+        attempt = next((one for one in step.attempts if one.trajectory is trajectory), Attempt())
+        if self.engine.limits.reached and not attempt.asked and trajectory.teaches and not trajectory.success:
             return True
-        reflected = any(attempt.reflection for attempt in step.attempts if attempt.trajectory is told.trajectory)
-        if source in self._reflector.lost and not reflected:
-            self._tries[source] += 1
-            if self._tries[source] < TRIES:
+        if (trajectory.source, True) in self._reflector.outcomes and attempt.reflection is None:
+            self._tries[trajectory.source] += 1
+            if self._tries[trajectory.source] < TRIES:
                 return True
-        self._tries.pop(source, None)
+        self._tries.pop(trajectory.source, None)
         return False
 
     def _keep(self, step: Step, record: Record) -> Step:
-        """Keep the record, put the playbook into use, tell the user."""
+        """Keep the record, put the playbook into use, and call `on_step`."""
         self._reflector.kept.clear()
-        self.steps = record.step
+        self._steps = record.step
         self._seen += len(record.scores)
         self.records.append(record)
         version, playbook = self.inbox.snapshot()
         self._serve(version, playbook)
-        mean = sum(record.scores) / len(record.scores) if record.scores else 0.0
         logger.info(
             "ACE step %d: batch score %.2f, playbook %d bullets, %d operations rejected",
             record.step,
-            mean,
+            sum(record.scores) / len(record.scores) if record.scores else 0.0,
             len(playbook),
             len(record.rejected),
         )
         if self.engine.limits.reached is not None:
-            self.stopped, self.spent = self.engine.limits.reached, True
-            logger.warning("ACE: %s: nothing more is learned. The program goes on with what it knows.", self.stopped)
+            self.stopped = self.engine.limits.reached
+            logger.warning("ACE: %s: nothing more is learned. The program goes on with its playbook.", self.stopped)
         if self.engine.settings.on_step is not None:
             self.engine.settings.on_step(record, playbook)
         return step
 
 
-def _one_a_source(told: Sequence[Told]) -> tuple[list[Told], list[Told]]:
-    """Return the first of each source, and the others: in a step a source is one example."""
-    first: dict[str, Told] = {}
-    for one in told:
-        first.setdefault(one.trajectory.source, one)
-    return list(first.values()), [one for one in told if first[one.trajectory.source] is not one]
-
-
 class _Watched:
-    """A role that counts how its calls ended in this step, and keeps what it said in steps that were not made.
+    """A role that notes how its calls ended. It keeps answers on first attempts until a step is made from them.
 
     Args:
         role: the callable.
-        keeps: whether its answer on a first attempt is kept until a step is made: it is paid for once.
+        keeps: True if answers are kept: the same call costs nothing when a failed step is made again.
+
+    Attributes:
+        outcomes: of this step's calls: the source, and True if the provider failed, False if it answered.
     """
 
     def __init__(self, role: Any, *, keeps: bool = False) -> None:
-        self.kept: dict[int, tuple[Any, Any]] = {}
         self._role, self._keeps = role, keeps
-        self._lock = threading.Lock()
-        self.begin()
-
-    def begin(self) -> None:
-        """Count anew: a step begins."""
-        self.answered = self.failed = 0
-        self.lost: set[str] = set()
+        self.kept: dict[int, tuple[Any, Any]] = {}
+        self.outcomes: list[tuple[str, bool]] = []
 
     def __call__(self, playbook: Playbook, subject: Any) -> Any:
+        source = getattr(subject, "source", "")
         known, result = self.kept.get(id(subject), (None, None))
         if known is not subject:
             try:
                 result = self._role(playbook, subject)
             except Exception as error:
                 if _is_outage(error):
-                    with self._lock:
-                        self.failed += 1
-                        self.lost.add(getattr(subject, "source", ""))
+                    self.outcomes.append((source, True))
                 raise
-        with self._lock:
-            self.answered += 1
-            if self._keeps and getattr(subject, "attempt", None) is None:
-                self.kept[id(subject)] = (subject, result)
+        self.outcomes.append((source, False))
+        if self._keeps and getattr(subject, "attempt", None) is None:
+            self.kept[id(subject)] = (subject, result)
         return result
 
 
@@ -235,24 +201,21 @@ def _is_outage(error: BaseException | None) -> bool:
 class Background:
     """A daemon thread that learns when a batch is full, and takes up what other processes have learned.
 
-    It is started when it is first needed, and anew in a forked child. It works under the DSPy settings that were in
-    force where it was made.
+    It works under the DSPy settings that were in force where it was made.
 
     Args:
-        learner: what it drives.
-        refresh: takes up what others have learned.
-        poll: seconds between two calls of it; None: there are no others.
-        learns: whether it learns itself.
+        learner: learns from the inbox.
+        refresh: takes up what other processes have learned.
+        poll: seconds between two calls of `refresh`; None: there are no other processes.
+        learns: False if only others learn.
     """
 
-    def __init__(
-        self, learner: Learner, refresh: Callable[[], None], poll: float | None, *, learns: bool = True
-    ) -> None:
+    def __init__(self, learner: Learner, refresh: Callable[[], None], poll: float | None, *, learns: bool) -> None:
         self._learner, self._refresh, self._poll, self._learns = learner, refresh, poll, learns
         self._context = copy_context()
         self._wake, self._ending = threading.Event(), threading.Event()
         self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread()  # one that never runs
 
     def wake(self) -> None:
         """Say that there is something new."""
@@ -260,24 +223,21 @@ class Background:
         self.ensure()
 
     def ensure(self) -> None:
-        """Start the thread if it does not run."""
+        """Start the thread if it does not run: at first, and in a forked process, where no other thread lives on."""
+        if self._thread.is_alive() or self._ending.is_set():
+            return
         with self._starting:
-            if (self._thread is None or not self._thread.is_alive()) and not self._ending.is_set():
+            if not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._context.copy().run, args=(self._work,), name="dspy_ace_online", daemon=True
                 )
                 self._thread.start()
 
-    def keep_on(self) -> None:
-        """Start the thread again if it ran and does not: a fork leaves threads behind."""
-        if self._thread is not None and not self._thread.is_alive():
-            self.ensure()
-
     def end(self) -> None:
         """Let the step under way end, and stop."""
         self._ending.set()
         self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _work(self) -> None:
@@ -288,7 +248,7 @@ class Background:
             try:
                 self._refresh()
                 while self._learns and not self._ending.is_set():
-                    if self._learner.from_inbox(self._learner.batch_size) is None:
+                    if self._learner.from_inbox(self._learner.engine.settings.batch_size) is None:
                         break
                     failures = 0
             except (RunError, StoreError) as error:

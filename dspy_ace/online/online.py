@@ -1,4 +1,4 @@
-"""OnlineACE: ACE while a program is in use: predict, be told, learn (ACE §4, online adaptation)."""
+"""OnlineACE: a program predicts, is told how good the predictions were, and learns (ACE §4, online adaptation)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ from ..training import (
     failures_of,
     roll_out_in_waves,
 )
+from .calls import Serving, made_by, told
 from .inbox import Inbox, Memory, Shared
 from .learner import Background, Learner
-from .serving import Serving, made_by
-from .telling import told
 
 logger = logging.getLogger("dspy.ace")
 
@@ -80,28 +79,25 @@ class Curve:
 class OnlineACE:
     """A program that goes on learning. Call it as you call the program: it is a callable, not a module.
 
-    A call takes no lock and learns nothing; it runs the program with the playbook as it stands. What it returns
-    remembers how it came about until it is let go. Calls may come from any thread or task.
+    Calls may come from any thread or task. A call does not wait for the learning: it runs the program with the
+    playbook as it stands. The prediction remembers its call until the prediction is garbage-collected.
 
     Args:
         program: any program with predictors; it is not changed. A compiled one goes on from its playbook.
         metric: as for `ACE`; None: `tell` brings the feedback, or a call that ends without an error is a success.
         playbook: the one to start from; None: the program's own, or an empty one. Not with a `store`.
-        store: a `PlaybookStore` that other processes may use as well: what is told is on disk before `tell` returns,
-            and any of them learns from it. It stays open when this is closed. None: all is in memory.
+        store: a `PlaybookStore`, which other processes may use as well. What is told is on disk before `tell`
+            returns, and any of the processes learns from it. It stays open after `close`. None: all is in memory.
         learn: "background": on a thread, as soon as a batch was told; "manual": when `learn` is called; "elsewhere":
             by another process on the same `store`: here the playbook is only kept up to date.
-        poll_seconds: with a store, how often it is asked for what other processes have learned.
+        poll_seconds: with a store, seconds between two looks for what other processes have learned.
         batch_size: trajectories that one step learns from; 1 is the paper's setting.
         labels, failure_score, perfect_score, reflection_lm, reflect, curate, refine, reflect_on, rollout_timeout,
             num_threads, max_playbook_tokens, prompt_bullets: as for `ACE`.
         max_reflection_rounds: as for `ACE`. A retry runs the program again: give 0 if its tools act on the world.
         max_lm_calls, max_cost, max_seconds: limits of the learning (roles and retries). When one is reached, the
-            program goes on with what it knows; calls of it are never refused.
+            program goes on with its playbook; calls of it are never refused.
         on_step: called after each step with its `Record` and the playbook.
-
-    Attributes:
-        stopped: why nothing is learned any more; None: it is.
 
     Raises:
         SettingsError, PlaybookError: a mistake in the arguments.
@@ -150,36 +146,34 @@ class OnlineACE:
         _check_store(store, playbook, learn, seed)
 
         self._engine = Engine(settings, program)
-        self._closed = self._ended = False
-        self._me = object()  # what predictions know this by: they keep nothing else of it alive
         self._inbox: Inbox = Memory(seed) if store is None else Shared(store, own_instructions(program))
-        self._learner = Learner(self._engine, seed, self._inbox, self._serve)
-        self._swapping, self._serving = threading.Lock(), self._instructed(*self._inbox.snapshot())
-        self._background = Background(
-            self._learner, self.refresh, None if store is None else poll_seconds, learns=learn == "background"
-        )
+        self._serving, self._swapping = Serving(self._engine, *self._inbox.snapshot()), threading.Lock()
+        self._learner = Learner(self._engine, self._inbox, self._serve)
+        self._background: Background | None = None
+        self._closed = self._ended = False
+        # a store keeps what was told; what is in memory and not learned from is warned of when it is lost
+        self._farewell = weakref.finalize(self, _warn_of_left, self._inbox) if store is None else None
         if store is not None:
             store.watch(self.refresh)  # what is forgotten leaves the prompts of this process at once
-        self._in_background = learn == "background"
-        self._keeps = store is not None  # what is told and not learned
-        self._farewell = None if self._keeps else weakref.finalize(self, _warn_of_left, self._inbox)
-        if self._in_background and isinstance(self._engine.refiner, GrowAndRefine):
+        if learn == "background" and isinstance(self._engine.refiner, GrowAndRefine):
             self._engine.refiner(self.playbook)  # its first comparison is long: not beside calls that wait
-        if learn != "manual" and store is not None:
+        if learn != "manual":
+            poll = None if store is None else poll_seconds
+            self._background = Background(self._learner, self.refresh, poll, learns=learn == "background")
             self._background.ensure()
 
     def __call__(self, **inputs: Any) -> Any:
-        """Run the program; what it raises passes through, and can be told like a prediction.
+        """Run the program. What it raises passes through, and can be told like a prediction.
 
         Raises:
             TimeoutError: it took longer than `rollout_timeout`.
         """
-        self._background.keep_on()
+        self._keep_thread()
         return self._serving.call(inputs)
 
     async def acall(self, **inputs: Any) -> Any:
         """Run the program, awaited; see `__call__`."""
-        self._background.keep_on()
+        self._keep_thread()
         return await self._serving.acall(inputs)
 
     def tell(
@@ -196,10 +190,10 @@ class OnlineACE:
             prediction: what a call of this object returned, the very object; or the error that it raised.
             feedback: a bool (right or wrong), a number (`perfect_score` is right), words, or
                 `dspy.Prediction(score=…, feedback=…)`. None: the metric scores it; without a metric it is a success
-                unless it is an error. Words alone are taken for a failure unless metric and `expected` say otherwise.
+                unless it is an error. Words alone are a failure, unless metric and `expected` say otherwise.
             expected: the right outputs, by field.
-            source: who or what it comes from, such as a user's id: the bullets it teaches carry the name, and it can
-                be forgotten by it. None: `tell-` and a number.
+            source: who or what it comes from, such as a user's id. The bullets learned from it carry the name, and
+                can be forgotten by it. None: `tell-` and a number.
 
         Returns:
             The name of the source.
@@ -212,42 +206,42 @@ class OnlineACE:
             raise SettingsError("This OnlineACE is closed and learns no more; tell it before close().")
         if source is not None and (not isinstance(source, str) or not source):
             raise SettingsError(f"source is a name (str), or None; got {source!r:.80}.")
-        made = made_by(self._me, prediction)
+        made = made_by(self._engine, prediction)
         record = told(self._engine, made, prediction, feedback, expected)
-        if not made.claim():
+        if not made.told.acquire(blocking=False):
             raise SettingsError("This prediction was told before; each is learned from once.")
         try:
             name = self._inbox.put(record, source)
         except BaseException:  # whatever it is: nothing was told, so it may be told again
-            made.told = False
+            made.told.release()
             raise
-        if self._in_background:
+        if self._background is not None:
             self._background.wake()
         return name
 
     def learn(self) -> Step | None:
-        """Learn now from what was told, a batch at most; None: nothing waits, or a limit is reached.
+        """Learn now from what was told, a batch at most. Return None if nothing waits, or a limit is reached.
 
         Raises:
             RunError: the LM, or a role, does not work; what was told waits for the next call.
         """
         self.refresh()
-        if self._learner.stopped is not None and not self._learner.spent:
-            self._learner.stopped = None  # a step failed: this is another attempt
+        if self._engine.limits.reached is None:
+            self._learner.stopped = None  # a step in the background failed: this is another attempt
         return self._learner.from_inbox()
 
     def run(self, stream: Iterable[dspy.Example], *, sources: Sequence[str] | None = None) -> Curve:
         """Predict each example of a stream, then learn from it, in order, in batches: the paper's protocol.
 
-        Examples of a batch meet the same playbook. With the same roles, settings and order it reaches the playbook of
-        `ACE(metric, epochs=1, batch_size=…).compile`.
+        Examples of a batch meet the same playbook. With the same roles, settings and order the result is the playbook
+        of `ACE(metric, epochs=1, batch_size=…).compile`.
 
         Args:
             stream: examples with inputs set, and labels if the metric reads them.
             sources: the examples' names; None: their positions in `stream`, as text.
 
         Raises:
-            SettingsError: an example that is none; nothing was called.
+            SettingsError: the stream is empty or holds something else than examples; no LM was called.
             RunError, MetricError: LM, role or metric cannot work; `error.program` is the program so far.
         """
         examples = check_examples(stream, "stream")
@@ -276,9 +270,8 @@ class OnlineACE:
     def _learn_from_stream(
         self, names: Sequence[str], examples: Sequence[dspy.Example], positions: range
     ) -> list[float]:
-        """Roll a batch out, which no limit refuses, and learn from it; returns its scores."""
-        engine, records = self._engine, list(self._learner.records)
-        rollouts = engine.rollouts(self._serving.program)
+        """Roll a batch out, which no limit refuses, and learn from it. Return its scores."""
+        engine, records, rollouts = self._engine, list(self._learner.records), self._serving.rollouts
 
         def roll_out(one: tuple[str, dspy.Example]) -> Attempt:
             first = engine.roll_out(rollouts, one[1], one[0])
@@ -297,17 +290,18 @@ class OnlineACE:
         """End the learning. The program can still be called; nothing can be told.
 
         Args:
-            learn: whether what was told is learned from first. None: yes, unless a store keeps it for others.
+            learn: True: first learn from all that was told. None: the same, unless a store keeps it for others.
 
         Raises:
-            RunError: it could not be learned from; call `close` again, or `close(learn=False)`, which says
-                what is lost.
+            RunError: the LM, or a role, does not work. Call `close` again later; or call `close(learn=False)`, which
+                logs how many told predictions are lost.
         """
         if self._ended:
             return
         self._closed = True
-        self._background.end()
-        if learn or (learn is None and not self._keeps):
+        if self._background is not None:
+            self._background.end()
+        if learn or (learn is None and self._farewell is not None):
             while self.learn() is not None:
                 pass
         self._ended = True
@@ -330,7 +324,7 @@ class OnlineACE:
 
     @property
     def version(self) -> int:
-        """The number of its version: of the store, or of steps made here."""
+        """The version of the playbook: the store's, or the number of steps made here."""
         return self._serving.version
 
     @property
@@ -340,12 +334,12 @@ class OnlineACE:
 
     @property
     def pending(self) -> int:
-        """How many told predictions were not learned from yet; with a store, by anybody."""
+        """The number of told predictions that were not learned from yet; with a store, by any process."""
         return self._inbox.left()
 
     @property
     def stopped(self) -> str | None:
-        """Why nothing is learned any more; None: it is."""
+        """The reason why nothing is learned any more; None: learning goes on."""
         return self._learner.stopped
 
     @property
@@ -358,22 +352,15 @@ class OnlineACE:
         return Results.of(state, stopped=stopped, scale=engine.settings.scale, usage=engine.usage(), rollouts=rollouts)
 
     def _serve(self, version: int, playbook: Playbook) -> None:
-        """Put a playbook into use: calls that begin from now on meet it, and no call waits for it."""
+        """Put a newer playbook into use: calls that begin from now on meet it, and no call waits for it."""
         with self._swapping:
             if version > self._serving.version:
-                self._serving = self._instructed(version, playbook)
+                self._serving = Serving(self._engine, version, playbook)
 
-    def _instructed(self, version: int, playbook: Playbook) -> Serving:
-        engine = self._engine
-        return Serving(
-            engine.student,
-            playbook,
-            version,
-            self._me,
-            engine.meter,
-            timeout=engine.settings.rollout_timeout,
-            keeps_steps=engine.scorer._arity == 5,
-        )
+    def _keep_thread(self) -> None:
+        """Start the background thread again where it is lost: a forked process has no other threads."""
+        if self._background is not None:
+            self._background.ensure()
 
 
 def _check_store(store: Any, playbook: Playbook | None, learn: str, seed: Playbook) -> None:
@@ -397,6 +384,6 @@ def _check_store(store: Any, playbook: Playbook | None, learn: str, seed: Playbo
 
 
 def _warn_of_left(inbox: Inbox) -> None:
-    """Warn of what was told and ends with the process, or with the object."""
+    """Warn of told predictions that are lost with the process, or with the object."""
     if left := inbox.left():
-        logger.warning("ACE: %d told predictions were not learned from, and are gone. close() learns from them.", left)
+        logger.warning("ACE: %d told predictions were not learned from, and are lost. close() learns from them.", left)
