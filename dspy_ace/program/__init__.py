@@ -11,10 +11,10 @@ from .instruct import (
     with_reflection,
 )
 from .metric import Executed, Judged, Metric, ReadyMade, Scorer, Validated, called, feedback_of
-from .rollout import CallTrace, Rollouts, Setup, Started, failure_of, rollouts, words_of
+from .rollout import CallTrace, Rollouts, Setup, Started, failure_of, rollouts
 from .threads import OutOfTimeError, ThreadPool, in_time
 from .trajectory import NO_EVIDENCE, Call, Failure, Feedback, Insight, Trajectory
-from .transcript import images_of, render_calls, render_fields, render_outcome, render_value
+from .transcript import images_of, render_calls, render_fields, render_outcome, render_value, words_of
 
 __all__ = [
     "NO_EVIDENCE",

@@ -69,27 +69,26 @@ def ask_for_citations(predictor: dspy.Predict, name: str, playbook: Playbook) ->
     """
     if not playbook.for_predictor(name) or FIELD in predictor.signature.fields:
         return
-    predictor.__class__ = _citing_predictor(type(predictor))  # type: ignore[arg-type]  # a class is hashable
+    mix_in(_CitingPredictor, predictor)
     predictor.__dict__["_dspy_ace_shown"] = {b.id.casefold(): b.id for b in playbook.for_predictor(name)}
 
 
 def citing(adapter: dspy.Adapter, shown: dict[str, str]) -> dspy.Adapter:
     """Return a copy of `adapter` that asks for citations and notes those of `shown` (id in lower case → id)."""
     clone = copy.copy(adapter)
-    if not isinstance(clone, _CitingAdapter):
-        clone.__class__ = _citing_adapter(type(adapter))  # type: ignore[arg-type]  # a class is hashable
+    mix_in(_CitingAdapter, clone)
     clone._dspy_ace_shown = shown
     return clone
 
 
 if TYPE_CHECKING:
     from dspy import ChatAdapter as _Adapter
-    from dspy import Predict as _Predict
+    from dspy import Predict as Predict  # noqa: PLC0414 - exported
 else:
-    _Predict = _Adapter = object
+    Predict = _Adapter = object
 
 
-class _CitingPredictor(_Predict):  # type: ignore[misc]  # dspy is untyped
+class _CitingPredictor(Predict):  # type: ignore[misc]  # dspy is untyped
     """Mixin: runs the predictor under a citing copy of whatever adapter is in force when it is called."""
 
     _dspy_ace_shown: dict[str, str]
@@ -150,14 +149,16 @@ class _CitingAdapter(_Adapter):  # type: ignore[misc]  # dspy is untyped
         return citing(super()._make_json_adapter_fallback(), self._dspy_ace_shown)
 
 
-@lru_cache(maxsize=256)
-def _citing_predictor(kind: type[Any]) -> type[Any]:
-    return kind if issubclass(kind, _CitingPredictor) else type(kind.__name__, (_CitingPredictor, kind), {})
+def mix_in(mixin: type[Any], instance: Any) -> None:
+    """Put a mixin before the class of an instance: it becomes a subclass of the same name."""
+    instance.__class__ = _mixed(mixin, type(instance))  # type: ignore[arg-type]  # a class is hashable
 
 
 @lru_cache(maxsize=256)
-def _citing_adapter(kind: type[Any]) -> type[Any]:
-    made = type(kind.__name__, (_CitingAdapter, kind), {})
+def _mixed(mixin: type[Any], kind: type[Any]) -> Any:
+    if issubclass(kind, mixin):
+        return kind
+    made = type(kind.__name__, (mixin, kind), {})
     for name in ("format", "parse"):  # dspy.Adapter wraps these in callbacks anew in every subclass: once is enough
         if name in vars(made):
             delattr(made, name)
@@ -169,17 +170,21 @@ def _citing_adapter(kind: type[Any]) -> type[Any]:
 def _asking(signature: Any, _: str | None) -> Any:
     if FIELD in signature.fields or not signature.output_fields:  # native tool calls leave no field to write
         return signature
-    return _worded(signature.append(FIELD, dspy.OutputField(desc=_ASK), list[str]), signature)
+    return worded(signature.append(FIELD, dspy.OutputField(desc=_ASK), list[str]), signature.instructions)
 
 
 @lru_cache(maxsize=256)
 def _plain(signature: Any, _: str | None) -> Any:
-    return _worded(signature.delete(FIELD), signature) if FIELD in signature.output_fields else signature
+    return worded(signature.delete(FIELD), signature.instructions) if FIELD in signature.output_fields else signature
 
 
-def _worded(made: Any, signature: Any) -> Any:
-    if made.instructions != signature.instructions:  # DSPy writes a default text where there is none
-        made.instructions = signature.instructions
+def worded(signature: Any, instructions: str) -> Any:
+    """Return the signature with these instructions, also with none: there DSPy writes a default text."""
+    if signature.instructions == instructions:
+        return signature
+    made = signature.with_instructions(instructions)
+    if made.instructions != instructions:
+        made.instructions = instructions
     return made
 
 

@@ -12,14 +12,14 @@ import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import dspy
 
 from ..errors import Count, SettingsError, checked
 from ..playbook import Playbook, count_tokens, cut_middle, defuse, playbook_block, take_out
 from ..similarity import nearest
-from .citation import ask_for_citations, displayed
+from .citation import Predict, ask_for_citations, displayed, mix_in, worded
 from .trajectory import Insight
 from .transcript import render_value, shortened
 
@@ -119,13 +119,10 @@ def _instructed(
     program = showing(copy_program(student), prompt_bullets)
     for name, predictor in program.named_predictors():
         parts = (own[name], playbook_block(playbook, name), _note(insights, name))
-        wanted = "\n\n".join(part for part in parts if part)
-        if wanted != predictor.signature.instructions:
-            predictor.signature = predictor.signature.with_instructions(wanted)
-            if wanted != predictor.signature.instructions:  # DSPy writes a default text where there is none
-                predictor.signature.instructions = wanted
-        if hasattr(program, _SELECTS):
-            _select_by_inputs(predictor, name, playbook, getattr(program, _SELECTS))
+        predictor.signature = worded(predictor.signature, "\n\n".join(part for part in parts if part))
+        if hasattr(program, _SELECTS) and playbook.for_predictor(name):
+            mix_in(_SelectingPredictor, predictor)
+            predictor.__dict__["_dspy_ace_selection"] = (playbook, name, getattr(program, _SELECTS))
         if cite:
             ask_for_citations(predictor, name, playbook)
     program.playbook = playbook
@@ -148,24 +145,9 @@ def _note(insights: Sequence[Insight], predictor: str) -> str:
 
 # --- playbooks that outgrow a prompt
 
-if TYPE_CHECKING:
-    from dspy import Predict as _Predict
-else:
-    _Predict = object
 
-
-def _select_by_inputs(predictor: dspy.Predict, name: str, playbook: Playbook, most: int) -> None:
-    """Make a predictor show, call by call, the `most` bullets that matter for its inputs.
-
-    Its class becomes a subclass of its own. Its signature, and so its saved state, holds the whole playbook.
-    """
-    if playbook.for_predictor(name):
-        predictor.__class__ = _selecting(type(predictor))  # type: ignore[arg-type]  # a class is hashable
-        predictor.__dict__["_dspy_ace_selection"] = (playbook, name, most)
-
-
-class _SelectingPredictor(_Predict):  # type: ignore[misc]  # dspy is untyped
-    """Mixin: each call runs under a signature with the bullets that matter for its inputs."""
+class _SelectingPredictor(Predict):  # type: ignore[misc]  # dspy is untyped
+    """Mixin: each call shows the bullets that matter for its inputs. The predictor's signature holds them all."""
 
     _dspy_ace_selection: tuple[Playbook, str, int]
 
@@ -186,11 +168,6 @@ class _SelectingPredictor(_Predict):  # type: ignore[misc]  # dspy is untyped
         displayed(bullet.id for bullet in chosen)
         part = "\n".join(bullet.block for bullet in chosen)
         return {**kwargs, "signature": signature.with_instructions(instructions.replace(whole, part, 1))}
-
-
-@functools.lru_cache(maxsize=256)
-def _selecting(kind: type[Any]) -> type[Any]:
-    return kind if issubclass(kind, _SelectingPredictor) else type(kind.__name__, (_SelectingPredictor, kind), {})
 
 
 # --- copies

@@ -22,7 +22,7 @@ from dspy.utils.exceptions import LMError
 from ..errors import AceError, MetricError, SettingsError, checked
 from ..lm import UnreadableError, ask, one_by_one
 from .trajectory import Feedback
-from .transcript import render_fields, shortened
+from .transcript import outputs_of, render_fields, shortened, words_of
 
 Metric = Callable[..., Any]
 _ARGUMENTS = "(example, prediction), (example, prediction, trace) or (gold, pred, trace, pred_name, pred_trace)"
@@ -59,12 +59,8 @@ class Scorer:
     ) -> Feedback:
         """Score a prediction.
 
-        Args:
-            example: the example with its expected outputs (without, when labels are not in use).
-            prediction: what the program returned.
-            trace, pred_name, pred_trace: for metrics of five arguments, as GEPA gives them. None: the program as a
-                whole is scored. Else: DSPy's trace of the rollout, the predictor that is asked about, and the entry
-                of its last call. Metrics of three arguments always get None, which in DSPy means evaluation.
+        A metric of five arguments gets them as GEPA gives them: DSPy's trace of the rollout, the predictor that is
+        asked about and the entry of its last call. A metric of three gets None, which in DSPy means evaluation.
 
         Raises:
             MetricError: no score came back. Whatever the metric raises passes through.
@@ -117,27 +113,16 @@ def called(metric: Any) -> Any:
 
 
 def _arity(name: str, function: Any, takes: str, counts: tuple[int, ...]) -> int:
-    """Return the number of arguments that a user's function is called with.
-
-    Args:
-        name, takes: of the function and its arguments, for messages.
-        counts: the numbers that it may take; the first that fits is taken, but for one that names five of its own.
-
-    Raises:
-        SettingsError: not callable, async, or of another arity.
-    """
-    runs = called(function)
-    if not callable(function) or isinstance(function, type):
-        hint = (
-            f"the class {function.__name__}; give an instance"
-            if isinstance(function, type)
-            else type(function).__name__
-        )
-        raise SettingsError(f"{name} must be a callable {takes}; got {hint}.")
-    if runs is None or any(map(inspect.iscoroutinefunction, (runs, getattr(runs, "__call__", None)))):  # noqa: B004
-        raise SettingsError(
-            f"{name} must be a callable {takes}; got an async function; wrap it in one that waits for it (asyncio.run)."
-        )
+    """Return which of `counts` a user's function takes: the first that fits, but 5 if it names five."""
+    runs, wrong = called(function), ""
+    if isinstance(function, type):
+        wrong = f"the class {function.__name__}; give an instance"
+    elif not callable(function):
+        wrong = type(function).__name__
+    elif runs is None or any(map(inspect.iscoroutinefunction, (runs, getattr(runs, "__call__", None)))):  # noqa: B004
+        wrong = "an async function; wrap it in one that waits for it (asyncio.run)"
+    if wrong:
+        raise SettingsError(f"{name} must be a callable {takes}; got {wrong}.")
     try:
         signature = inspect.signature(runs)
     except (TypeError, ValueError):  # some builtins tell nothing: the usual arguments
@@ -201,7 +186,7 @@ class Executed(ReadyMade):
         """See the class."""
         if prediction is None:
             return Feedback(0.0, "The program returned nothing.")
-        outputs = _outputs(prediction)
+        outputs = outputs_of(prediction)
         empty = [name for name, value in outputs.items() if _is_empty(value)]
         if empty or not outputs:
             return Feedback(0.0, f"The program ran, but left these outputs empty: {', '.join(empty) or 'all'}.")
@@ -240,8 +225,7 @@ class Validated(ReadyMade):
         except (LMError, AceError):  # a provider that is down, a mistake in the set-up: no verdict on the prediction
             raise
         except Exception as error:  # noqa: BLE001 - a check may fail a prediction with any error
-            text = str(error).strip()
-            return Feedback(0.0, f"{type(error).__name__}: {text}" if text else f"{type(error).__name__} was raised.")
+            return Feedback(0.0, words_of(error))
         if said is None or said is True or (isinstance(said, str) and not said):
             return Feedback(1.0, "The check passed.")
         if said is False:
@@ -317,7 +301,7 @@ class Judged(ReadyMade):
         parts = {
             "rubric": self.rubric,
             "task_inputs": render_fields(dict(example.inputs().items())),
-            "outputs": render_fields(_outputs(prediction)) or "(nothing)",
+            "outputs": render_fields(outputs_of(prediction)) or "(nothing)",
         }
         if self.labels:
             parts["expected_outputs"] = render_fields(dict(example.labels().items()))
@@ -327,11 +311,6 @@ class Judged(ReadyMade):
                 )
         limit = self.max_prompt_tokens
         return ask(self.predict, parts, ("score",), _verdict, one_by_one(self.lm), max_tokens=limit)
-
-
-def _outputs(prediction: Any) -> dict[str, Any]:
-    """Return what a program returned, by field."""
-    return dict(prediction.items()) if isinstance(prediction, dspy.Prediction) else {"result": prediction}
 
 
 def _is_empty(value: Any) -> bool:

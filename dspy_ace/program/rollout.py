@@ -19,8 +19,8 @@ from .citation import Cited, recording
 from .instruct import own_instructions
 from .metric import Metric, Scorer
 from .threads import OutOfTimeError, ThreadPool, in_time
-from .trajectory import Call, Failure, FailureKind, Feedback, Trajectory
-from .transcript import shortened
+from .trajectory import Call, Failure, Feedback, Trajectory
+from .transcript import words_of
 
 logger = logging.getLogger("dspy.ace")
 
@@ -28,15 +28,12 @@ Setup = Callable[[dspy.Example], AbstractContextManager[Any]]
 """Opens the environment of one rollout. `setup(example)` is entered in the rollout's thread before the program runs.
 It is left after the metric, whatever happened. Tools find what it opened in a `contextvars.ContextVar` that it sets."""
 
-_MESSAGE = 10_000  # characters of an error's text
-
 
 def rollouts(
     program: dspy.Module,
     examples: Sequence[dspy.Example],
     metric: Metric | Scorer | None = None,
     *,
-    sources: Sequence[str] | None = None,
     num_threads: int = 8,
     meter: Meter | None = None,
     **settings: Any,
@@ -47,32 +44,29 @@ def rollouts(
         program: run as it is, by all threads; `program.playbook` tells which bullets it shows.
         examples: with inputs set. Their other fields reach the metric and nothing else.
         metric: see `Scorer`; None: a rollout that does not fail is a success.
-        sources: the examples' names; their positions by default.
         num_threads: at most so many at once.
         meter: counts the calls, as `task` and `metric`.
         **settings: `failure_score`, `perfect_score`, `timeout` and `setup` of `Rollouts`.
 
     Returns:
-        One trajectory an example, in order. An example that fails raises nothing: its trajectory says
-        whether the provider, the reply's format, the program, the metric or its environment failed.
+        One trajectory an example, in order; its `source` is the example's position. An example that fails raises
+        nothing: its trajectory says whether the provider, the reply's format, the program, the metric or its
+        environment failed.
 
     Raises:
         SettingsError: see `Rollouts.one`.
     """
     scorer = metric if isinstance(metric, Scorer) else Scorer(metric)
     run = Rollouts(program, scorer, meter or Meter(), **settings)
-    names = [str(i) for i in range(len(examples))] if sources is None else sources
     with ThreadPool(min(num_threads, max(1, len(examples)))) as pool:
-        return pool.map(lambda pair: run.one(*pair), list(zip(examples, names, strict=True)))
+        return pool.map(lambda place: run.one(examples[place], str(place)), range(len(examples)))
 
 
 class Rollouts:
     """Runs one program on one example after the other; threads may share it.
 
     Args:
-        program: run as it is; `program.playbook` tells which bullets it shows.
-        scorer: the metric.
-        meter: counts the calls, as `task` and `metric`.
+        program, scorer, meter: see `rollouts`.
         failure_score: the score of a rollout that failed, whatever the reason.
         perfect_score: a score from here on is a success.
         timeout: seconds after which a rollout has failed (kind `program`). It is left alone then and makes no further
@@ -128,12 +122,8 @@ class Rollouts:
         finally:
             _, error = _tried(environment.close)
             if error is not None:  # the rollout is over: its result is not lost to the tidying up
-                logger.warning(
-                    "ACE: setup= could not close the environment of example %s: %s",
-                    source,
-                    words_of(error),
-                    exc_info=error,
-                )
+                said = "ACE: setup= could not close the environment of example %s: %s"
+                logger.warning(said, source, words_of(error), exc_info=error)
 
     def ask_by_predictor(self, trajectory: Trajectory) -> Trajectory:
         """Ask the metric about each predictor that ran, as GEPA does; for trajectories that are reflected on.
@@ -151,10 +141,15 @@ class Rollouts:
     def _asked_by_predictor(self, trajectory: Trajectory) -> Trajectory:
         if not self.scorer.by_predictor or len(self.predictors) < 2 or trajectory.error is not None:
             return trajectory
-        entries = [(call.predictor, self._entry(call)) for call in trajectory.trace if call.predictor and call.outputs]
-        trace = [entry for _, entry in entries]
+        entries = {}  # by predictor its last
+        trace = []
+        for call in trajectory.trace:
+            if call.predictor and call.outputs:  # as DSPy's trace holds it
+                entry = (self.predictors[call.predictor], dict(call.inputs), dspy.Prediction(dict(call.outputs)))
+                entries[call.predictor] = entry
+                trace.append(entry)
         words: dict[str, str] = {}
-        for name, last in dict(entries).items():
+        for name, last in entries.items():
             said, failure = self._scored(trajectory.example, trajectory.prediction, trace, name, [last])
             if failure is not None and not self.scorer.warned:
                 logger.warning("ACE: the metric has no words on predictor %s: %s", name, failure.message)
@@ -162,13 +157,6 @@ class Rollouts:
             if failure is None and said.text not in ("", trajectory.feedback.text):
                 words[name] = said.text
         return replace(trajectory, predictor_feedback=words)
-
-    def _entry(self, call: Call) -> tuple[Any, dict[str, Any], dspy.Prediction]:
-        """Return a call as DSPy's trace holds it."""
-        prediction = dspy.Prediction()
-        for name, value in call.outputs.items():
-            prediction[name] = value
-        return self.predictors[call.predictor], dict(call.inputs), prediction
 
     def _run(self, example: dspy.Example, source: str) -> Trajectory:
         trace = CallTrace()
@@ -381,26 +369,11 @@ def failure_of(error: BaseException) -> Failure:
     """Say what an error of a program is: the provider's, the reply's format, or the program's own."""
     if isinstance(error, OutOfTimeError):
         return Failure("program", f"rollout_timeout: {error}")
-    return Failure(_kind_of(error), words_of(error))
-
-
-def _kind_of(error: BaseException) -> FailureKind:
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:  # `raise error from error` leads back to itself
-        if isinstance(cause, LMError):
-            return "provider"
-        if isinstance(cause, AdapterParseError):
-            return "format"
+        if isinstance(cause, (LMError, AdapterParseError)):
+            return Failure("provider" if isinstance(cause, LMError) else "format", words_of(error))
         seen.add(id(cause))
         cause = cause.__cause__
-    return "program"
-
-
-def words_of(error: BaseException) -> str:
-    """Return the error's type and text."""
-    try:
-        text = shortened(str(error).strip(), _MESSAGE)
-    except Exception:  # noqa: BLE001 - an error of the user's may fail in any way to say what it is
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return Failure("program", words_of(error))

@@ -17,6 +17,7 @@ from .trajectory import Call, Trajectory
 
 MOST = 200_000  # characters: some 50,000 tokens, more than a role is shown by default
 _DEEPEST = 20  # levels of lists in lists
+_MESSAGE = 10_000  # characters of an error's text
 
 
 def images_of(trajectory: Trajectory) -> tuple[dspy.Image, ...]:
@@ -24,7 +25,7 @@ def images_of(trajectory: Trajectory) -> tuple[dspy.Image, ...]:
     values = [
         *trajectory.inputs.values(),
         *(value for call in trajectory.trace for value in (*call.inputs.values(), *call.outputs.values())),
-        *(value for _, value in _items(trajectory.prediction)),
+        *outputs_of(trajectory.prediction).values(),
     ]
     return tuple({image.url: image for value in values for image in _images(value)}.values())
 
@@ -136,7 +137,7 @@ def render_calls(trajectory: Trajectory, images: Sequence[dspy.Image] = ()) -> s
     told = "\n".join(blocks)
     final = {
         name: text
-        for name, value in _items(trajectory.prediction)
+        for name, value in outputs_of(trajectory.prediction).items()
         if (name, text := render_value(value, images)) not in said and not _stands_in(told, value)
     }
     if final:
@@ -192,10 +193,20 @@ def _images(value: Any) -> Iterator[dspy.Image]:
             yield from _images(item)
 
 
-def _items(prediction: Any) -> list[tuple[str, Any]]:
+def outputs_of(prediction: Any) -> dict[str, Any]:
+    """Return what a program returned, by field; nothing for None."""
     if prediction is None:
-        return []
-    return list(prediction.items()) if isinstance(prediction, dspy.Prediction) else [("result", prediction)]
+        return {}
+    return dict(prediction.items()) if isinstance(prediction, dspy.Prediction) else {"result": prediction}
+
+
+def words_of(error: BaseException) -> str:
+    """Return the error's type and text."""
+    try:
+        text = shortened(str(error).strip(), _MESSAGE)
+    except Exception:  # noqa: BLE001 - an error of the user's may fail in any way to say what it is
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _stands_in(told: str, value: Any) -> bool:
