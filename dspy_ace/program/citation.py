@@ -61,11 +61,8 @@ def displayed(ids: Iterable[str]) -> None:
 def ask_for_citations(predictor: dspy.Predict, name: str, playbook: Playbook) -> None:
     """Make a predictor of a training copy ask for citations of the bullets it is shown.
 
-    Args:
-        predictor: changed in place: its class becomes a subclass of its own that runs under a citing adapter. A
-            predictor that shows no bullet, or has a field `cited_bullets` itself, is left as it is.
-        name: its path in the program.
-        playbook: the playbook in its instructions; only ids that it shows to `name` count.
+    It is changed in place, to run under a citing adapter. Only ids that the playbook shows to `name`, its path in the
+    program, count. A predictor that shows no bullet, or has a field `cited_bullets` itself, is left as it is.
     """
     if not playbook.for_predictor(name) or FIELD in predictor.signature.fields:
         return

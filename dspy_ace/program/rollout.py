@@ -260,12 +260,13 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             self._open[call_id] = len(self._trace), Call(name, _as_it_stands(known), {})
 
     def _check_names(self, name: str, fields: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-        unknown = [field for field in given if field in self.inputs and field not in fields]
-        if not unknown:
-            return
         known = {field for predictor in self._run.predictors.values() for field in predictor.signature.input_fields}
-        missing = [field for field, info in fields.items() if field not in given and _is_needed(info)]
-        unknown = [field for field in unknown if field not in known]
+        unknown = [field for field in given if field in self.inputs and field not in known.union(fields)]
+        missing = [
+            field
+            for field, info in fields.items()
+            if field not in given and info.is_required() and type(None) not in get_args(info.annotation)
+        ]
         if unknown and missing:
             self._mistake = (
                 f"The examples have the input {', '.join(unknown)}, which no predictor of the program knows, and its "
@@ -328,11 +329,6 @@ def _tried(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         raise
     except BaseException as error:  # noqa: BLE001 - users' code may raise anything; the trajectory says so
         return None, error
-
-
-def _is_needed(field: Any) -> bool:
-    """Say if an input field has to be given: it has no default, and does not take None."""
-    return field.is_required() and type(None) not in get_args(field.annotation)
 
 
 def _text(messages: Any) -> str:
