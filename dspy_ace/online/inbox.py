@@ -130,8 +130,8 @@ class Shared:
         """See `Inbox`."""
         now = time.monotonic()
         self._held = [(ends, one) for ends, one in self._held if ends > now]
-        if len(self._held) < limit:
-            for tell in self._store.claim(limit - len(self._held), CLAIM):
+        while len(self._held) < limit and (claimed := self._store.claim(limit - len(self._held), CLAIM)):
+            for tell in claimed:
                 told = _from_record(tell.record, tell.source, tell.id, self._task)
                 if told is None:
                     logger.warning("ACE: record %d of the store was not told by OnlineACE: it is left there.", tell.id)

@@ -176,6 +176,17 @@ def test_what_is_told_again_after_a_lost_answer_is_there_once(offline: OfflineLM
         assert [told.source for told in store.pending()] == ["tell-1", "tell-2"]
 
 
+def test_a_batch_of_foreign_records_does_not_hide_what_was_told(offline: OfflineLM, tmp_path: Path) -> None:
+    """However many records of other programs come first, `learn` finds the one that was told here."""
+    with PlaybookStore(tmp_path / "memory.db") as store:
+        for number in range(5):
+            store.tell({"question": f"of another program, {number}"})
+        with noted(Notebook(), store=store, batch_size=2) as program:
+            program.tell(program(message="plain"), 0, source="me")
+            assert program.learn() is not None
+            assert [tell.source for tell in store.pending() if tell.source == "me"] == []
+
+
 def test_records_of_others_and_values_that_are_no_json(offline: OfflineLM, tmp_path: Path) -> None:
     """Foreign records are left in the store; a value JSON cannot hold is kept as text and never tried again."""
     notebook, traced = Notebook(), []
