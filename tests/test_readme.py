@@ -1,4 +1,4 @@
-"""The README is true: its code runs, its commands and files exist."""
+"""The README and the guides are true: their code runs and prints what they show, commands and files exist."""
 
 from __future__ import annotations
 
@@ -7,43 +7,79 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+SHOWN = re.compile(r"```python\n(.*?)```(?:\n(?:It prints:\n)?```text\n(.*?)```)?", re.DOTALL)
+END = "-- end of a block --"
+
+# What each block of the README must have reached, beside what it shows.
+REACHED = [
+    "assert program(ticket='Who sees to a laptop?').team == 'helpdesk' != student(ticket='Who sees to a laptop?').team",
+    "of = program.detailed_results; assert of.best_score > of.seed_score and of.validated_on == len(valset)",
+    "assert [b.content for b in same] == [b.content for b in program.playbook]",
+    "assert answer.team in rules.values() and online.playbook.get('ctx-00005') is None  # forgotten",
+    "scores = {row.name: row.score for row in result.rows}; assert scores['ACE'] >= scores['student'], scores",
+]
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def test_the_python_blocks_run_as_typed_one_after_the_other(tmp_path: Path) -> None:
-    """A newcomer who types them gets a playbook, a table of calls, an answer, and two files."""
+def run(blocks: list[str], folder: Path) -> list[str]:
+    """Run blocks of Python one after the other in one process; returns what each has printed."""
+    script = "\n".join(f"{block}\nprint({END!r})" for block in blocks)
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks("python"))],
-        check=False,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-c", script], check=False, cwd=folder, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "[" in done.stdout
-    assert "reflector" in done.stdout
-    assert "logistics" in done.stdout.splitlines()  # the end of the ten lines
-    assert "few-shot" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} >= {"program.json", "playbook.json"}
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split(f"{END}\n")[:-1]
+
+
+def agrees(shown: str, printed: str) -> bool:
+    """Compare what a page shows with what was printed: `…` stands for anything."""
+    pattern = ".*?".join(re.escape(part) for part in shown.strip().split("…"))
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+
+
+def test_the_blocks_of_the_readme_run_show_what_they_print_and_reach_what_they_promise(tmp_path: Path) -> None:
+    """A newcomer who types the blocks one after the other sees what the README shows, and ends where it says."""
+    found = SHOWN.findall(README)
+    assert len(found) == len(REACHED)
+    printed = run([f"{code}\n{reached}" for (code, _), reached in zip(found, REACHED, strict=True)], tmp_path)
+    for (code, shown), words in zip(found, printed, strict=True):
+        assert not shown or agrees(shown, words), f"{code}\nprinted\n{words}"
+    assert printed[2].strip() == "helpdesk"  # the comment beside the last line
+    assert "few-shot" in printed[4]
+    assert {path.name for path in tmp_path.iterdir()} >= {"program.json", "playbook.json", "memory.db"}
+
+
+def test_what_is_taught_online_is_learned() -> None:
+    """The bullet that the README shows says what the user said, not only that the answer was wrong."""
+    taught = next(shown for code, shown in SHOWN.findall(README) if "online.tell" in code)
+    assert "printer" in taught.splitlines()[0]
+    assert "helpdesk" in taught.splitlines()[0]
+
+
+def test_the_readme_is_short() -> None:
+    """A newcomer reads it whole."""
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_commands_are_targets_of_the_makefile() -> None:
-    """Each `make x` of the README is a target."""
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake (\w+)", "\n".join(blocks("sh"))))
+    """Each `make x` of the README and of CONTRIBUTING is a target."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`make ([\w-]+)|^make ([\w-]+)", README + contributing, re.MULTILINE))
     assert named
-    assert named <= targets
+    assert {first or second for first, second in named} <= targets
 
 
-def test_the_files_it_points_to_exist() -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md", "comparisons/README.md"])
+def test_the_files_it_points_to_exist(page: str) -> None:
     """Links and named files are there."""
-    for name in re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"`(examples/\w+\.py)`", README):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((ROOT / page).parent / name).exists(), name
+    for name in re.findall(r"`((?:dspy_ace|examples|tests|comparisons)/[\w/]+\.py)`", text):
         assert (ROOT / name).exists(), name
