@@ -54,6 +54,16 @@ def test_the_blocks_of_the_readme_run_show_what_they_print_and_reach_what_they_p
     assert {path.name for path in tmp_path.iterdir()} >= {"program.json", "playbook.json", "memory.db"}
 
 
+def test_the_blocks_of_the_guides_run_and_show_what_they_print(tmp_path: Path) -> None:
+    """A reader who types the guides one after the other sees what they show."""
+    found = SHOWN.findall(GUIDES)
+    printed = run([code for code, _ in found], tmp_path)
+    assert len(found) >= 8
+    for (code, shown), words in zip(found, printed, strict=True):
+        assert bool(shown.strip()) == bool(words.strip()), f"{code}\nprinted\n{words}"
+        assert agrees(shown, words), f"{code}\nprinted\n{words}"
+
+
 def test_what_is_taught_online_is_learned() -> None:
     """The bullet that the README shows says what the user said, not only that the answer was wrong."""
     taught = next(shown for code, shown in SHOWN.findall(README) if "online.tell" in code)
