@@ -34,7 +34,7 @@ def light(val: int, candidates: int = 6) -> int:
 
 
 def expect(setting: Setting) -> Expected:
-    """The budget, and one proposal for about every 6 rollouts that are not a look at the valset."""
+    """The budget, and one proposal for about every 6 rollouts that are not validation."""
     rollouts = light(setting.val) if setting.budget is None else setting.budget
     return Expected(rollouts, role_calls=max(1, rollouts // 12), added_tokens=1500)
 
