@@ -99,7 +99,7 @@ class Bullet:
         """The bullet as a prompt shows it: `[id] (SECTION) content`, further lines indented below. No counters."""
         first, *rest = text.defuse(self.content).expandtabs(4).splitlines() or [""]
         head = f"[{self.id}] ({text.defuse(self.section)}) {first}"
-        return "\n".join([head, *(f"  {line}".rstrip() for line in rest)])
+        return "\n".join(line.rstrip() for line in (head, *(f"  {line}" for line in rest)))
 
     @cached_property
     def tokens(self) -> int:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dspy_ace import Bullet, Playbook
@@ -116,6 +116,7 @@ def test_any_playbook_is_taken_out_whole(playbook: Playbook, own: str) -> None:
 
 
 @given(playbooks())
+@example(Playbook((Bullet("str-00001", "S", "0 \x0b##"),)))
 def test_what_is_read_back_reads_the_same(playbook: Playbook) -> None:
     """A program loaded from JSON: the playbook read back gives each predictor the very same prompt."""
     instructions = shown(playbook, "react", "extract.predict")
