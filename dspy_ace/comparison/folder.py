@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,13 @@ class Cells:
                 raise JournalError(
                     f"The comparison in {folder} is in use by another process. Wait for it, or give another out=."
                 )
-            try:
+            with ExitStack() as on_failure:
+                on_failure.callback(lock.release)
                 joined = _joined(read_header(folder), header, folder) if HEADER in others else header
                 write_whole(folder / HEADER, json.dumps(joined, indent=1, ensure_ascii=False) + "\n")
-                return cls(joined, folder, read_cells(folder, cut=True), lock)
-            except BaseException:  # whatever it is, Ctrl-C as well: the folder is freed
-                lock.release()
-                raise
+                cells = cls(joined, folder, read_cells(folder, cut=True), lock)
+                on_failure.pop_all()
+                return cells
         except OSError as error:
             raise JournalError(f"out={str(folder)!r} cannot be used for a comparison: {error}.") from error
 

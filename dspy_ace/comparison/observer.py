@@ -108,13 +108,12 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
 
         @functools.wraps(metric, updated=())
         def call(*args: Any, **kwargs: Any) -> Any:
+            result = None  # a metric that raises scores nothing, but the rollout counts
             try:
                 with dspy.context(**{_SCOPE: _Scope("metric")}):
                     result = metric(*args, **kwargs)
-            except Exception:  # a user's metric may raise anything: the rollout counts, and it passes on
-                self._note_score(args, kwargs, None)
-                raise
-            self._note_score(args, kwargs, result)
+            finally:
+                self._note_score(args, kwargs, result)
             return result
 
         with suppress(TypeError, ValueError):  # some builtins have no signature

@@ -6,6 +6,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Any, Literal
@@ -210,11 +211,10 @@ class OnlineACE:
         record = told(self._engine, made, prediction, feedback, expected)
         if not made.told.acquire(blocking=False):
             raise SettingsError("This prediction was told before; each is learned from once.")
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(made.told.release)  # nothing was told then, so it may be told again
             name = self._inbox.put(record, source)
-        except BaseException:  # whatever it is: nothing was told, so it may be told again
-            made.told.release()
-            raise
+            on_failure.pop_all()
         if self._background is not None:
             self._background.wake()
         return name

@@ -57,10 +57,9 @@ class ThreadPool:
                 if future.done() and (error := future.exception()) is not None:
                     raise error
             return [future.result() for future in futures]
-        except BaseException:  # also Ctrl-C
+        finally:
             for future in futures:
-                future.cancel()
-            raise
+                future.cancel()  # after an error or Ctrl-C; one that is done stays as it is
 
 
 class OutOfTimeError(TimeoutError):

@@ -67,10 +67,9 @@ class Sqlite:
             try:
                 yield lambda sql, **values: connection.execute(sql, values).fetchall()
                 connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
+            finally:
+                if connection.in_transaction:  # something failed before COMMIT was done
                     connection.execute("ROLLBACK")
-                raise
 
     def has_store(self) -> bool:
         """Return True if the tables are there. Raises StoreError for a database of another program."""
@@ -119,13 +118,12 @@ class Sqlite:
             except (OSError, ValueError) as error:
                 raise StoreError(f"{self}: it cannot be made: {error}. Give another path.") from error
             connection = sqlite3.connect(self.path, timeout=self.timeout, isolation_level=None, check_same_thread=False)
-            try:
+            with contextlib.ExitStack() as on_failure:
+                on_failure.callback(connection.close)
                 self._retried(connection, "PRAGMA journal_mode=WAL", self.timeout)
                 connection.execute("PRAGMA synchronous=FULL")  # an acknowledged write outlives a power cut
                 connection.execute("PRAGMA secure_delete=ON")
-            except BaseException:
-                connection.close()
-                raise
+                on_failure.pop_all()
             self._connection = connection
         return self._connection
 

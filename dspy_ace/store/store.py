@@ -75,11 +75,10 @@ class PlaybookStore:
         self._database: Database | None = open_database(url, timeout)
         self._pid, self._lock = os.getpid(), threading.RLock()
         self._read: dict[int, Playbook] = {}  # by version: the latest one that was read, and some before it
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.close)
             self._set_up(self._database, seed or Playbook())
-        except BaseException:
-            self.close()
-            raise
+            on_failure.pop_all()
 
     def __enter__(self) -> PlaybookStore:
         return self

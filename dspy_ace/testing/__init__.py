@@ -1,4 +1,4 @@
-"""What a user's tests need: a language model that works offline, and contract tests for custom roles.
+"""Help users test: a language model that works offline, and contract tests for custom roles.
 
 `OfflineLM` reads its prompt and nothing else, so it measures mechanics and cost, **not the quality of a method**.
 """
