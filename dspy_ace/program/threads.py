@@ -43,23 +43,19 @@ class ThreadPool:
         """Return `[function(item) for item in items]`.
 
         Raises:
-            BaseException: the first one, in the order of the items, that a call raised. Calls that have not begun by
-                then are dropped; those under way are waited for when the pool is left.
+            BaseException: the first one, in the order of the items, that a call raised. Leave the pool then: this
+                drops the calls that have not begun, and waits for those under way.
         """
         if self.num_threads <= 1:
             return list(map(function, items))
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self.num_threads, thread_name_prefix="dspy_ace")
         futures = [self._executor.submit(copy_context().run, function, item) for item in items]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done() and (error := future.exception()) is not None:
-                    raise error
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()  # after an error or Ctrl-C; one that is done stays as it is
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future.done() and (error := future.exception()) is not None:
+                raise error
+        return [future.result() for future in futures]
 
 
 class OutOfTimeError(TimeoutError):

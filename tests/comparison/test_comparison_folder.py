@@ -88,13 +88,15 @@ def test_methods_and_seeds_may_join(tmp_path: Path) -> None:
 
 
 def test_another_comparison_is_refused_with_the_difference_named(tmp_path: Path) -> None:
-    """Every part that differs is in the message; the folder is left as it was."""
+    """Every part that differs is in the message; the folder is left as it was, and free for the right one."""
     with Cells.open(tmp_path, header()):
         pass
     before = (tmp_path / "comparison.json").read_bytes()
-    with pytest.raises(JournalError, match="another program, another metric"):
+    with pytest.raises(JournalError, match="another program, another metric") as caught:
         Cells.open(tmp_path, header(fingerprint={"program": "q", "metric": "n"}))
     assert (tmp_path / "comparison.json").read_bytes() == before
+    with Cells.open(tmp_path, header()):  # while the error, and with it the failed call's variables, is at hand
+        assert caught.value
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -237,6 +238,7 @@ def test_threads_share_one_store(url: Any) -> None:
 def test_a_forked_child_uses_the_store_it_inherited(url: Any) -> None:
     """Parent and child go on, each with a connection of its own."""
     code = f"""
+import contextlib
 import os
 from dspy_ace import PlaybookStore
 from dspy_ace.playbook import Add, Delta
@@ -259,6 +261,7 @@ print(len(store.playbook()))
 def test_a_relative_path_is_that_of_the_opening(tmp_path: Path) -> None:
     """Neither a change of the working directory nor a fork after it leads to another file."""
     code = """
+import contextlib
 import os
 from dspy_ace import PlaybookStore
 store = PlaybookStore("memory.db")
@@ -416,6 +419,28 @@ def test_files_that_are_no_store_are_refused(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=words):
             PlaybookStore(tmp_path / f"{name}.db")
     assert (tmp_path / "text.db").read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed in /proc on Linux")
+def test_a_refused_database_is_closed(tmp_path: Path) -> None:
+    """No open file is left while the error is at hand: neither of what is no database, nor of another program's."""
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE songs (name TEXT)")
+    other.close()
+    (tmp_path / "text.db").write_bytes(b"no database at all, but long enough to hold a header" * 40)
+    for name in ("other.db", "text.db"):
+        with pytest.raises(StoreError) as caught:
+            PlaybookStore(tmp_path / name)
+        assert not [link for link in open_files() if name in link], caught.value
+
+
+def open_files() -> list[str]:
+    """What this process has open."""
+    links = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder's own, closed by now
+            links.append(str(link.readlink()))
+    return links
 
 
 def test_damaged_events_are_named(tmp_path: Path) -> None:
