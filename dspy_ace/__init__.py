@@ -12,7 +12,7 @@ from .errors import AceError
 from .lm import Usage
 from .online import OnlineACE
 from .playbook import Bullet, Playbook, merge
-from .program import Executed, Judged, Validated, with_playbook
+from .program import Executed, Judged, Validated, prompt_of, with_playbook
 from .roles import Curator, GrowAndRefine, Reflector
 from .store import PlaybookStore
 from .training import Record, Results
@@ -37,5 +37,6 @@ __all__ = [
     "Validated",
     "compare",
     "merge",
+    "prompt_of",
     "with_playbook",
 ]

@@ -16,7 +16,8 @@ from paths import HELPERS, TESTS
 
 NAMES = {
     "ACE", "AceError", "Bullet", "Curator", "Executed", "GrowAndRefine", "Judged", "OnlineACE", "Playbook",
-    "PlaybookStore", "Record", "Reflector", "Results", "Usage", "Validated", "compare", "merge", "with_playbook",
+    "PlaybookStore", "Record", "Reflector", "Results", "Usage", "Validated", "compare", "merge", "prompt_of",
+    "with_playbook",
 }  # fmt: skip
 PACKAGES = ["dspy_ace", *(f"dspy_ace.{m.name}" for m in pkgutil.iter_modules(dspy_ace.__path__) if m.ispkg)]
 

@@ -1,4 +1,4 @@
-"""The values: bullets, operations on them, text formats, merging, forgetting, and a playbook's history."""
+"""The values: bullets, operations on them, text formats, views, merging, forgetting, and a playbook's history."""
 
 from .files import append_line, hold_folder, whole_lines, write_whole
 from .forgetting import Account, Forgotten, Selection, counted, forget, rewrite
@@ -8,6 +8,7 @@ from .operations import Add, Delete, Delta, Merge, Operation, Rejected, Tag, Upd
 from .playbook import DEFAULT_SECTIONS, Bullet, Playbook
 from .prompt import PLAYBOOK_HEADER, playbook_block, take_out
 from .text import OTHERS, count_tokens, cut_middle, defuse, fit, folded, section_key
+from .views import Difference
 
 __all__ = [
     "DEFAULT_SECTIONS",
@@ -18,6 +19,7 @@ __all__ = [
     "Bullet",
     "Delete",
     "Delta",
+    "Difference",
     "Event",
     "Forgotten",
     "Merge",

@@ -207,7 +207,7 @@ def forget(
         ['tool-00002']
     """
     selection = Selection(sources, matching, bullets, keep_shared)
-    done = rewrite(seed or Playbook(), tuple(deltas), selection)
+    done = rewrite(Playbook() if seed is None else seed, tuple(deltas), selection)
     if not done.found and not selection.sources:
         pattern = getattr(selection.matching, "pattern", "")
         raise SettingsError(f"No bullet matches {pattern!r:.100}. Nothing was changed.")

@@ -21,6 +21,8 @@ from .files import write_whole
 
 if TYPE_CHECKING:
     from .forgetting import Account
+    from .operations import Operation
+    from .views import Difference
 
 FORMAT = "dspy_ace.playbook"
 VERSION = 1
@@ -35,7 +37,6 @@ DEFAULT_SECTIONS = (  # ACE, official code: the sections of an empty playbook
 )
 _MOST = 10**18  # ids and counters have at most 18 digits
 _ID = re.compile(text.ID_PATTERN)
-_NUMBER = re.compile(r"\d+$")
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,66 @@ class Playbook:
         """
         return "\n".join(bullet.block for bullet in self.for_predictor(predictor))
 
+    def add(self, content: str, *, section: str = text.OTHERS, predictor: str | None = None) -> Playbook:
+        """Return the playbook with a new bullet at its end. Raises DeltaError for an empty content.
+
+        Example:
+            >>> Playbook().add("Name the unit.", section="TOOLS").render()
+            '[tool-00001] (TOOLS) Name the unit.'
+        """
+        from .operations import Add  # noqa: PLC0415 - operations are built on playbooks
+
+        return self._done(Add(section, content, predictor))
+
+    def edit(self, bullet_id: str, content: str | None = None, *, section: str | None = None) -> Playbook:
+        """Return the playbook with another content or section of one bullet. Raises DeltaError for an unknown id."""
+        from .operations import Update  # noqa: PLC0415 - as above
+
+        bullet = self.get(bullet_id)
+        kept = "" if bullet is None else bullet.content
+        return self._done(Update(bullet.id if bullet else bullet_id, kept if content is None else content, section))
+
+    def remove(self, *bullet_ids: str) -> Playbook:
+        """Return the playbook without these bullets; no id is given again. Raises DeltaError: an id is unknown.
+
+        What was learned from a source is removed by `forget`.
+        """
+        from .operations import Delete  # noqa: PLC0415 - as above
+
+        found = [(self.get(name), name) for name in bullet_ids]
+        return self._done(*(Delete(bullet.id if bullet else name) for bullet, name in found))
+
+    def _done(self, *operations: Operation) -> Playbook:
+        from .operations import Delta, apply  # noqa: PLC0415 - as above
+
+        return apply(self, Delta(operations))
+
+    def diff(self, other: Playbook) -> Difference:
+        """Return what is different in `other`: `print(before.diff(after))`.
+
+        Example:
+            >>> print(Playbook().diff(Playbook().add("Name the unit.")))
+            1 added
+            + [misc-00001] (OTHERS) Name the unit.
+        """
+        from .views import Difference  # noqa: PLC0415 - as above
+
+        return Difference.between(self, other)
+
+    def to_markdown(self) -> str:
+        """Return the playbook as a Markdown page: a heading for each section, an item for each bullet, its votes."""
+        from .views import markdown_of  # noqa: PLC0415 - as above
+
+        return markdown_of(self)
+
+    def _repr_html_(self) -> str:
+        from .views import html_of  # noqa: PLC0415 - as above
+
+        return html_of(self)
+
+    def __repr__(self) -> str:
+        return f"Playbook({len(self)} bullets in {len(self.sections)} sections, about {self.tokens()} tokens)"
+
     def tokens(self) -> int:
         """Estimate the tokens of the whole playbook in a prompt, one bullet at a time (`count_tokens`)."""
         return sum(bullet.tokens for bullet in self.bullets)
@@ -215,26 +276,51 @@ class Playbook:
         return text.write_lines(self.sections, self.bullets, counters=counters)
 
     @classmethod
-    def from_text(cls, source: str) -> Playbook:
-        """Read a text that the paper's official code wrote, with or without counters.
+    def from_text(cls, source: str, *, strict: bool = True, base: Playbook | None = None) -> Playbook:
+        r"""Read the text format of `to_text` and of the paper's official code, with or without counters.
 
-        An id that comes twice gets a new number the second time, above all others. A bullet without content is
-        skipped, and its number is not given again.
+        `- text` below a header is a new bullet, and gets an id. An id that comes twice gets a new number the second
+        time, above all others.
+
+        Args:
+            source: the text, edited by hand perhaps.
+            strict: True: a line that is not understood is an error. False, for files of the official code: it continues
+                the bullet above it, or is a comment below a header; a bullet without content is skipped.
+            base: the playbook that the text was made of: its bullets keep what the text does not show (`predictor`,
+                `sources`, counters), and no id is given again.
 
         Raises:
-            PlaybookError: no str, not valid Unicode, or an id comes twice and no number is left.
+            PlaybookError: no str, not valid Unicode, no number is left for an id, or a line is not understood; the
+                message has its number.
+
+        Example:
+            >>> text = "## TOOLS\n[tool-00001] Log in first.\n- Name the unit."
+            >>> [bullet.id for bullet in Playbook.from_text(text)]
+            ['tool-00001', 'tool-00002']
         """
-        sections, lines = text.read_lines(valid_text(source, "text"))
-        high_water = max((number_of(name) for name, *_ in lines), default=0)
+        sections, lines, problems = text.read_lines(valid_text(source, "text"), strict)
+        if problems:
+            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise PlaybookError(
+                f"The text is no playbook: {'; '.join(problems[:5])}{more}. Expected are '## SECTION', '[id] text', "
+                "'- text' for a new bullet, and '    | text' for a further line of the bullet above."
+            )
+        known = cls() if base is None else base
+        high_water = max([known.high_water, *(number_of(line.id) for line in lines if line.id)])
         bullets: dict[str, Bullet] = {}
-        for given, section, content, helpful, harmful in lines:
-            if not content.strip():
+        for line in lines:
+            if not line.content.strip():
                 continue
-            name = given
-            if name.casefold() in bullets:
+            name, before = line.id or "", known.get(line.id or "")
+            if not name or name.casefold() in bullets:
                 high_water += 1
-                name = f"{_NUMBER.sub('', name)}{high_water:05d}"
-            bullets[name.casefold()] = Bullet(name, section, content, helpful, harmful)
+                slug = name.rpartition("-")[0] or text.section_slug(line.section)
+                name, before = f"{slug}-{high_water:05d}", None
+            bullet = Bullet(name, line.section, line.content, *(line.votes or (0, 0)))
+            if before is not None:
+                votes = line.votes or (before.helpful, before.harmful)
+                bullet = Bullet(name, line.section, line.content, *votes, before.predictor, before.sources)
+            bullets[name.casefold()] = bullet
         return cls(tuple(bullets.values()), tuple(sections), high_water)
 
     @classmethod
@@ -292,7 +378,7 @@ class Playbook:
 
     @classmethod
     def from_json(cls, data: Any) -> Playbook:
-        """Return the playbook that `to_json` wrote.
+        """Return the playbook that `to_json` wrote. A bullet without an id, written by hand, gets one.
 
         Raises:
             PlaybookError: not a playbook, a damaged one, or one of a newer version.
@@ -305,9 +391,14 @@ class Playbook:
                 f"This playbook is of version {brief(version)}; this dspy_ace reads up to {VERSION}. Upgrade dspy_ace."
             )
         try:
-            bullets = tuple(Bullet(**item) for item in _sequence(data["bullets"], "bullets"))
-            return cls(bullets, data.get("sections", ()), data.get("high_water", 0))
-        except (KeyError, TypeError, PlaybookError) as error:
+            items = [dict(item) for item in _sequence(data["bullets"], "bullets")]
+            known = cls(tuple(Bullet(**item) for item in items if item.get("id")), (), data.get("high_water", 0))
+            unnamed = [item for item in items if not item.get("id")]
+            for number, item in enumerate(unnamed, known.high_water + 1):
+                item["id"] = f"{text.section_slug(str(item.get('section')))}-{number:05d}"
+            bullets = (*known.bullets, *(Bullet(**item) for item in unnamed))
+            return cls(bullets, data.get("sections", ()), known.high_water)
+        except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise PlaybookError(f"The data says it is a playbook, but is damaged: {reason}") from error
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from .playbook import Bullet
@@ -20,6 +20,7 @@ ID_PATTERN = r"\w[\w-]*-\d{1,18}"
 
 _HEADED = re.compile(rf"^\[\s*({ID_PATTERN})\s*\](.*)$", re.DOTALL)
 _COUNTED = re.compile(r"^\s*helpful=(\d{1,18})\s*harmful=(\d{1,18})\s*::(.*)$", re.DOTALL)
+_NEW = re.compile(r"[-*•]\s+\S")
 _CONTINUED = "    | "
 _MARKERS = re.compile(r"\[\[(?=\s*##)|(?<=##)\s*\]\]|<<(?=CUSTOM-TYPE)")
 _SLUGS = {  # ACE, official code: the letters of the sections in its two initial playbooks
@@ -71,7 +72,7 @@ def section_slug(section: str) -> str:
 
 # --- exact repeats
 
-_CODE_SPAN = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
+CODE_SPAN = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
 _QUOTES = str.maketrans({**dict.fromkeys("“”„‟«»「」『』", '"'), **dict.fromkeys("‘’‚‛‹›", "'")})
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-"))
 _WIDE_MARK = re.compile(r"(?<!\d)[。、，；：،؛۔।…]|[。、，；：،؛۔।…](?!\d)|(?<![0-9A-Za-z])！")
@@ -110,7 +111,7 @@ def folded(text: str) -> str:
         >>> folded("Retry if x > 3.") == folded("Retry if x < 3.")
         False
     """
-    parts = _CODE_SPAN.split(text)  # code spans stand at the odd places
+    parts = CODE_SPAN.split(text)  # code spans stand at the odd places
     parts[::2] = [_normal(part) for part in parts[::2]]
     return _PIECES.sub(_folded_piece, "".join(parts)).strip()
 
@@ -215,6 +216,17 @@ def fit(parts: dict[str, str], max_tokens: int) -> dict[str, str]:
 # --- the paper's file format
 
 
+class Line(NamedTuple):
+    """A bullet as a text holds it: `id` is None for a new one (`- text`), `votes` is None where none are shown."""
+
+    id: str | None
+    section: str
+    content: str
+    votes: tuple[int, int] | None
+    number: int
+    """Where it begins in the text, from 1."""
+
+
 def write_lines(sections: Iterable[str], bullets: Iterable[Bullet], *, counters: bool = True) -> str:
     """Write the paper's text format: each section once, its bullets below it, no line end behind the last.
 
@@ -224,42 +236,55 @@ def write_lines(sections: Iterable[str], bullets: Iterable[Bullet], *, counters:
     blocks = {section: [f"## {section}"] for section in sections}
     for bullet in bullets:
         first, *rest = bullet.content.split("\n")
-        if counters or _COUNTED.match(first):  # a content that looks counted would be read as counters
+        if counters or first.lstrip().startswith("helpful="):  # a content that looks counted would be read as counters
             first = f"helpful={bullet.helpful} harmful={bullet.harmful} :: {first}"
         blocks[bullet.section] += [f"[{bullet.id}] {first}", *(_CONTINUED + line for line in rest)]
     return "\n\n".join("\n".join(lines) for lines in blocks.values())
 
 
-def read_lines(text: str) -> tuple[list[str], list[tuple[str, str, str, int, int]]]:
-    """Read a text in the paper's format, in either dialect; any text can be read.
+def read_lines(text: str, strict: bool) -> tuple[list[str], list[Line], list[str]]:
+    """Read a text in the paper's format, in either dialect. A bullet before the first header belongs to OTHERS.
 
-    A bullet before the first header belongs to OTHERS. A line that is neither header nor bullet continues the bullet
-    above it; below a header it is a comment. A missing counter is 0.
+    Args:
+        text: any.
+        strict: True for the format as `write_lines` writes it, and `- text` for a new bullet. False: a line that is
+            neither header nor bullet continues the bullet above it; below a header it is a comment.
 
     Returns:
-        The sections as spelled, and of each bullet (id, section, content, helpful, harmful), both in order.
+        The sections as spelled and the bullets, both in order; and for each line that is not understood what is wrong,
+        if `strict`.
     """
     sections: dict[str, None] = {}
-    found: list[tuple[str, str, list[str]]] = []  # id, section, lines
+    found: list[tuple[int, str | None, str, list[str]]] = []  # number, id, section, lines
+    problems: list[str] = []
     section, in_bullet = "", False
-    for raw in text.removeprefix("\ufeff").replace("\r\n", "\n").strip().split("\n"):
+    for number, raw in enumerate(text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n"), 1):
         line = raw.strip()
-        headed = _HEADED.match(line)
+        headed, new = _HEADED.match(line), _NEW.match(line) if strict else None
         if in_bullet and f"{raw} ".startswith(_CONTINUED):
-            found[-1][2].append(raw[len(_CONTINUED) :])
+            found[-1][3].append(raw[len(_CONTINUED) :])
         elif line.startswith("##"):
             section, in_bullet = clean_section(line), False
             sections[section] = None
-        elif headed is not None:
+        elif headed or new:
             section, in_bullet = section or OTHERS, True
             sections[section] = None
-            found.append((headed[1], section, [headed[2]]))
+            found.append((number, headed[1], section, [headed[2]]) if headed else (number, None, section, [line[1:]]))
+        elif line and strict:
+            problems.append(f"line {number}, {line!r:.80}, is neither a section nor a bullet")
         elif line and in_bullet:
-            found[-1][2].append(line)
-    return list(sections), [_read_bullet(*parts) for parts in found]
+            found[-1][3].append(line)
+    bullets = [_read_bullet(*parts) for parts in found]
+    for bullet in bullets if strict else ():
+        if not bullet.content.strip():
+            problems.append(f"line {bullet.number} has no text; to remove the bullet, delete the line")
+        elif bullet.votes is None and bullet.content.lstrip().startswith("helpful="):
+            problems.append(f"line {bullet.number} needs its counters as 'helpful=2 harmful=0 :: text'")
+    return list(sections), bullets, problems
 
 
-def _read_bullet(name: str, section: str, lines: list[str]) -> tuple[str, str, str, int, int]:
+def _read_bullet(number: int, name: str | None, section: str, lines: list[str]) -> Line:
     counted = _COUNTED.match(lines[0])
-    helpful, harmful, first = counted.groups() if counted else ("0", "0", lines[0])
-    return name, section, "\n".join([first, *lines[1:]]), int(helpful), int(harmful)
+    first = counted[3] if counted else lines[0]
+    votes = (int(counted[1]), int(counted[2])) if counted else None
+    return Line(name, section, "\n".join([first, *lines[1:]]), votes, number)

@@ -2,9 +2,11 @@
 
 from .citation import Cited, recording
 from .instruct import (
+    Prompt,
     carried_playbook,
     copy_program,
     own_instructions,
+    prompt_of,
     save_state,
     showing,
     with_playbook,
@@ -28,6 +30,7 @@ __all__ = [
     "Judged",
     "Metric",
     "OutOfTimeError",
+    "Prompt",
     "ReadyMade",
     "Rollouts",
     "Scorer",
@@ -44,6 +47,7 @@ __all__ = [
     "images_of",
     "in_time",
     "own_instructions",
+    "prompt_of",
     "recording",
     "render_calls",
     "render_fields",

@@ -11,6 +11,7 @@ import functools
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,6 +142,83 @@ def _note(insights: Sequence[Insight], predictor: str) -> str:
         left -= count_tokens(shown)
         lines.append("- " + "\n  ".join(defuse(shown).expandtabs(4).splitlines()))
     return "\n".join([NOTE_HEADER, *lines]) if lines else ""
+
+
+# --- for use without DSPy
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt of one predictor, for any other framework. `str(prompt)` is its text, with the playbook.
+
+    Args:
+        predictor: its path in the program.
+        signature, demos: as DSPy has them.
+    """
+
+    predictor: str
+    signature: Any
+    demos: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return str(self.signature.instructions)
+
+    def __repr__(self) -> str:
+        return f"Prompt({self.predictor!r}, about {count_tokens(str(self))} tokens)"
+
+    def messages(self, **inputs: Any) -> list[dict[str, Any]]:
+        """Return the messages for these inputs, as OpenAI's API takes them and `dspy.ChatAdapter` sends them.
+
+        Raises:
+            SettingsError: an input is missing or unknown.
+        """
+        fields = list(self.signature.input_fields)
+        if set(inputs) != set(fields):
+            raise SettingsError(f"{self.predictor} takes {', '.join(fields)}; got {', '.join(inputs) or 'nothing'}.")
+        return list(dspy.ChatAdapter().format(self.signature, list(self.demos), inputs))
+
+    def template(self) -> list[tuple[str, str]]:
+        """Return role and text of each message with `{name}` where an input stands; other braces are doubled.
+
+        Example:
+            >>> ChatPromptTemplate.from_messages(prompt_of(program).template())  # LangChain's  # doctest: +SKIP
+        """
+        marks = {name: f"\ue000{name}\ue001" for name in self.signature.input_fields}
+        texts = [(m["role"], m["content"].replace("{", "{{").replace("}", "}}")) for m in self.messages(**marks)]
+        return [(role, text.replace("\ue000", "{").replace("\ue001", "}")) for role, text in texts]
+
+    def read(self, reply: str) -> dict[str, Any]:
+        """Return the output fields of a model's reply to `messages`; DSPy's AdapterParseError if there are none."""
+        return dict(dspy.ChatAdapter().parse(self.signature, reply))
+
+
+def prompt_of(program: dspy.Module, predictor: str | None = None) -> Prompt:
+    """Return the prompt of a program, with the playbook in it, for use without DSPy.
+
+    Args:
+        program: any; a compiled one, perhaps.
+        predictor: which predictor's; None: the only one.
+
+    Raises:
+        SettingsError: `program` is no DSPy program, or it has several predictors or none of that name.
+
+    Example:
+        >>> prompt = prompt_of(dspy.Predict("question -> answer"))
+        >>> print(prompt)
+        Given the fields `question`, produce the fields `answer`.
+        >>> [message["role"] for message in prompt.messages(question="What is 2 + 2?")]
+        ['system', 'user']
+    """
+    if not isinstance(program, dspy.Module):
+        raise SettingsError(f"Expected a DSPy program (a dspy.Module); got {type(program).__name__}.")
+    named = dict(program.named_predictors())
+    name = next(iter(named)) if predictor is None and len(named) == 1 else predictor
+    if name not in named:
+        raise SettingsError(
+            f"predictor must be one of {', '.join(map(repr, named)) or 'no predictor, as this program has none'}; "
+            f"got {predictor!r}."
+        )
+    return Prompt(str(name), named[name].signature, tuple(named[name].demos))
 
 
 # --- playbooks that outgrow a prompt
