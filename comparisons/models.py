@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-import dspy
 
 from dspy_ace.testing import OfflineLM
 
 from .proposals import answer_proposal
+from .tasks import Task  # noqa: F401 - makes the examples importable
+
+from common import remote  # type: ignore[import-not-found]  # isort: skip
 
 OFFLINE = "offline"
 LABEL = "Offline model: mechanics and cost, not the quality of a method. It reads its prompt and does not think."
@@ -20,14 +20,10 @@ def connect(name: str, api_base: str | None = None, temperature: float | None = 
 
     Args:
         name: `offline`, or a model as in `dspy.LM(name)`.
-        api_base: address of an OpenAI-compatible server. Without OPENAI_API_KEY a server that asks for none is meant.
+        api_base: address of an OpenAI-compatible server.
         temperature: of the replies; None: DSPy's default.
     """
     if name == OFFLINE:
         return OfflineLM(answerers=[answer_proposal])
     settings: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
-    if api_base is not None:
-        settings["api_base"] = api_base
-        if "OPENAI_API_KEY" not in os.environ:
-            settings["api_key"] = "none"
-    return dspy.LM(name, cache=False, **settings)
+    return remote(name, api_base, cache=False, **settings)

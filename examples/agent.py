@@ -1,11 +1,12 @@
-"""ACE on agents: a ReAct program learns to work in a small office from what happens, without labels.
+"""ACE on agents: a ReAct program learns the house rules of a small office from what happens, without labels.
 
     python examples/agent.py                                    # offline, no key, under a minute
     python examples/agent.py --model openai/gpt-4o-mini         # the same with a real model
     python examples/agent.py --train 12 --test 9 --epochs 1     # smaller
 
-The only feedback is the execution: the answers of the apps, and whether the end state fits the task. Roles and metric
-see no label (`labels=False`; there are none).
+No model can know the rules (`office/rules.py`). The only feedback is the execution: the answers of the apps, which
+tell facts and no remedy, and whether the end state fits the task. Roles and metric see no label (`labels=False`; there
+are none).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any
 
 import dspy
 from common import (
-    CallCounter,
     Scores,
     add_model_arguments,
     check_out,
@@ -37,9 +37,17 @@ from office.world import opened
 
 from dspy_ace import ACE, AceError
 
+APPRENTICE_NOTE = (
+    "The apprentice follows fixed habits, and the advice in its prompt. It shows that the mechanics work and what\n"
+    "they cost in calls. It does not measure how good a method is with a real model."
+)
+
 
 class DoTask(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
-    """Do the task in the office with the tools, all of it and nothing else, then report what was done."""
+    """Do the task in the office with the tools, all of it and nothing else, then report what was done.
+
+    The office has rules of its own. What it rejects stands in the day's log, and a task with an entry there has failed.
+    """
 
     task: str = dspy.InputField()
     report: str = dspy.OutputField()
@@ -57,18 +65,18 @@ class OfficeAgent(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         max_iters: steps at most.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], tools: Sequence[Callable[..., Any]], max_iters: int = 40) -> None:
+    def __init__(self, tasks: Mapping[str, Task], tools: Sequence[Callable[..., Any]], max_iters: int = 30) -> None:
         super().__init__()
         self.tasks = tasks
         self.agent = dspy.ReAct(DoTask, tools=list(tools), max_iters=max_iters)
 
     def forward(self, task_id: str, task: str) -> dspy.Prediction:
-        """Do one task. `failed_checks`, `errors` and `ended` of the prediction say how it ended."""
+        """Do one task. `failed_checks`, `rejections` and `ended` of the prediction say how it ended."""
         wanted = self.tasks[task_id]
         with opened(wanted.records) as office:
             prediction = self.agent(task=task)
             prediction.failed_checks = wanted.failed_checks(office)
-            prediction.errors = office.errors
+            prediction.rejections = len(office.end_state().log)
         prediction.ended = "finish" in prediction.trajectory.values()
         return prediction
 
@@ -77,8 +85,8 @@ def metric(example: dspy.Example, prediction: Any, trace: Any = None) -> dspy.Pr
     """Score 1 for a completed task, with words on the execution. It reads the prediction alone, no label."""
     done = prediction.failed_checks == 0
     words = ["The end state fits the task." if done else "The end state does not fit the task."]
-    if prediction.errors:
-        words.append(f"Calls that ended in an error: {prediction.errors}.")
+    if prediction.rejections:
+        words.append(f"Calls that the office rejected: {prediction.rejections}.")
     if not prediction.ended:
         words.append("The step limit was reached before the agent finished.")
     return dspy.Prediction(score=float(done), feedback=" ".join(words))
@@ -91,32 +99,19 @@ def as_examples(tasks: Sequence[Task]) -> list[dspy.Example]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Teach an agent the ways of an office, from execution feedback alone.")
+    parser = argparse.ArgumentParser(
+        description="Teach an agent the house rules of an office, from execution feedback alone."
+    )
     add_model_arguments(parser)
-    parser.add_argument("--train", type=positive, default=30, help="training tasks (default: 30)")
-    parser.add_argument("--val", type=positive, default=12, help="validation tasks (default: 12)")
+    parser.add_argument("--train", type=positive, default=60, help="training tasks (default: 60)")
+    parser.add_argument("--val", type=positive, default=20, help="validation tasks (default: 20)")
     parser.add_argument("--test", type=positive, default=39, help="test tasks of each difficulty (default: 39)")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks drawn and of the optimizer (default: 0)")
-    parser.add_argument("--epochs", type=positive, default=2, help="passes over the training tasks (default: 2)")
+    parser.add_argument("--epochs", type=positive, default=1, help="passes over the training tasks (default: 1)")
     parser.add_argument("--batch-size", type=positive, default=6, help="tasks per step (default: 6)")
-    parser.add_argument("--max-steps", type=positive, default=40, help="steps of the agent per task (default: 40)")
+    parser.add_argument("--max-steps", type=positive, default=30, help="steps of the agent per task (default: 30)")
     parser.add_argument("--out", type=Path, help="file to save the playbook to (JSON)")
     return parser.parse_args(argv)
-
-
-def connect_agent(model: str) -> CallCounter:
-    """Make `model` DSPy's LM. Offline it is the apprentice, as `OfflineLM` cannot do tasks of many steps."""
-    if model != "offline":
-        return connect(model)
-    counter = CallCounter()
-    dspy.configure(lm=Apprentice(), callbacks=[counter])
-    print(f"Model: {dspy.settings.lm.model}")
-    print(
-        "The apprentice follows fixed rules, bad habits included, and the advice in its prompt. It shows that the\n"
-        "mechanics work and what they cost in calls. It does not measure how good a method is with a real model.\n",
-        flush=True,
-    )
-    return counter
 
 
 def table(tests: Mapping[str, Sequence[Task]], rows: Mapping[str, Sequence[Scores]], bullets: Mapping[str, int]) -> str:
@@ -152,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     tasks = make_tasks(args.seed, args.train, args.val, args.test, args.test)
     tests = {"normal": tasks.normal, "challenge": tasks.challenge}
     print(f"Tasks: {args.train} training, {args.val} validation, {args.test} normal and {args.test} challenge test.")
-    counter = connect_agent(args.model)
+    counter = connect(args.model, args.api_base, Apprentice, APPRENTICE_NOTE)
     student = OfficeAgent({task.id: task for split in tasks for task in split}, TOOLS, args.max_steps)
     train, val = as_examples(tasks.train), as_examples(tasks.val)
     probe(student, train[0])

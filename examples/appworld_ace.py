@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-from common import brief, check_out, connect, fail, positive, probe, run
+from common import add_api_base, brief, check_out, connect, fail, positive, probe, run
 from office.goals import scenario_goal_completion, task_goal_completion
 
 from dspy_ace import ACE, AceError
@@ -190,6 +190,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="ACE on AppWorld: TGC and SGC before and after.")
     parser.add_argument("--model", required=True, help="a DSPy model name; the offline models cannot write code")
+    add_api_base(parser)
     parser.add_argument("--labels", action="store_true", help="score training tasks by AppWorld's checks")
     parser.add_argument("--train", type=positive, help="the first N tasks of train (default: all)")
     parser.add_argument("--test", type=positive, help="the first N tasks of each test split (default: all)")
@@ -238,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     threads = max(1, len(args.server))
     open_world = Worlds(package.AppWorld, args.experiment, args.server)
     print(f"AppWorld: {len(train)} training tasks; {', '.join(f'{len(ids)} {name}' for name, ids in tests.items())}.")
-    connect(args.model)
+    connect(args.model, args.api_base)
     student = AppWorldAgent(open_world, args.max_steps)
     probe(student, as_examples(train)[0])
     before = {split: results(student, ids, threads) for split, ids in tests.items()}

@@ -43,10 +43,11 @@ class CallCounter(BaseCallback):  # type: ignore[misc]  # dspy is untyped
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model` and `--threads`, the same in every script."""
+    """`--model`, `--api-base` and `--threads`, the same in every script."""
     parser.add_argument(
         "--model", default="offline", help="'offline' (no key, no network) or a DSPy model name (default: offline)"
     )
+    add_api_base(parser)
     parser.add_argument("--threads", type=positive, default=8, help="calls at once (default: 8)")
 
 
@@ -58,17 +59,40 @@ def positive(text: str) -> int:
     return number
 
 
-def connect(model: str, answerers: Sequence[Any] = ()) -> CallCounter:
-    """Make `model` DSPy's LM and say what it is; returns the counter of its calls. `answerers`: see `OfflineLM`."""
+def add_api_base(parser: argparse.ArgumentParser) -> None:
+    """Add `--api-base`, the address of a server of one's own."""
+    parser.add_argument("--api-base", help="address of an OpenAI-compatible server that answers as --model openai/…")
+
+
+def remote(model: str, api_base: str | None = None, **settings: Any) -> dspy.LM:
+    """Return the LM of this name; without OPENAI_API_KEY a server that asks for no key is meant."""
+    if api_base is not None:
+        settings["api_base"] = api_base
+        if "OPENAI_API_KEY" not in os.environ:
+            settings["api_key"] = "none"
+    return dspy.LM(model, **settings)
+
+
+def connect(
+    model: str, api_base: str | None = None, offline: Callable[[], Any] = OfflineLM, note: str = OFFLINE_NOTE
+) -> CallCounter:
+    """Make `model` DSPy's LM and say what it is; returns the counter of its calls.
+
+    Args:
+        model: `offline`, or as in `dspy.LM(model)`.
+        api_base: address of an OpenAI-compatible server.
+        offline: makes the offline model.
+        note: is printed with the offline model.
+    """
     counter = CallCounter()
     try:
-        lm = OfflineLM(answerers=answerers) if model == "offline" else dspy.LM(model)
+        lm = offline() if model == "offline" else remote(model, api_base)
     except Exception as error:  # noqa: BLE001 - whatever a wrong name leads to becomes one line
         fail(f"cannot use the model {model!r}: {_first_line(error)}")
     dspy.configure(lm=lm, callbacks=[counter])
     print(f"Model: {lm.model}")
     if model == "offline":
-        print(OFFLINE_NOTE)
+        print(note)
     print(flush=True)
     return counter
 

@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     check_out(args.out)
     sets, metric = load(args), make_metric(args.task)
     print(f"Task: {args.task}; {len(sets.train)} training, {len(sets.val)} validation, {len(sets.test)} test examples.")
-    counter = connect(args.model)
+    counter = connect(args.model, args.api_base)
     if args.task == "formula" and args.model == "offline":
         print("The offline model cannot work out a formula: expect next to nothing right, before and after.\n")
     student = dspy.ChainOfThought(AnswerQuestion)

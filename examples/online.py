@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the example."""
     args = parse(argv)
     split = make_split(args.seed)
-    connect(args.model)
+    connect(args.model, args.api_base)
     probe(dspy.ChainOfThought(RouteMessage), split.train[0])
     try:
         compiled = warm_start(split, args)

@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from common import (
 from routing_task import DESKS, RouteMessage, make_split, metric
 
 from dspy_ace import ACE, AceError
+from dspy_ace.testing import OfflineLM
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     split = make_split(args.seed)
     print(f"Task: messages to {len(DESKS)} desks, by house rules that no model can know.")
     print(f"Sets: {len(split.train)} training, {len(split.val)} validation, {len(split.test)} test messages.")
-    counter = connect(args.model, proposals(args.optimizer))
+    counter = connect(args.model, args.api_base, partial(OfflineLM, answerers=proposals(args.optimizer)))
     student = dspy.ChainOfThought(RouteMessage)
     probe(student, split.train[0])
 

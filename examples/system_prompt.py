@@ -125,7 +125,7 @@ def improve(args: argparse.Namespace) -> str:
     cut = max(1, len(cases) // 4)
     test, val, train = cases[:cut], cases[cut : 2 * cut], cases[2 * cut :]
     print(f"Cases: {len(train)} to learn from, {len(val)} to choose by, {len(test)} to test on.")
-    connect(args.model)
+    connect(args.model, args.api_base)
     student = dspy.Predict(dspy.Signature("input -> output", prompt))
     probe(student, train[0])
 

@@ -1,151 +1,171 @@
-"""Advice as an apprentice reads it in a prompt and writes it after a failure.
+"""Advice as an apprentice reads it in a prompt, applies it to a call, and concludes it from a fact.
 
-Advice is a sentence in plain English that names tools and quotes what a tool answered. Which tools there are is told
-by the request; what they answer, by the trajectory. No tool, message or argument is known here.
+Advice is a sentence in plain English. Which tools and arguments there are is told by the request; what the tools
+answer, by the trajectory. No tool, message or rule is known here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dspy_ace.testing.agent import Tool
+from dspy_ace.testing.calculate import numbers
 from dspy_ace.testing.statements import blocks
-from dspy_ace.testing.words import normal
+from dspy_ace.testing.words import STOP_WORDS, split_name, stem
 
-_CUE = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”")
-_MARKED = re.compile(r"`(\w+)`")
-_AGAIN = re.compile(r"\b(?:repeat|retry|again|once more)\b", re.IGNORECASE)
-_NOT_AGAIN = re.compile(
-    r"\b(?:not|never|don['’]t|without|before|instead of)\s+(?:\w+\s+){0,3}?(?:repeat|retry|again|once more)",
-    re.IGNORECASE,
-)
-_CALLS = re.compile(r"\b(?:call|use|try|run)\s+`?(\w+)", re.IGNORECASE)
-_NOT_CALLS = re.compile(r"\b(?:not|never|don['’]t|instead of)\s+(?:(?:call|use|try|run)\s+)?`?(\w+)", re.IGNORECASE)
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_WEEKDAY = "|".join(WEEKDAYS)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
-_INSTEAD = re.compile(r"\binstead\b|\brather than\b|\bnot\b", re.IGNORECASE)
+_ONLY = re.compile(
+    r"^\W*(?:for|with|where|if)\s+(?:(?:it|this) is\s+)?(?:an?\s+|the\s+)?[\"`]?([a-z]+)[\"`]?\s*,", re.IGNORECASE
+)
+_NOT = re.compile(r"\b(?:not|never|no|without|don['’]t)\b", re.IGNORECASE)
+_OVER = re.compile(r"\b(?:over|above|more than)\s+([\d,.]*\d)", re.IGNORECASE)
+_BEFORE = re.compile(r"\bbefore\b", re.IGNORECASE)
+_REVERSED = re.compile(r"\b(?:(?:last|family) (?:name|word)|surname) (?:first|before)\b", re.IGNORECASE)
+_AS_IT_STANDS = re.compile(r"\bas (?:it stands|they stand|given|written)\b", re.IGNORECASE)
+_START = re.compile(
+    rf"\b(?:day 1|the first day|the week)\b.*?\b(?:is|begins? on|starts? on)\s+({_WEEKDAY})\b", re.IGNORECASE
+)
+_TWICE, _ONCE = (
+    re.compile(r"\b(?:twice|two times)\b", re.IGNORECASE),
+    re.compile(r"\b(?:once|one time)\b", re.IGNORECASE),
+)
+_POSITION = re.compile(rf"\b({_WEEKDAY}) is day (\d)\b")
+TIMES, ORDER, WEEK = "times", "order", "week"
+_LOWER = re.compile(r"\b[a-z]{3,}\b")
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A situation and what to do in it.
+    """What to do with a call.
 
     Args:
-        source: id of the bullet that says so; `""` for other text.
+        topic: `times` (how often to make it), `order` (of the words of a name), `week` (its first day), or the name
+            of another tool, which is to be called before.
+        value: the number of times; True for the last word first; a weekday; True to call the other tool.
+        tool: the tool whose call it is; `""`: any.
+        word: only where the task has this word; `""`: everywhere.
+        over: only for an argument with a number above this one.
+        source: id of the bullet that says so.
         text: the sentence.
-        cues: folded texts; an observation that has one of them calls for the advice.
-        tools: tools it is about; empty: any.
-        call: the tool to call, or `""`.
-        again: True if the call that got the observation is to be repeated.
-        argument: the argument of that call which takes the value shown beside the cue, or `""`.
-        instead: True if `call` takes the place of `tools` from the start, before anything was observed.
     """
 
-    source: str
-    text: str
-    cues: tuple[str, ...] = ()
-    tools: frozenset[str] = frozenset()
-    call: str = ""
-    again: bool = False
-    argument: str = ""
-    instead: bool = False
+    topic: str
+    value: Any
+    tool: str = ""
+    word: str = ""
+    over: float | None = None
+    source: str = ""
+    text: str = ""
 
-    def fits(self, tool: str, observation: str) -> bool:
-        """Return True if this advice is for what `tool` answered."""
-        seen = f" {normal(observation)} "
-        return (not self.tools or tool in self.tools) and any(f" {cue} " in seen for cue in self.cues)
+    def fits(self, tool: str, sentence: str, arguments: Mapping[str, Any]) -> bool:
+        """Return True if this is about the call of `tool` that `sentence` asks for."""
+        large = self.over is None or any(
+            isinstance(value, (int, float)) and value > self.over for value in arguments.values()
+        )
+        said = not self.word or stem(self.word) in {stem(word) for word in _LOWER.findall(sentence)}
+        return large and said and self.tool in ("", tool)
+
+
+def chosen(
+    advice: Sequence[Advice], topic: str, tool: str, sentence: str, arguments: Mapping[str, Any]
+) -> Advice | None:
+    """Return the advice on a topic that counts for a call: what names a case goes before what holds everywhere."""
+    fitting = [a for a in advice if a.topic == topic and a.fits(tool, sentence, arguments)]
+    return max(fitting, key=lambda a: bool(a.word), default=None)
+
+
+def say(advice: Advice) -> str:
+    """Word advice for other cases."""
+    only = f'For "{advice.word}", ' if advice.word else ""
+    if advice.topic == ORDER:
+        said = "write a name " + ("with the last word first" if advice.value else "as it stands")
+    elif advice.topic == WEEK:
+        said = f"in `{advice.tool}` the week begins on {advice.value}"
+    elif advice.topic == TIMES:
+        said = f"call `{advice.tool}` " + ("twice and take the last answer" if advice.value == 2 else "once")
+    else:
+        over = f" with an amount over {advice.over:g}" if advice.over is not None else ""
+        said = f"before `{advice.tool}`{over} {'' if advice.value else 'do not '}call `{advice.topic}`"
+    return (only + said)[:1].upper() + (only + said)[1:] + "."
 
 
 def read_advice(text: str, tools: Mapping[str, Tool]) -> list[Advice]:
-    """Find advice on `tools` in the bullets and lines of a prompt.
-
-    Each sentence is read by itself. If no sentence of a block is advice, the block is read as one sentence.
-    """
-    known = {name for tool in tools.values() for name in tool.arguments}
+    """Find advice on `tools` in the bullets and lines of a prompt; what describes a tool is none."""
     found: list[Advice] = []
     for source, body in blocks(text):
         lines = [line for line in ([body] if source else body.splitlines()) if "<desc>" not in line]
-        for line in lines:  # a tool's description is no advice
-            said = [_advice(source, sentence, tools, known) for sentence in _SENTENCE.split(line)]
-            if not any(said):
-                said = [_advice(source, line, tools, known)]
-            found += [advice for advice in said if advice]
+        sentences = [sentence for line in lines for sentence in _SENTENCE.split(line)]
+        found += [advice for sentence in sentences if (advice := _advice(source, sentence, tools))]
     return found
 
 
-def _advice(source: str, sentence: str, tools: Collection[str], arguments: Collection[str]) -> Advice | None:
-    unquoted = _CUE.sub(" ", sentence)
-    cues = tuple(normal(next(group for group in match.groups() if group)) for match in _CUE.finditer(sentence))
-    named = [name for name in re.findall(r"\w+", unquoted) if name in tools]
-    refused = {match[1] for match in _NOT_CALLS.finditer(unquoted)} & set(tools)
-    call = next((m[1] for m in _CALLS.finditer(unquoted) if m[1] in tools and m[1] not in refused), "")
-    others = frozenset(named) - {call}
-    if call and others and _INSTEAD.search(unquoted) and not _AGAIN.search(unquoted):
-        return Advice(source, sentence, cues, others, call, instead=True)
-    argument = next((m[1] for m in _MARKED.finditer(unquoted) if m[1] in arguments and m[1] not in tools), "")
-    again = bool(_AGAIN.search(unquoted)) and not _NOT_AGAIN.search(unquoted)
-    if not cues or not (call or again):
-        return None
-    return Advice(source, sentence, cues, others, call, again, argument if again else "")
-
-
-@dataclass(frozen=True)
-class Hint:
-    """A tool's own words on what to do next.
-
-    Args:
-        cue: the words it is known by, without the values of the case.
-        tool: the tool that answered.
-        call: the tool to call, or `""`.
-        again: True if the call is to be repeated (after `call`, if there is one).
-        argument: the argument that takes the value shown beside the cue, or `""`.
-        instead: True if `call` does what `tool` did not do.
-    """
-
-    cue: str
-    tool: str
-    call: str = ""
-    again: bool = False
-    argument: str = ""
-    instead: bool = False
-
-
-def read_hint(tool: Tool, given: Iterable[object], observation: str, tools: Mapping[str, Tool]) -> Hint | None:
-    """Find a hint in what `tool` answered when it was `given` these values; None if there is none."""
-    pieces = re.split(r"(?<=[.!?:;])\s+|\n+", observation)
-    for position, piece in enumerate(pieces):
-        call = next((name for name in re.findall(r"\w+", piece) if name in tools and name != tool.name), "")
-        if call:
-            values = {*map(str, given), *re.findall(r"=\s*[\"']?([^\"',()]+)", piece)}
-            cue = _cue(pieces[position - 1] if position else "", values) or _cue(piece.partition(call)[0], values)
-            asked, refused = bool(_AGAIN.search(piece)), bool(_NOT_AGAIN.search(piece))
-            return Hint(cue, tool.name, call, asked and not refused, instead=not asked) if cue else None
-        for name in re.findall(r"(\w+)\s*=\s*\S", piece):
-            argument = next((a for a in tool.arguments if a != name and a in name), "")
-            if argument:
-                return Hint(name, tool.name, again=True, argument=argument)
+def _advice(source: str, sentence: str, tools: Mapping[str, Tool]) -> Advice | None:
+    only, over, named = _ONLY.search(sentence), _OVER.search(sentence), _named(sentence, tools)
+    word, tool = only[1].lower() if only else "", named[0] if named else ""
+    made = {"word": word, "source": source, "text": sentence}
+    if start := _START.search(sentence):
+        return Advice(WEEK, start[1].capitalize(), tool, **made)
+    if _REVERSED.search(sentence) or _AS_IT_STANDS.search(sentence):
+        return Advice(ORDER, bool(_REVERSED.search(sentence)), tool, **made)
+    before = _BEFORE.search(sentence)
+    if before and len(named) == 2:
+        after = _named(sentence[before.end() :], tools)[:1]
+        other = next(name for name in named if [name] != after)
+        limit = numbers(over[1])[0] if over else None
+        return Advice(other, not _NOT.search(sentence), (after or named)[0], over=limit, **made)
+    if tool and (_TWICE.search(sentence) or _ONCE.search(sentence)):
+        return Advice(TIMES, 2 if _TWICE.search(sentence) else 1, tool, **made)
     return None
 
 
-def _cue(piece: str, values: Collection[str]) -> str:
-    """Return the longest stretch of `piece` without values, numbers and quotations, if it has two words or more."""
-    bare = piece
-    for value in sorted(values, key=len, reverse=True):
-        bare = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "|", bare) if value.strip() else bare
-    stretches = [part.strip(" .,:;!?-") for part in re.split(r"[|\"“”`()\[\]=]|(?<!\w)\S*\d\S*", bare)]
-    best = max(stretches, key=lambda part: len(part.split()), default="")
-    return best if len(best.split()) >= 2 else ""
+def _named(text: str, tools: Mapping[str, Tool]) -> list[str]:
+    return list(dict.fromkeys(name for name in re.findall(r"`(\w+)`", text) if name in tools))
 
 
-def say(hint: Hint) -> str:
-    """Word a hint as advice for other cases."""
-    if hint.instead:
-        return f'Where `{hint.tool}` seems to fit, call `{hint.call}` instead: `{hint.tool}` only says "{hint.cue}".'
-    if hint.argument:
-        return (
-            f'When a tool answers with "{hint.cue}", repeat the call with `{hint.argument}` set to the value beside '
-            "it, until it comes no more."
-        )
-    then = "then repeat the call" if hint.again else "do not repeat the call"
-    return f'When a tool answers "{hint.cue}", call `{hint.call}` and {then}.'
+# --- what a fact teaches ---
+
+
+def conclude(
+    tool: str, given: Mapping[str, Any], fact: str, *, task: str, before: Sequence[str], tools: Mapping[str, Tool]
+) -> Iterator[Advice]:
+    """Yield the advice that the answer of a call suggests.
+
+    Args:
+        tool: the tool that was called.
+        given: its arguments.
+        fact: what it answered.
+        task: the whole task; a word of it that the fact names is taken for an exception.
+        before: tools that were called before.
+        tools: all tools.
+    """
+    word = _shared(fact, task, tools)
+    for value in map(str, given.values()):
+        turned = " ".join(reversed(value.split()))
+        if turned != value and re.search(rf"\b{re.escape(turned)}\b", fact):
+            yield Advice(ORDER, value in task, word=word)
+    if position := _POSITION.search(fact):
+        start = WEEKDAYS[(WEEKDAYS.index(position[1]) - int(position[2]) + 1) % 7]
+        yield Advice(WEEK, start, tool, word)
+    if _ONCE.search(fact) or _TWICE.search(fact):
+        yield Advice(TIMES, 2 if _ONCE.search(fact) else 1, tool, word)
+    for other in tools:
+        said = [m for part in split_name(other) if (m := re.search(rf"\b{re.escape(part)}\w*", fact, re.IGNORECASE))]
+        if not said or other == tool:
+            continue
+        missing = bool(re.search(rf"\b(?:no|without|lacks)\s+(?:an?\s+)?{re.escape(said[0][0])}", fact, re.IGNORECASE))
+        over = _OVER.search(fact)
+        if missing or (other in before and word):
+            yield Advice(other, missing, tool, word, numbers(over[1])[0] if over and missing else None)
+
+
+def _shared(fact: str, task: str, tools: Mapping[str, Tool]) -> str:
+    """Return the last word that a fact shares with the task and with no tool or argument; `""` if there is none."""
+    plain = {part for tool in tools.values() for name in (tool.name, *tool.arguments) for part in split_name(name)}
+    asked = {stem(word) for word in _LOWER.findall(task)} - plain
+    words = [word for word in _LOWER.findall(fact) if word not in STOP_WORDS and stem(word) in asked]
+    return words[-1] if words else ""

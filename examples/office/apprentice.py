@@ -1,17 +1,13 @@
-"""`Apprentice`: an offline model that works with tools, badly, and follows the advice in its prompt.
+"""`Apprentice`: an offline model that works with tools, knows no house rules, and follows the advice in its prompt.
 
 Where `OfflineLM` reads one case at a time, an apprentice drives an agent (`dspy.ReAct`) through a task of many steps.
-It takes the task sentence by sentence and calls the tool that a sentence names. It has bad habits. Only advice in its
-prompt corrects a habit, and only in the situation that the advice names (`advice`):
+It takes the task sentence by sentence and calls the tool that a sentence names. It has habits that only advice in its
+prompt changes (`advice`): it makes each call once, takes every answer for the last word, writes a name as it reads it,
+and begins the week on Monday.
 
-- It takes a tool at its name, whatever the tool's description or answer says.
-- It leaves out optional arguments, unless it was shown a value of that very name.
-- It takes the first answer for the whole answer, and an error for the end of the matter.
-- Where nobody answers, it makes the same call once more.
-
-As a reflector it writes down, as advice, the hints in the tools' answers that it did not follow. Everything else, such
-as curation, is done by `OfflineLM`. It knows no tool, no message and no task: rename them all and its advice changes
-with them. It shows mechanics, and nothing about the quality of a method.
+As a reflector it writes down, as advice, what the facts in the tools' answers suggest. Everything else, such as
+curation, is done by `OfflineLM`. It knows no tool, no message and no task: rename them all and its advice changes with
+them. It shows mechanics, and nothing about the quality of a method.
 """
 
 from __future__ import annotations
@@ -19,8 +15,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +26,10 @@ from dspy_ace.testing.calculate import numbers, show
 from dspy_ace.testing.noise import Dice
 from dspy_ace.testing.request import Ask
 from dspy_ace.testing.statements import blocks
-from dspy_ace.testing.words import content_stems, normal, sentences, split_name, stem
+from dspy_ace.testing.words import content_stems, sentences, split_name, stem
 
-from .advice import Advice, Hint, read_advice, read_hint, say
+from .advice import ORDER, TIMES, WEEK, WEEKDAYS, Advice, chosen, conclude, read_advice, say
 
-_DEEPEST, _MOST = 3, 60
 _MARK = r"\[ ?\[ ?## %s ?## ?\] ?\]"  # also as a transcript shows it, where it is no header any more
 _STEP = re.compile(
     _MARK % r"(thought|tool_name|tool_args|observation)_(\d+)"
@@ -45,17 +39,12 @@ _STEP = re.compile(
     + r"|<(thought|tool_name|tool_args|observation)_(\d+)>\s*(.*?)\s*</\4_\5>",
     re.DOTALL,
 )
-_SILENCE = re.compile(
-    r"\b(?:no (?:answer|reply|response)|silent|silence|unanswered|tim(?:ed?|ing)[- ]?out)\b", re.IGNORECASE
-)
-_ERROR = re.compile(r"^\s*(?:execution )?error\b", re.IGNORECASE)
 _QUOTES = re.compile(r"\"[^\"]*\"")
 _QUOTED = re.compile(r"(?:(\w+)\s+)?\"([^\"]+)\"")  # and the word before it
-_SHOWN = re.compile(r"(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s,;()]+))")
 _TOTALS = re.compile(r"\b(?:total|sum)\b", re.IGNORECASE)
-_LARGEST = re.compile(r"\b(?:largest|highest|biggest)\b", re.IGNORECASE)
 _COUNTS = re.compile(r"\b(?:number of|how many|count)\b", re.IGNORECASE)
-_EACH = re.compile(r"\b(?:each|every|all)\s+(?:the\s+)?(\w+)", re.IGNORECASE)
+_DAY = re.compile(r"\bday (\d)\b", re.IGNORECASE)
+_NAME = re.compile(r"[A-Z][\w'-]+(?: [A-Z][\w'-]+)+")
 _CITES = re.compile(r"bullet|playbook", re.IGNORECASE)
 
 
@@ -148,150 +137,115 @@ def _given(text: str) -> dict[str, Any]:
 
 @dataclass
 class Memory:
-    """Rows of the current list, the last value shown for each name, and the advice that was followed."""
+    """Rows of the last list, and the advice that was followed."""
 
     rows: list[str] = field(default_factory=list)
-    values: dict[str, str] = field(default_factory=dict)
     used: list[Advice] = field(default_factory=list)
     thought: str = ""
-
-    def note(self, observation: str) -> None:
-        """Keep the rows and values of a tool's answer."""
-        self.rows += [line[2:].strip() for line in observation.splitlines() if line.startswith("- ")]
-        self.values |= shown(observation)
-
-
-def shown(text: str) -> dict[str, str]:
-    """Return the pairs written as `name=value` in `text`."""
-    return {m[1]: next(g for g in m.groups()[1:] if g is not None) for m in _SHOWN.finditer(text)}
 
 
 def next_call(
     task: str, tools: Mapping[str, Tool], advice: Sequence[Advice], steps: Sequence[Step]
 ) -> tuple[Call | None, Memory]:
     """Return the call that comes after `steps` (None: the work is done), and the memory of the work so far."""
-    memory = Memory()
-    work = _work(task, tools, advice, memory)
+    worker = _Worker(tools, advice, Memory())
+    work = worker.work(task)
     try:
         call = next(work)
         for step in steps:
             call = work.send(step.observation)
     except StopIteration:
-        return None, memory
-    return call, memory
+        return None, worker.memory
+    return call, worker.memory
 
 
-def _work(task: str, tools: Mapping[str, Tool], advice: Sequence[Advice], memory: Memory) -> Work:
-    for sentence in sentences(task):
-        tool = _tool(sentence, tools, advice, memory)
-        if tool is not None:
-            before, memory.rows = memory.rows, []
-            for arguments in _calls(tool, sentence, before):
-                memory.thought = f"{tool.name} fits: {sentence}"
-                yield from _carry_out(Call(tool.name, arguments), tools, advice, memory)
-            memory.rows = memory.rows or before
+@dataclass(frozen=True)
+class _Worker:
+    tools: Mapping[str, Tool]
+    advice: Sequence[Advice]
+    memory: Memory
+
+    def work(self, task: str) -> Work:
+        """Do a task sentence by sentence."""
+        for sentence in sentences(task):
+            tool = _tool(sentence, self.tools)
+            if tool is not None:
+                arguments = self.arguments(tool, sentence)
+                self.memory.thought = f"{tool.name} fits: {sentence}"
+                for other in self.tools:
+                    first = self.heed(other, tool.name, sentence, arguments)
+                    if first is not None and first.value:
+                        given = {name: arguments[name] for name in self.tools[other].arguments if name in arguments}
+                        yield from self.carry_out(self.tools[other], sentence, given)
+                yield from self.carry_out(tool, sentence, arguments)
+
+    def carry_out(self, tool: Tool, sentence: str, arguments: dict[str, Any]) -> Work:
+        """Make a call as often as advice says."""
+        given = {**dict.fromkeys(_required(tool), self.memory.thought), **arguments}
+        often = self.heed(TIMES, tool.name, sentence, arguments)
+        for _ in range(often.value if often else 1):
+            observation = yield Call(tool.name, given)
+            rows = [line[2:].strip() for line in observation.splitlines() if line.startswith("- ")]
+            self.memory.rows = rows or self.memory.rows
+
+    def heed(self, topic: str, tool: str, sentence: str, arguments: Mapping[str, Any]) -> Advice | None:
+        """Return the advice on a topic, and remember that it was followed."""
+        said = chosen(self.advice, topic, tool, sentence, arguments)
+        if said is not None:
+            self.memory.used.append(said)
+        return said
+
+    def arguments(self, tool: Tool, sentence: str) -> dict[str, Any]:
+        """Find values for the required arguments: quoted beside their names, then quoted in order, then figures."""
+        quoted = [(m[1] or "", m[2]) for m in _QUOTED.finditer(sentence)]
+        filled: dict[str, Any] = {}
+        for name in _required(tool):
+            beside = next((pair for pair in quoted if pair[0] and stem(pair[0]) == stem(name)), None)
+            if beside:
+                filled[name] = beside[1]
+                quoted.remove(beside)
+        for name in [name for name in _required(tool) if name not in filled]:
+            number = dict(tool.arguments[name] or {}).get("type") in ("integer", "number")
+            day = _DAY.search(_QUOTES.sub(" ", sentence)) if "day" in name else None
+            if day:
+                filled[name] = self.weekday(int(day[1]), tool.name, sentence)
+            elif quoted and not number:
+                filled[name] = self.name(quoted.pop(0)[1], tool.name, sentence)
+            else:
+                said = _figure(_QUOTES.sub(" ", sentence), self.memory.rows)
+                filled[name] = next(iter(numbers(said)), 0) if number else said
+        return filled
+
+    def name(self, text: str, tool: str, sentence: str) -> str:
+        """Return a quoted text, and a name with its words in the order that advice asks for."""
+        said = self.heed(ORDER, tool, sentence, {}) if _NAME.fullmatch(text) else None
+        return " ".join(reversed(text.split())) if said is not None and said.value else text
+
+    def weekday(self, number: int, tool: str, sentence: str) -> str:
+        """Return the weekday of a day of the week, which begins on Monday unless advice says otherwise."""
+        said = self.heed(WEEK, tool, sentence, {})
+        return WEEKDAYS[(WEEKDAYS.index(said.value if said else WEEKDAYS[0]) + number - 1) % 7]
 
 
-def _carry_out(call: Call, tools: Mapping[str, Tool], advice: Sequence[Advice], memory: Memory, depth: int = 0) -> Work:
-    """Make a call, and whatever else advice says it needs."""
-    seen: Counter[str] = Counter()
-    for _ in range(_MOST):
-        call = Call(call.tool, _completed(call.arguments, tools[call.tool], memory))
-        observation = yield call
-        memory.note(observation)
-        seen[observation] += 1
-        heeded = next((a for a in advice if not a.instead and a.fits(call.tool, observation)), None)
-        if heeded is None and _SILENCE.search(observation) and seen[observation] == 1:
-            memory.thought = "Nobody answered, so once more."
-            continue
-        if heeded is None or seen[observation] > 2:  # the first answer is the answer
-            return
-        memory.used.append(heeded)
-        memory.thought = heeded.text
-        if heeded.call and depth < _DEEPEST:
-            given = shown(observation) or dict(call.arguments)
-            known = tools[heeded.call].arguments
-            first = Call(heeded.call, {name: value for name, value in given.items() if name in known})
-            yield from _carry_out(first, tools, advice, memory, depth + 1)
-            memory.thought = heeded.text
-        if not heeded.again:
-            return
-        if heeded.argument:
-            value = next((v for name, v in shown(observation).items() if normal(name) in heeded.cues), None)
-            if value is None or heeded.argument not in tools[call.tool].arguments:
-                return
-            call = Call(call.tool, {**call.arguments, heeded.argument: value})
-
-
-def _completed(arguments: Mapping[str, Any], tool: Tool, memory: Memory) -> dict[str, Any]:
-    """Add the optional arguments whose values were shown, and give each value the type asked for."""
-    optional = {name for name, schema in tool.arguments.items() if isinstance(schema, Mapping) and "default" in schema}
-    filled = {**arguments, **{name: memory.values[name] for name in optional if name in memory.values}}
-    return {name: _typed(value, tool.arguments[name]) for name, value in filled.items() if name in tool.arguments}
-
-
-def _typed(value: Any, schema: Any) -> Any:
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
-    if kind not in ("integer", "number") or isinstance(value, (int, float)):
-        return value
-    found = numbers(str(value))
-    return (int(found[0]) if kind == "integer" else found[0]) if found else 0
-
-
-def _tool(sentence: str, tools: Mapping[str, Tool], advice: Sequence[Advice], memory: Memory) -> Tool | None:
-    """Find the tool whose name fits a sentence best, or the one that advice puts in its place."""
+def _tool(sentence: str, tools: Mapping[str, Tool]) -> Tool | None:
+    """Find the tool whose name fits a sentence best."""
     words = set(content_stems(_QUOTES.sub(" ", sentence)))
     fits = {
         name: 2 * len(words & set(split_name(name))) + 0.5 * len(words & set(content_stems(tool.about)))
         for name, tool in tools.items()
     }
     best = max(fits, key=lambda name: fits[name], default="")
-    if not best or fits[best] < 1:
-        return None
-    for said in advice:
-        if said.instead and best in said.tools and said.call in tools:
-            memory.used.append(said)
-            return tools[said.call]
-    return tools[best]
-
-
-def _calls(tool: Tool, sentence: str, rows: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of each call that a sentence asks for: one a row if it speaks of each row of a list."""
-    each = _EACH.search(_QUOTES.sub(" ", sentence))
-    slot = next((name for name in _required(tool) if each and stem(name) == stem(each[1])), "")
-    for row in rows if slot else [""]:
-        yield _arguments(tool, sentence, rows, {slot: row.partition(" | ")[0]} if slot else {})
+    return tools[best] if best and fits[best] >= 1 else None
 
 
 def _required(tool: Tool) -> list[str]:
     return [n for n, schema in tool.arguments.items() if not (isinstance(schema, Mapping) and "default" in schema)]
 
 
-def _arguments(tool: Tool, sentence: str, rows: Sequence[str], filled: dict[str, Any]) -> dict[str, Any]:
-    """Find values for the required arguments: quoted beside their names, then quoted in order, then figures."""
-    quoted = [(m[1] or "", m[2]) for m in _QUOTED.finditer(sentence)]
-    wanted = [name for name in _required(tool) if name not in filled]
-    for name in wanted:
-        beside = next((pair for pair in quoted if pair[0] and stem(pair[0]) == stem(name)), None)
-        if beside:
-            filled[name] = beside[1]
-            quoted.remove(beside)
-    figure = _figure(_QUOTES.sub(" ", sentence), rows)
-    for name in wanted:
-        schema = tool.arguments[name]
-        if name not in filled:
-            number = isinstance(schema, Mapping) and schema.get("type") in ("integer", "number")
-            filled[name] = quoted.pop(0)[1] if quoted and not number else figure
-    return filled
-
-
 def _figure(sentence: str, rows: Sequence[str]) -> str:
-    """Work out the figure of a sentence: a total, maximum or count of the rows shown, or a number it names."""
-    figures = [found[-1] for found in map(numbers, rows) if found]
+    """Work out the figure of a sentence: a total or count of the rows shown, or a number it names."""
     if _TOTALS.search(sentence):
-        return show(sum(figures))
-    if _LARGEST.search(sentence):
-        return show(max(figures, default=0))
+        return show(sum(found[-1] for found in map(numbers, rows) if found))
     if _COUNTS.search(sentence):
         return str(len(rows))
     named = numbers(sentence)
@@ -305,34 +259,29 @@ def _reflection(ask: Ask) -> dict[str, Any] | None:
     return reflect_on_steps(ask, steps, tools) if tools and steps else None
 
 
-def missed_hints(steps: Sequence[Step], tools: Mapping[str, Tool]) -> list[Hint]:
-    """Return the hints in the tools' answers that the next step did not follow, each once, in order."""
-    found: dict[Hint, None] = {}
+def lessons(steps: Sequence[Step], task: str, tools: Mapping[str, Tool]) -> list[Advice]:
+    """Return the advice that the answers in an episode suggest, each once, in order."""
+    found: dict[Advice, None] = {}
     for position, step in enumerate(steps):
-        tool = tools.get(step.call.tool)
-        hint = tool and read_hint(tool, step.call.arguments.values(), step.observation, tools)
-        if hint and not _heeded(hint, steps[position + 1 : position + 2]):
-            found[hint] = None
+        if step.call.tool in tools:
+            before = [earlier.call.tool for earlier in steps[:position]]
+            again = position + 1 < len(steps) and steps[position + 1].call == step.call
+            fact = "\n".join(line for line in step.observation.splitlines() if not line.startswith("- "))
+            concluded = conclude(step.call.tool, step.call.arguments, fact, task=task, before=before, tools=tools)
+            found |= dict.fromkeys(a for a in concluded if not (again and a.topic == TIMES))
     return list(found)
-
-
-def _heeded(hint: Hint, following: Sequence[Step]) -> bool:
-    return any(
-        step.call.tool == (hint.call or hint.tool) and (not hint.argument or hint.argument in step.call.arguments)
-        for step in following
-    )
 
 
 def reflect_on_steps(ask: Ask, steps: Sequence[Step], tools: Mapping[str, Tool]) -> dict[str, Any]:
     """Return the values of a reflection request that shows an agent's steps."""
     failed = not re.match(r"\s*succe", ask.values.get("outcome", ""), re.IGNORECASE)
-    hints = missed_hints(steps, tools) if failed else []
-    insights = list(dict.fromkeys(say(hint) for hint in hints))
-    first = hints[0] if hints else None
+    task = ask.values.get("task_inputs", "")
+    known = {say(a) for a in read_advice(ask.values.get("bullets", ""), tools)}
+    insights = [said for a in (lessons(steps, task, tools) if failed else []) if (said := say(a)) not in known]
     values: dict[str, Any] = {
-        "error_identification": f'What {first.tool} answered ("{first.cue}") was not acted on.' if first
-        else "No answer of a tool asked for anything that was not done.",
-        "root_cause": f"The answer of {first.tool} was taken for the end of the matter." if first
+        "error_identification": "An answer told something that the call did not reckon with." if insights
+        else "The answers tell nothing new.",
+        "root_cause": "A rule of the place was not known." if insights
         else "The steps do not show a cause." if failed else "Nothing was missing.",
         "correct_approach": insights[0] if insights else "Go on in the same way.",
         "key_insights": insights,

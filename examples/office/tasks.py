@@ -1,18 +1,18 @@
 """Tasks for the office: drawn from a seed, three to a scenario, checked by the end state alone.
 
-A scenario is one kind of task; its three tasks differ in names, numbers and size. Normal tasks are small.
-Challenge tasks have longer lists, slower banks, and two jobs in one.
+A scenario is one kind of task; its three tasks differ in names, numbers and purposes. Every task needs three to five
+rules of the house. A normal task is about one or two people, a challenge task joins more jobs, and more exceptions.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .world import PAGE, EndState, Office, Records
+from .rules import KINDS, LIMIT, WEEKDAYS, days_after_start, listed, needs_approval, needs_note
+from .world import EndState, Office, Records
 
 FIRST = (
     "Ana", "Omar", "Lena", "Piet", "Ruth", "Sven", "Tara", "Hugo", "Mina", "Igor",
@@ -22,13 +22,8 @@ LAST = (
     "Brook", "Reyes", "Fox", "Vale", "Hart", "Lund", "Moss", "Pike", "Reed", "Stone",
     "Wick", "York", "Cole", "Dean", "Frost", "Gray", "Holm", "Kerr", "Lane", "Nash",
 )  # fmt: skip
-FOLDERS = (
-    "Budget", "Travel", "Hiring", "Audit", "Press", "Design", "Rental", "Fleet", "Garden", "Canteen",
-    "Safety", "Archive", "Grants", "Survey",
-)  # fmt: skip
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
-_QUOTED = re.compile(r"\"[^\"]*\"")
-TITLES = ("review", "call", "lunch", "workshop", "interview", "briefing", "handover", "rehearsal")
+PURPOSES = ("repairs", "cleaning", "printing", "training", "catering", "transport")
+EXCEPTIONS = ("rent", "refund")
 
 
 @dataclass(frozen=True)
@@ -40,9 +35,10 @@ class Task:
     text: str
     records: Records
     wanted: EndState
+    rules: frozenset[str]
 
     def failed_checks(self, office: Office) -> int:
-        """Count the parts, of five, of the end state that are not as the task wants them."""
+        """Count the parts, of six, of the end state that are not as the task wants them."""
         return office.end_state().differs(self.wanted)
 
 
@@ -55,104 +51,95 @@ class Tasks(NamedTuple):
     challenge: list[Task]
 
 
-class Size(NamedTuple):
-    """The difficulty of a job: rows in its list, a slow bank or not, a list with rows that do not count or not."""
-
-    rows: int
-    slow: bool = False
-    odd: bool = False
-
-
 class Job(NamedTuple):
-    """A piece of work: what is asked, what the office holds for it, and the wanted end state."""
+    """A piece of work: what is asked, what the office holds for it, the wanted end state, the rules it needs."""
 
     text: str
     records: Records
     wanted: EndState
+    rules: frozenset[str]
 
 
-def _person(draw: random.Random) -> str:
-    return f"{draw.choice(FIRST)} {draw.choice(LAST)}"
+class Draw:
+    """The draws of one task. No name is drawn twice.
+
+    Args:
+        random: where they come from.
+        exceptional: the share of people and payments with an exception.
+    """
+
+    def __init__(self, random: random.Random, exceptional: float) -> None:
+        self.random = random
+        self.exceptional = exceptional
+        self.names = iter(zip(random.sample(FIRST, len(FIRST)), random.sample(LAST, len(LAST)), strict=True))
+
+    def person(self) -> tuple[str, str, str]:
+        """Return a name as tasks write it, the kind of the person, and how a task mentions both."""
+        name = " ".join(next(self.names))
+        kind = self.random.choice(KINDS) if self.random.random() < self.exceptional else ""
+        return name, kind, f'the {kind} "{name}"' if kind else f'"{name}"'
+
+    def purpose(self) -> str:
+        """Return what a payment is for."""
+        return self.random.choice(EXCEPTIONS if self.random.random() < self.exceptional else PURPOSES)
+
+    def mail(self) -> list[tuple[str, int]]:
+        """Return messages that ask for money."""
+        numbers = self.random.sample(range(100, 1000), self.random.randint(2, 5))
+        return [(f"invoice {number}", self.random.randint(40, 2 * LIMIT // len(numbers))) for number in numbers]
 
 
-def _folder(draw: random.Random) -> str:
-    return f"{draw.choice(FOLDERS)} {draw.randint(2001, 2026)}"
+def _payment(name: str, kind: str, amount: float, purpose: str) -> tuple[EndState, frozenset[str]]:
+    """Return the end state of a payment and the rules that it needs."""
+    who, approval, note = listed(name, kind), needs_approval(amount, purpose), needs_note(purpose)
+    state = EndState(
+        payments=((who, amount, purpose),),
+        approvals=((who, amount),) if approval else (),
+        notes=(who,) if note else (),
+    )
+    return state, frozenset({"names", "note", *(["approval"] if amount > LIMIT else [])})
 
 
-def _files(draw: random.Random, count: int) -> list[str]:
-    return [f"{name}.pdf" for name in draw.sample([f"{letter}{n}" for letter in "abcdefgh" for n in range(9)], count)]
+def settle(draw: Draw) -> Job:
+    """Pay the invoices of somebody."""
+    (name, kind, who), mail, purpose = draw.person(), draw.mail(), draw.purpose()
+    state, rules = _payment(name, kind, float(sum(amount for _, amount in mail)), purpose)
+    text = f'Read the mail of {who}. Pay {who} the total of the invoices for "{purpose}".'
+    return Job(text, Records({name: kind}, {name: mail}), state, rules | {"mailbox"})
 
 
-def _invoices(draw: random.Random, count: int) -> list[tuple[str, int]]:
-    numbers = draw.sample(range(100, 1000), count)
-    return [(f"invoice {number}", draw.randint(11, 480)) for number in numbers]
-
-
-def count_files(draw: random.Random, size: Size) -> Job:
-    """Count what a folder holds."""
-    folder = _folder(draw)
-    text = f'List the files in the folder "{folder}". Write a note titled "{folder}" whose text is the number of files.'
-    records = Records(files={folder: _files(draw, size.rows)})
-    return Job(text, records, EndState(notes=((folder, str(size.rows)),)))
-
-
-def share_files(draw: random.Random, size: Size) -> Job:
-    """Let somebody read what a folder holds."""
-    folder, person = _folder(draw), _person(draw)
-    files = _files(draw, size.rows)
-    text = f'List the files in the folder "{folder}". Share each file with "{person}".'
-    return Job(text, Records(files={folder: files}), EndState(access=tuple((file, person) for file in files)))
-
-
-def pay_invoices(draw: random.Random, size: Size) -> Job:
-    """Pay the invoices of somebody, each once: an odd list holds a reminder of one of them."""
-    payee, mail = _person(draw), _invoices(draw, size.rows)
-    total = float(sum(amount for _, amount in mail))
-    if size.odd:
-        subject, amount = draw.choice(mail)
-        mail.append((f"reminder of {subject}", amount))
-    text = f'Find the mail from "{payee}". Pay "{payee}" the total of the invoices.'
-    records = Records(mail={payee: mail}, slow=frozenset({payee} if size.slow else ()))
-    return Job(text, records, EndState(transfers=((payee, total),)))
-
-
-def pay_one(draw: random.Random, size: Size) -> Job:
+def pay_one(draw: Draw) -> Job:
     """Pay an amount."""
-    payee, amount = _person(draw), draw.randint(11, 480)
-    records = Records(slow=frozenset({payee} if size.slow else ()))
-    return Job(f'Pay "{payee}" the amount {amount}.', records, EndState(transfers=((payee, float(amount)),)))
+    (name, kind, who), purpose = draw.person(), draw.purpose()
+    amount = draw.random.randint(LIMIT // 2, 2 * LIMIT)
+    state, rules = _payment(name, kind, float(amount), purpose)
+    return Job(f'Pay {who} the amount {amount} for "{purpose}".', Records({name: kind}), state, rules)
 
 
-def note_largest(draw: random.Random, size: Size) -> Job:
-    """Note the largest amount that somebody asks for; it stands last."""
-    sender, mail = _person(draw), _invoices(draw, size.rows)
-    mail.append(mail.pop(max(range(size.rows), key=lambda i: mail[i][1])))
-    text = f'Find the mail from "{sender}". Write a note titled "{sender}" whose text is the largest amount.'
-    return Job(text, Records(mail={sender: mail}), EndState(notes=((sender, str(mail[-1][1])),)))
-
-
-def tell_events(draw: random.Random, size: Size) -> Job:
-    """Tell somebody how many events take place: an odd list holds a cancelled one."""
-    person = _person(draw)
-    events = [f"{draw.choice(TITLES)} on {draw.choice(DAYS)}" for _ in range(size.rows)]
-    if size.odd:
-        events.insert(draw.randint(0, size.rows), f"{draw.choice(TITLES)} on {draw.choice(DAYS)}, cancelled")
-    text = f'List the events of "{person}". Send "{person}" a mail whose text is the number of events that take place.'
-    return Job(text, Records(events={person: events}), EndState(sent=((person, str(size.rows)),)))
-
-
-def book(draw: random.Random, size: Size) -> Job:  # noqa: ARG001 - all jobs are drawn alike
+def meet(draw: Draw) -> Job:
     """Book a meeting."""
-    person, day = _person(draw), draw.choice(DAYS)
-    return Job(f'Book a meeting with "{person}" on "{day}".', Records(), EndState(meetings=((person, day),)))
+    name, kind, who = draw.person()
+    day = draw.random.randint(1, 5)
+    weekday = next(weekday for weekday in WEEKDAYS if days_after_start(weekday, kind) == day - 1)
+    state = EndState(meetings=((listed(name, kind), weekday),))
+    text = f"Book a meeting with {who} on day {day} of the week."
+    return Job(text, Records({name: kind}), state, frozenset({"names", "week"}))
 
 
-JOBS: tuple[Callable[[random.Random, Size], Job], ...] = (
-    count_files, pay_invoices, book, share_files, note_largest, tell_events, pay_one,
-)  # fmt: skip
+def tell(draw: Draw) -> Job:
+    """Tell somebody how much mail somebody else has sent."""
+    (name, kind, who), (other, its, whom), mail = draw.person(), draw.person(), draw.mail()
+    state = EndState(sent=((listed(other, its), str(len(mail))),))
+    text = f"Read the mail of {who}. Send {whom} a mail whose text is the number of messages."
+    return Job(text, Records({name: kind, other: its}, {name: mail}), state, frozenset({"names", "mailbox"}))
 
 
-def make_tasks(seed: int = 0, train: int = 30, val: int = 12, normal: int = 39, challenge: int = 39) -> Tasks:
+Kind = tuple[Callable[[Draw], Job], ...]
+NORMAL: tuple[Kind, ...] = ((settle,), (pay_one, meet), (meet, tell), (pay_one, tell))
+CHALLENGE: tuple[Kind, ...] = ((settle, meet), (pay_one, tell, meet), (meet, settle), (tell, pay_one, meet))
+
+
+def make_tasks(seed: int = 0, train: int = 60, val: int = 20, normal: int = 39, challenge: int = 39) -> Tasks:
     """Draw the tasks of all splits.
 
     Args:
@@ -168,40 +155,33 @@ def make_tasks(seed: int = 0, train: int = 30, val: int = 12, normal: int = 39, 
 
 def _split(name: str, count: int, draw: random.Random, seen: set[str]) -> list[Task]:
     tasks: list[Task] = []
-    for number, scenario in enumerate(_scenarios(draw, name == "challenge")):
+    kinds, exceptional = (CHALLENGE, 0.6) if name == "challenge" else (NORMAL, 0.4)
+    for number, jobs in enumerate(_shuffled(kinds, draw)):
         for variant in range(3):
             if len(tasks) == count:
                 return tasks
-            job = scenario()
-            while job.text in seen:
-                job = scenario()
-            seen.add(job.text)
-            tasks.append(Task(f"{name}-{number}_{variant + 1}", f"{name}-{number}", *job))
+            made = _joined(jobs, Draw(draw, exceptional))
+            while made.text in seen:
+                made = _joined(jobs, Draw(draw, exceptional))
+            seen.add(made.text)
+            tasks.append(Task(f"{name}-{number}_{variant + 1}", f"{name}-{number}", *made))
     return tasks
 
 
-def _scenarios(draw: random.Random, challenge: bool) -> Iterator[Callable[[], Job]]:
-    """Yield the maker of each scenario's tasks, through all kinds of job."""
-    kinds: list[Callable[[random.Random, Size], Job]] = []
+def _shuffled(kinds: tuple[Kind, ...], draw: random.Random) -> Iterator[Kind]:
+    """Yield every kind of task once, in an order that is drawn, and again without end."""
     while True:
-        kinds = kinds or draw.sample(JOBS, len(JOBS))
-        kind, other = kinds.pop(), draw.choice(JOBS)
-
-        def make(kind: Callable[..., Job] = kind, other: Callable[..., Job] = other) -> Job:
-            if not challenge:
-                return kind(draw, Size(draw.randint(2, 2 * PAGE), draw.random() < 0.4, draw.random() < 0.15))
-            job = kind(draw, Size(draw.randint(2, 5 * PAGE), draw.random() < 0.8, draw.random() < 0.4))
-            while True:
-                more = other(draw, Size(draw.randint(2, PAGE), draw.random() < 0.8))
-                if not set(_QUOTED.findall(job.text)) & set(_QUOTED.findall(more.text)):
-                    return _together(job, more)
-
-        yield make
+        yield from draw.sample(kinds, len(kinds))
 
 
-def _together(job: Job, more: Job) -> Job:
-    """Join two jobs on different people and things."""
-    one, two = job.records, more.records
-    records = Records(one.mail | two.mail, one.files | two.files, one.events | two.events, one.slow | two.slow)
-    parts = {part: getattr(job.wanted, part) + getattr(more.wanted, part) for part in EndState.__dataclass_fields__}
-    return Job(f"{job.text} {more.text}", records, EndState(**parts))
+def _joined(makers: Kind, draw: Draw) -> Job:
+    """Join jobs on different people."""
+    jobs = [make(draw) for make in makers]
+    people: dict[str, str] = {}
+    mail: dict[str, list[tuple[str, int]]] = {}
+    for job in jobs:
+        people |= job.records.people
+        mail |= job.records.mail
+    parts = {part: sum((getattr(job.wanted, part) for job in jobs), ()) for part in EndState.__dataclass_fields__}
+    rules = frozenset[str]().union(*(job.rules for job in jobs))
+    return Job(" ".join(job.text for job in jobs), Records(people, mail), EndState(**parts), rules)

@@ -1,126 +1,88 @@
-"""The apps' calls. Each acts on the office that is open where it is called (`world.opened`)."""
+"""The apps' calls. Each acts on the office that is open where it is called (`world.opened`).
+
+An answer tells facts, never what to do about them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from .world import current, page
+from .rules import LIMIT, WEEKDAYS, days_after_start, needs_approval, needs_note, readings
+from .world import current
 
-APPS = ("mail", "calendar", "files", "payments", "notes")
 
-
-def find_mail(sender: str, cursor: str = "") -> str:
-    """List the messages from a sender: subject | amount. A page at a time."""
+def read_mail(person: str) -> str:
+    """List the messages from a person: subject | amount."""
     office = current()
-    rows = [f"{subject} | {amount}" for subject, amount in office.records.mail.get(sender, [])]
-    return office.refuses("mail") or page(rows, cursor)
+    if isinstance(found := office.find(person), str):
+        return found
+    office.read[found.name] += 1
+    if office.read[found.name] > readings(found.kind):
+        often = "twice" if found.kind == "auditor" else "more than twice"
+        return office.reject(f"Closed: desk note 9. The mail of an {found.kind or 'employee'} was read {often}.")
+    mail = office.records.mail.get(found.plain, [])
+    early = office.read[found.name] < readings(found.kind)
+    rows = [f"- {subject} | {amount}" for subject, amount in (mail[:-1] if early else mail)]
+    return "\n".join([*(rows or ["Nothing."]), *(["As of last night. Read once."] if early else [])])
 
 
-def send_mail(to: str, text: str, access_token: str = "") -> str:
+def send_mail(person: str, text: str) -> str:
     """Send a message to a person."""
     office = current()
-    if refused := office.refuses("mail", access_token):
-        return refused
-    office.done["sent"].append((to, text))
-    return f"Sent to {to}."
-
-
-def list_events(person: str, cursor: str = "") -> str:
-    """List the events of a person. A page at a time."""
-    office = current()
-    return office.refuses("calendar") or page(office.records.events.get(person, []), cursor)
+    if isinstance(found := office.find(person), str):
+        return found
+    office.done["sent"].append((found.name, text))
+    return f"Sent to {found.name}."
 
 
 def book_meeting(person: str, day: str) -> str:
-    """Put a meeting with a person into the calendar."""
+    """Put a meeting with a person into the calendar, on a day (Monday, Tuesday, …)."""
     office = current()
-    if refused := office.refuses("calendar"):
-        return refused
-    office.done["meetings"].append((person, day))
-    return f"The meeting with {person} stands in the calendar."
+    if isinstance(found := office.find(person), str):
+        return found
+    if day not in WEEKDAYS:
+        return office.reject(f"Returned: desk note 4. {day} is no weekday.")
+    office.done["meetings"].append((found.name, day))
+    where = " for a supplier" if found.kind == "supplier" else ""
+    return f"Booked. {day} is day {days_after_start(day, found.kind) + 1}{where}."
 
 
-def list_files(folder: str, cursor: str = "") -> str:
-    """List the files in a folder. A page at a time."""
+def write_note(person: str, text: str) -> str:
+    """Write a note on a person."""
     office = current()
-    return office.refuses("files") or page(office.records.files.get(folder, []), cursor)
+    if isinstance(found := office.find(person), str):
+        return found
+    office.done["notes"].append(found.name)
+    return f"Filed ({len(text)} letters)."
 
 
-def share_file(file: str, person: str) -> str:
-    """Make a link to a file for a person."""
+def request_approval(person: str, amount: float) -> str:
+    """Have the payment of an amount to a person approved."""
     office = current()
-    return office.refuses("files") or (
-        f"A link to {file} was made for {person}. It opens nothing yet: "
-        f'grant_access(file="{file}", person="{person}") gives the right to read.'
-    )
+    if isinstance(found := office.find(person), str):
+        return found
+    office.done["approvals"].append((found.name, float(amount)))
+    return "Signed."
 
 
-def grant_access(file: str, person: str, access_token: str = "") -> str:
-    """Give a person the right to read a file."""
+def pay(person: str, amount: float, purpose: str) -> str:
+    """Pay an amount to a person for a purpose."""
     office = current()
-    if refused := office.refuses("files", access_token):
-        return refused
-    office.done["access"].append((file, person))
-    return f"{person} can read {file}."
+    if isinstance(found := office.find(person), str):
+        return found
+    approved = (found.name, float(amount)) in office.done["approvals"]
+    noted = found.name in office.done["notes"]
+    if needs_approval(amount, purpose) and not approved:
+        return office.reject(f"Rejected: policy 7. {amount:g} is over {LIMIT} and has no approval.")
+    if approved and not needs_approval(amount, purpose):
+        why = f"is not over {LIMIT}" if amount <= LIMIT else f"is for {purpose}"
+        return office.reject(f"Rejected: policy 7. This has an approval and {why}.")
+    if needs_note(purpose) and not noted:
+        return office.reject("Rejected: policy 12. This has no note.")
+    if noted and not needs_note(purpose):
+        return office.reject(f"Rejected: policy 12. This has a note and is a {purpose}.")
+    office.done["payments"].append((found.name, float(amount), purpose))
+    return f"{amount:g} went to {found.name} for {purpose}."
 
 
-def pay_bill(to: str, amount: float) -> str:
-    """Prepare the payment of a bill."""
-    office = current()
-    return office.refuses("payments") or (
-        f'A draft was saved. No money was moved: transfer_money(to="{to}", amount={amount:g}) moves it.'
-    )
-
-
-def transfer_money(to: str, amount: float, access_token: str = "") -> str:
-    """Move money to somebody."""
-    office = current()
-    if refused := office.refuses("payments", access_token):
-        return refused
-    office.done["transfers"].append((to, float(amount)))
-    if office.unheard(to):
-        return (
-            "No answer from the bank in time. The money may be on its way: "
-            f'call payment_status(to="{to}") before you repeat this call.'
-        )
-    return f"{amount:g} went to {to}."
-
-
-def payment_status(to: str) -> str:
-    """Tell what went to somebody so far."""
-    office = current()
-    if refused := office.refuses("payments"):
-        return refused
-    amounts = [f"{amount:g}" for payee, amount in office.done["transfers"] if payee == to]
-    return f"{' and '.join(amounts) or 'Nothing'} went to {to}."
-
-
-def write_note(title: str, text: str) -> str:
-    """Write a note."""
-    office = current()
-    if refused := office.refuses("notes"):
-        return refused
-    office.done["notes"].append((title, text))
-    return f"The note {title} was written."
-
-
-def sign_in(app: str) -> str:
-    """Sign in to an app (mail, files or payments)."""
-    office = current()
-    if app not in APPS:
-        return office.error(f"404: there is no app {app}; the apps are {', '.join(APPS)}.")
-    return f"Signed in to {app}: access_token={office.sign_in(app)}"
-
-
-def wait(seconds: int) -> str:
-    """Let some seconds pass."""
-    if seconds < 30:
-        return "Nothing changed yet."
-    current().pause()
-    return f"{seconds} seconds passed."
-
-
-TOOLS: tuple[Callable[..., str], ...] = (
-    find_mail, send_mail, list_events, book_meeting, list_files, share_file, grant_access, pay_bill, transfer_money,
-    payment_status, write_note, sign_in, wait,
-)  # fmt: skip
+TOOLS: tuple[Callable[..., str], ...] = (read_mail, send_mail, book_meeting, write_note, request_approval, pay)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,9 @@ import agent
 import dspy
 import pytest
 from office.apprentice import Apprentice
-from office.world import current
+from office.world import EndState, current
 
-from dspy_ace import ACE, Playbook
+from dspy_ace import ACE, Bullet, Playbook, with_playbook
 from dspy_ace.program import rollouts
 from paths import ROOT
 
@@ -53,11 +54,11 @@ def rates(label: str, output: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.compat
 def test_the_default_run(tmp_path: Path) -> None:
-    """With its defaults the script takes both test sets up by 20 points at least, and saves the playbook."""
+    """With its defaults the script completes at most 45 % before and at least 80 % after, and saves the playbook."""
     output = run("--out", tmp_path / "playbook.json", cwd=tmp_path)
     before, after = rates("student", output), rates("ACE", output)
-    assert all(now >= was + 20 for was, now in zip(before[:4], after[:4], strict=True))
-    assert before[2] < after[2] < 100
+    assert max(before[:4]) <= 45
+    assert min(after[:4]) >= 80
     for words in ("does not measure how good", "normal:", "challenge:", "points (95 % paired bootstrap", "reflector"):
         assert words in output
     assert len(Playbook.load(tmp_path / "playbook.json")) == after[4] >= 4
@@ -101,16 +102,13 @@ def test_the_tools_descriptions_stay(lm: Apprentice) -> None:
 def test_no_prompt_holds_what_the_check_knows(lm: Apprentice) -> None:
     """Examples have no labels, and the right answer of a task that was never worked out is in no role's prompt."""
     tasks = agent.make_tasks(0, 30, 1, 1, 1)
-    counts = [task for task in tasks.train if "number of files" in task.text]
+    counts = [task for task in tasks.train if "number of messages" in task.text]
     assert counts
     examples = agent.as_examples(counts)
     assert all(not example.labels().toDict() for example in examples)
     secret = "4711"  # in place of the right count: nobody can find it out
-    known = {
-        task.id: type(task)(task.id, task.scenario, task.text, task.records,
-                            type(task.wanted)(notes=((task.wanted.notes[0][0], secret),)))
-        for task in counts
-    }  # fmt: skip
+    wanted = EndState(sent=(("Nobody", secret),))
+    known = {task.id: replace(task, wanted=wanted) for task in counts}
     ACE(agent.metric, labels=False, epochs=1).compile(agent.OfficeAgent(known, agent.TOOLS), examples)
     assert any(record.role == "reflector" for record in lm.log)
     assert all(secret not in record.request for record in lm.log)
@@ -119,20 +117,20 @@ def test_no_prompt_holds_what_the_check_knows(lm: Apprentice) -> None:
 def test_the_reflector_sees_every_step(lm: Apprentice) -> None:
     """Thoughts, calls with arguments, answers and errors stand in the reflection request, and how the attempt ended."""
     tasks = agent.make_tasks(0, 30, 1, 1, 1)
-    task = next(task for task in tasks.train if "Send" in task.text)
+    task = next(task for task in tasks.train if "invoices" in task.text and "guest" not in task.text)
     ACE(agent.metric, labels=False, epochs=1, max_reflection_rounds=0).compile(
         student_of(tasks), agent.as_examples([task])
     )
     (request,) = (record.request for record in lm.log if record.role == "reflector")
-    for words in ("list_events fits", "send_mail", "'to': ", "Error 401: no valid access_token", "→ next_thought"):
+    for words in ("pay fits", "read_mail", "'person': ", "Returned: policy 3. No ", "→ next_thought"):
         assert words in request
-    assert "The end state does not fit the task. Calls that ended in an error: 1." in request
+    assert "The end state does not fit the task. Calls that the office rejected: 2." in request
 
 
 def test_the_step_limit_is_told(lm: Apprentice) -> None:
     """An agent that is cut off at its step limit gets that as feedback, and its end state is checked as it is."""
     tasks = agent.make_tasks(0, 30, 1, 1, 1)
-    task = next(task for task in tasks.train if "Share each" in task.text)
+    task = next(task for task in tasks.train if "invoices" in task.text)
     (cut,) = rollouts(student_of(tasks, max_iters=2), agent.as_examples([task]), agent.metric)
     assert cut.feedback.score == 0
     assert cut.feedback.text.endswith("The step limit was reached before the agent finished.")
@@ -144,10 +142,12 @@ def test_each_rollout_has_an_office_of_its_own(lm: Apprentice) -> None:
     """The same task, in many threads and again, gives the same result each time; a failing program leaves none open."""
     tasks = agent.make_tasks(0, 6, 1, 1, 1)
     task = next(task for task in tasks.train if "Book" in task.text)
-    student = student_of(tasks)
+    names = Bullet("str-00001", "OTHERS", "Write a name with the last word first.")
+    student = with_playbook(student_of(tasks), Playbook((names,)))
     for _ in range(2):
         done = rollouts(student, agent.as_examples([task] * 12), agent.metric, num_threads=4)
-        assert [trajectory.feedback.score for trajectory in done] == [1.0] * 12
+        ended = {(trajectory.prediction.failed_checks, trajectory.prediction.rejections) for trajectory in done}
+        assert len(ended) == 1
     broken = student_of(tasks)
     broken.agent = SimpleNamespace()
     with pytest.raises(TypeError):

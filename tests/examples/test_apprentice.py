@@ -1,10 +1,9 @@
-"""The apprentice: bad habits, advice that corrects them, and what it learns from the answers of tools."""
+"""The apprentice: its habits, advice that changes them, and what it concludes from the answers of tools."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import agent
@@ -12,9 +11,9 @@ import dspy
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from office import tools, world
-from office.advice import read_advice, read_hint, say
-from office.apprentice import Apprentice, Call, Step, missed_hints, steps_in
+from office import rules, tools, world
+from office.advice import Advice, conclude, read_advice, say
+from office.apprentice import Apprentice, Call, Step, lessons, steps_in
 from office.tasks import make_tasks
 
 from dspy_ace import ACE, Bullet, Playbook, with_playbook
@@ -27,176 +26,211 @@ OWN = ("apprentice.py", "advice.py")
 
 
 def tool(name: str, **arguments: str) -> Tool:
-    """A tool as a request describes it; an argument of the type `""` may be left out."""
-    return Tool(
-        name, "", {n: {"type": kind} if kind else {"type": "string", "default": ""} for n, kind in arguments.items()}
-    )
+    """A tool as a request describes it."""
+    return Tool(name, "", {name: {"type": kind} for name, kind in arguments.items()})
 
 
 def advised(program: dspy.Module, *advice: str) -> Any:
     return with_playbook(program, Playbook(tuple(Bullet(f"str-{i:05}", "OTHERS", a) for i, a in enumerate(advice, 1))))
 
 
-def done(records: Any, task: str, *advice: str, adapter: Any = None) -> Any:
-    """The end state that an apprentice with this advice brings about, and its steps."""
+def done(task: str, *advice: str, adapter: Any = None) -> Any:
+    """The end state that an apprentice with this advice brings about."""
     program = advised(dspy.ReAct("task -> report", tools=list(tools.TOOLS), max_iters=30), *advice)
-    with dspy.context(lm=Apprentice(), adapter=adapter), world.opened(records) as opened:
-        prediction = program(task=task)
-        called = [value for name, value in prediction.trajectory.items() if name.startswith("tool_name")]
-        return SimpleNamespace(state=opened.end_state(), called=called)
-
-
-PAGES = 'When an answer shows "next_cursor", repeat the call with `cursor` set to that value.'
-SIGN_IN = 'If a tool says "no valid access_token", call `sign_in` and then try again.'
-PAY = "Do not use `pay_bill`; use `transfer_money` instead."
-STATUS = 'Once a tool tells "the money may be on its way", call `payment_status` and never repeat the transfer.'
-WAIT = 'After "too many requests", call `wait`, then repeat the call.'
-HABITS = {
-    "the first page": (
-        'List the files in the folder "A". Write a note titled "A" whose text is the number of files.',
-        [PAGES],
-        {"notes": (("A", "3"),)},
-        {"notes": (("A", "5"),)},
-    ),
-    "the name": ('Pay "Lena Fox" the amount 40.', [PAY, SIGN_IN], {}, {"transfers": (("Lena Fox", 40.0),)}),
-    "no sign-in": (
-        'Send "Lena Fox" a mail whose text is the number 7.',
-        [SIGN_IN],
-        {},
-        {"sent": (("Lena Fox", "7"),)},
-    ),
-    "twice": (
-        'Pay "Slow Sam" the amount 40.',
-        [PAY, SIGN_IN, STATUS],
-        {},
-        {"transfers": (("Slow Sam", 40.0),)},
-    ),
-    "no pause": (
-        'Find the mail from "Lena Fox". Write a note titled "B" whose text is the total of the invoices.',
-        [PAGES, WAIT],
-        {"notes": (("B", "3"),)},
-        {"notes": (("B", str(sum(range(16)))),)},
-    ),
-}
+    with dspy.context(lm=Apprentice(), adapter=adapter), world.opened(records_of()) as opened:
+        program(task=task)
+        return opened.end_state()
 
 
 def records_of() -> Any:
     return world.Records(
-        mail={"Lena Fox": [(f"invoice {n}", n) for n in range(16)]},
-        files={"A": [f"{n}.pdf" for n in range(5)]},
-        slow=frozenset({"Slow Sam"}),
+        people={"Lena Fox": "", "Sam Holm": "guest", "Kurt Vale": "supplier", "Ines Moss": "auditor"},
+        mail={name: [("invoice 7", 30), ("invoice 9", 20)] for name in ("Lena Fox", "Ines Moss")},
     )
+
+
+NAMES = "Names are written with the family name first."
+GUEST = "For a guest, write the name as given."
+TWICE = "`read_mail` has to be called two times; only the last answer counts."
+ONCE = "With an auditor, one time is enough for `read_mail`."
+NOTE = "A `write_note` comes before every `pay`."
+APPROVAL = "Call `request_approval` before `pay` if the amount is above 500."
+RENT = "For rent, never call `request_approval` before `pay`."
+REFUND = "For a refund, go without `write_note` before `pay`."
+WEEK = "In `book_meeting` the week starts on Saturday."
+SUPPLIER = "For a supplier, in `book_meeting` day 1 is Monday."
+ALL = (NAMES, GUEST, TWICE, ONCE, NOTE, APPROVAL, RENT, REFUND, WEEK, SUPPLIER)
+PAID = {"notes": ("Fox Lena",), "payments": (("Fox Lena", 40.0, "repairs"),)}
+HABITS: dict[str, tuple[str, set[str], dict[str, Any]]] = {
+    "a name as it is read": ('Send "Lena Fox" a mail whose text is "hi".', {NAMES}, {"sent": (("Fox Lena", "hi"),)}),
+    "a guest": ('Send the guest "Sam Holm" a mail whose text is "hi".', {GUEST}, {"sent": (("Sam Holm", "hi"),)}),
+    "the first answer": (
+        'Read the mail of "Lena Fox". Send "Lena Fox" a mail whose text is the number of messages.',
+        {NAMES, TWICE},
+        {"sent": (("Fox Lena", "2"),)},
+    ),
+    "an auditor": (
+        'Read the mail of the auditor "Ines Moss". Send "Lena Fox" a mail whose text is the total.',
+        {NAMES, ONCE},
+        {"sent": (("Fox Lena", "50"),)},
+    ),
+    "nothing before": ('Pay "Lena Fox" the amount 40 for "repairs".', {NAMES, NOTE}, PAID),
+    "a large amount": (
+        'Pay "Lena Fox" the amount 501 for "repairs".',
+        {NAMES, NOTE, APPROVAL},
+        {"notes": ("Fox Lena",), "approvals": (("Fox Lena", 501.0),), "payments": (("Fox Lena", 501.0, "repairs"),)},
+    ),
+    "rent": (
+        'Pay "Lena Fox" the amount 501 for "rent".',
+        {NAMES, NOTE, RENT},
+        {"notes": ("Fox Lena",), "payments": (("Fox Lena", 501.0, "rent"),)},
+    ),
+    "a refund": (
+        'Pay "Lena Fox" the amount 40 for "refund".',
+        {NAMES, REFUND},
+        {"payments": (("Fox Lena", 40.0, "refund"),)},
+    ),
+    "the week": (
+        'Book a meeting with "Lena Fox" on day 2 of the week.',
+        {NAMES, WEEK},
+        {"meetings": (("Fox Lena", "Sunday"),)},
+    ),
+    "a supplier": (
+        'Book a meeting with the supplier "Kurt Vale" on day 2 of the week.',
+        {NAMES, SUPPLIER},
+        {"meetings": (("Vale Kurt", "Tuesday"),)},
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.compat
 @pytest.mark.parametrize("habit", HABITS)
-def test_a_habit_ends_only_with_advice_for_it(habit: str) -> None:
-    """Without advice the habit spoils the task; with advice in other people's words the task is done."""
-    task, advice, spoiled, wanted = HABITS[habit]
-    state = world.EndState
-    assert done(records_of(), task).state == state(**spoiled)
-    assert done(records_of(), task, *advice).state == state(**wanted)
+def test_a_habit_changes_only_with_advice_for_it(habit: str) -> None:
+    """With all advice, in other people's words, the task is done; without the advice it needs, it is not."""
+    task, needed, wanted = HABITS[habit]
+    assert done(task, *ALL) == world.EndState(**wanted)
+    for lacking in needed:
+        assert done(task, *(advice for advice in ALL if advice != lacking)) != world.EndState(**wanted)
 
 
-@pytest.mark.parametrize("habit", HABITS)
-def test_a_habit_stays_with_advice_of_other_content(habit: str) -> None:
-    """Advice on other messages, other tools, or none in particular changes nothing."""
-    task, advice, spoiled, _ = HABITS[habit]
+def test_a_habit_stays_with_advice_of_other_content() -> None:
+    """Advice on other tools, other cases, or nothing in particular changes nothing."""
     other = [
-        'When a tool answers "the door is locked", call `wait` and repeat the call.',
-        "Do not use `book_meeting`; use `list_events` instead.",
+        "For an intern, write the name with the last word first.",
         "Read every answer to its end and be careful with money.",
-        *(PAGES, WAIT, SIGN_IN)[: 0 if habit != "the name" else 2],
+        "Call `open_door` before `pay`.",
+        "Call `send_mail` when it is needed.",
     ]
-    assert not set(other) & set(advice)
-    assert done(records_of(), task, *other).state == world.EndState(**spoiled)
-
-
-def test_without_advice_what_nobody_answers_is_done_twice() -> None:
-    """A transfer without an answer is made again, and pays twice."""
-    task = HABITS["twice"][0]
-    seen = done(records_of(), task, PAY, SIGN_IN)
-    assert seen.state.transfers == (("Slow Sam", 40.0),) * 2
-    assert "payment_status" not in seen.called
+    for task, _, _ in HABITS.values():
+        assert done(task, *other) == done(task)
 
 
 @pytest.mark.parametrize("adapter", [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter])
 def test_it_works_in_every_layout(adapter: Any) -> None:
     """The chat, JSON and XML layouts are read alike (DSPy's XML gives tools no numbers, so none is needed here)."""
-    task, advice, _, wanted = HABITS["the first page"]
-    seen = done(records_of(), task, *advice, adapter=adapter())
-    assert seen.state == world.EndState(**wanted)
+    task, _, wanted = HABITS["the first answer"]
+    assert done(task, *ALL, adapter=adapter()) == world.EndState(**wanted)
 
 
-def test_it_knows_no_tool_and_no_message() -> None:
-    """No name of a tool or argument and no message of the office stands in the apprentice's own code."""
+def test_it_knows_no_tool_no_message_and_no_rule() -> None:
+    """Nothing of the office stands in the apprentice's own code, and it imports nothing of it."""
     sources = {path.name: path.read_text(encoding="utf-8") for path in OFFICE.glob("*.py")}
     text = "\n".join(sources[name] for name in OWN)
-    rest = "\n".join(source for name, source in sources.items() if name not in OWN)
-    names = re.findall(r"^def (\w+_\w+)\(", sources["tools.py"], re.MULTILINE)
-    assert len(names) == 12
-    for known in [*names, "access_token", "cursor", "too many requests", "on its way", "opens nothing", "429", "401"]:
-        assert known in rest
-        assert known not in text
-    assert "office" not in text
+    names = re.findall(r"^def (\w+)\(", sources["tools.py"], re.MULTILINE)
+    assert len(names) == 6
+    for known in [*rules.KINDS, *(name for name in names if "_" in name), "approval", "policy", "desk note", "500",
+                  "rent", "refund", "Saturday is", "office"]:  # fmt: skip
+        assert not re.search(rf"\b{known}\b", text), known
+    assert set(re.findall(r"^from \.(\w+) import", text, re.MULTILINE)) == {"advice"}
 
 
-# --- hints and advice ---
+# --- what it concludes ---
 
 TOOLS = {
     t.name: t
-    for t in (tool("draw", colour="string", after=""), tool("knock", door="string"), tool("paint", wall="string"))
-}
+    for t in (
+        tool("draw", artist="string", size="number"),
+        tool("get_permit", artist="string"),
+        tool("paint", wall="string"),
+    )
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("answer", "advice"),
+    ("answer", "expected"),
     [
-        (
-            "Oops: the red door is shut. Call knock(door='red'), then try again.",
-            'When a tool answers "door is shut", call `knock` and then repeat the call.',
-        ),
-        (
-            "The walls are wet. See what knock(door='red') says before you repeat this.",
-            'When a tool answers "The walls are wet", call `knock` and do not repeat the call.',
-        ),
-        ("- one\n- two\nGo on with start_after=two.", "with `after` set to the value beside it"),
-        (
-            "A sketch was made. Nothing is on the wall: paint(wall='red') does that.",
-            'Where `draw` seems to fit, call `paint` instead: `draw` only says "Nothing is on the wall".',
-        ),
+        ("Nobody is called Mia Berg here, but Berg Mia is.", 'Write a name with the last word first.'),
+        ("Refused: 7 is above 5, and there is no permit.", "Before `draw` with an amount over 5 call `get_permit`."),
+        ("Refused: without a permit.", "Before `draw` call `get_permit`."),
+        ("Refused: there is a permit, and it is a mural.", 'For "mural", before `draw` do not call `get_permit`.'),
+        ("Drawn on Tuesday. Tuesday is day 4.", "In `draw` the week begins on Saturday."),
+        ("Thursday is day 1 for a mural.", 'For "mural", in `draw` the week begins on Thursday.'),
+        ("A sketch (drawn once).", "Call `draw` twice and take the last answer."),
+        ("Torn: a mural that was drawn twice.", 'For "mural", call `draw` once.'),
     ],
+)  # fmt: skip
+def test_a_fact_becomes_advice_that_is_read_again(answer: str, expected: str) -> None:
+    """What a fact suggests is said for other cases, and means the same when it is read."""
+    task = 'Draw the mural of "Mia Berg".'
+    (advice,) = conclude(
+        "draw", {"artist": "Mia Berg", "size": 7}, answer, task=task, before=["get_permit"], tools=TOOLS
+    )
+    assert say(advice) == expected
+    (read,) = read_advice(f"[str-00001] (OTHERS) {say(advice)}", TOOLS)
+    assert read == Advice(**{**vars(advice), "source": "str-00001", "text": say(advice)})
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "Done.", "Error: bad colour", "- a | b\n- c | d", "The draw was fine.", "A permit!"]
 )
-def test_a_hint_becomes_advice_that_is_read_again(answer: str, advice: str) -> None:
-    """What an answer asks for is said without the values of the case, and read as meant."""
-    hint = read_hint(TOOLS["draw"], ["red"], answer, TOOLS)
-    assert hint is not None
-    assert advice in say(hint)
-    (read,) = read_advice(f"[str-00001] (OTHERS) {say(hint)}", TOOLS)
-    assert (read.source, read.call, read.again) == ("str-00001", hint.call, hint.again)
-    assert read.instead == hint.instead
-    assert hint.instead or read.fits("draw", answer)
-    assert not read.fits("draw", "All went well.")
+def test_an_answer_without_a_fact_teaches_nothing(answer: str) -> None:
+    """Answers that tell nothing about the call give no advice."""
+    assert list(conclude("draw", {"artist": "Mia Berg"}, answer, task="Draw.", before=[], tools=TOOLS)) == []
 
 
-@pytest.mark.parametrize("answer", ["", "Done.", "Error: bad colour", "- a | b\n- c | d", "The draw was fine."])
-def test_an_answer_without_a_hint_teaches_nothing(answer: str) -> None:
-    """Answers that name no other tool and no argument give no hint."""
-    assert read_hint(TOOLS["draw"], ["red"], answer, TOOLS) is None
+@pytest.mark.parametrize("rule", HABITS)
+def test_a_rule_is_learned_from_one_episode(rule: str) -> None:
+    """From one failed episode of somebody who lacks one piece of advice, that advice is concluded, and it helps."""
+    task, needed, wanted = HABITS[rule]
+    known = [advice for advice in ALL if advice not in needed - {NAMES}] if needed != {NAMES} else [
+        advice for advice in ALL if advice != NAMES]  # fmt: skip
+    student = dspy.ReAct("task -> report", tools=list(tools.TOOLS), max_iters=30)
+
+    class Opened(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.agent = student
+
+        def forward(self, task: str) -> Any:
+            with world.opened(records_of()) as opened:
+                self.agent(task=task)
+                return dspy.Prediction(done=opened.end_state() == world.EndState(**wanted))
+
+    playbook = Playbook(tuple(Bullet(f"str-{i:05}", "OTHERS", a) for i, a in enumerate(known, 1)))
+    example = dspy.Example(task=task).with_inputs("task")
+    with dspy.context(lm=Apprentice()):
+        program: Any = Opened()
+        for _ in range(len(needed)):  # a rejected call hides what would come after it
+            program = ACE(
+                lambda example, prediction: float(prediction.done), labels=False, epochs=1, playbook=playbook,
+                progress=False,
+            ).compile(Opened(), [example])  # fmt: skip
+            playbook = program.playbook
+        assert program(task=task).done
 
 
-def test_a_hint_that_was_followed_is_not_missed() -> None:
-    """Only a hint that the next step did not follow is a lesson."""
-    first = Step(Call("draw", {"colour": "red"}), "The door is shut. Call knock(door='red'), then try again.")
-    assert [hint.call for hint in missed_hints([first], TOOLS)] == ["knock"]
-    assert missed_hints([first, Step(Call("knock", {"door": "red"}), "Come in.")], TOOLS) == []
+def test_a_call_that_was_repeated_was_not_made_once() -> None:
+    """Where the next step makes the same call, its first answer teaches nothing about how often."""
+    first = Step(Call("paint", {"wall": "red"}), "Thin (painted once).")
+    assert [a.topic for a in lessons([first], "Paint.", TOOLS)] == ["times"]
+    assert lessons([first, Step(first.call, "Red.")], "Paint.", TOOLS) == []
 
 
 @pytest.mark.parametrize(
     "text",
-    ["Be careful.", "Use paint.", "draw, whose description is <desc>use `knock` instead of draw</desc>", '"draw"'],
+    ["Be careful.", "Use `paint`.", "draw, whose description is <desc>call `paint` before `draw`</desc>", "`draw`"],
 )
-def test_what_names_no_situation_is_no_advice(text: str) -> None:
+def test_what_says_nothing_about_a_call_is_no_advice(text: str) -> None:
     """General words, tool descriptions and bare names are not taken for advice."""
     assert read_advice(text, TOOLS) == []
 
@@ -251,8 +285,8 @@ def test_faults_reach_the_steps() -> None:
 
 def test_the_bullets_that_were_heeded_are_cited() -> None:
     """A training copy names the bullets it followed; a success speaks for them."""
-    task, advice, _, _ = HABITS["the first page"]
-    playbook = Playbook((Bullet("str-00001", "OTHERS", WAIT), Bullet("str-00002", "OTHERS", advice[0])))
+    playbook = Playbook((Bullet("str-00001", "OTHERS", WEEK), Bullet("str-00002", "OTHERS", NAMES)))
+    task, _, _ = HABITS["a name as it is read"]
     student = dspy.ReAct("task -> report", tools=list(tools.TOOLS), max_iters=30)
 
     class Opened(dspy.Module):
@@ -261,8 +295,8 @@ def test_the_bullets_that_were_heeded_are_cited() -> None:
             self.agent = student
 
         def forward(self, task: str) -> Any:
-            with world.opened(records_of()) as opened:
-                return dspy.Prediction(self.agent(task=task), notes=opened.end_state().notes)
+            with world.opened(records_of()):
+                return self.agent(task=task)
 
     with dspy.context(lm=Apprentice()):
         program = ACE(playbook=playbook, epochs=1).compile(Opened(), [dspy.Example(task=task).with_inputs("task")])
@@ -275,10 +309,10 @@ def test_it_answers_whatever_it_reads(task: str, answer: str, advice: str) -> No
     """Any task, any answer of a tool and any bullet lead to a reply in form, as an agent and as a reflector."""
 
     def paint(wall: str, brush: str = "") -> str:
-        """Paint each wall of the total."""
-        return f'{answer} paint(wall="red") again: brush=4. next_brush=5'
+        """Paint a wall."""
+        return f"{answer} der Wall: no paint, painted once. {answer}"
 
-    text = f'When a tool answers "paint", call `paint` and repeat the call with `brush`. {advice}'
+    text = f"For x, call `paint` twice. {advice}"
     playbook = Playbook((Bullet("str-00001", "OTHERS", text),))
     lm = Apprentice()
     with dspy.context(lm=lm):
@@ -293,12 +327,8 @@ def test_it_answers_whatever_it_reads(task: str, answer: str, advice: str) -> No
 # --- in another world ---
 
 OTHER_WORDS = {
-    "next_cursor": "resume_mark", "cursor": "mark", "access_token": "badge", "sign_in": "report_in", "wait": "rest",
-    "pay_bill": "pay_slip", "transfer_money": "shift_coins", "payment_status": "ask_teller",
-    "share_file": "share_file_out", "grant_access": "lend_key", "too many requests": "the clerk is worn out",
-    "no valid badge for": "nobody knows you at", "The money may be on its way": "The coins may be under way",
-    "No money was moved": "No coin left the chest", "It opens nothing yet": "The lock holds",
-    "This is not all": "There is more to see", "Error 401": "Refused", "Error 429": "Refused",
+    "read_mail": "fetch_mail", "send_mail": "mail_out", "book_meeting": "fix_meeting", "request_approval": "get_seal",
+    "approval": "seal", "write_note": "keep_slip", "note": "slip", "pay": "pay_out", "person": "who",
 }  # fmt: skip
 
 
@@ -335,10 +365,10 @@ def test_in_another_world_it_learns_other_advice() -> None:
         ]
         texts = [program.playbook.to_text() for program in learned]
         for one, other in OTHER_WORDS.items():
-            if "_" in one or " " in other:
+            if "_" in one:
                 assert not re.search(rf"\b{one}\b", texts[1])
                 assert not re.search(rf"\b{other}\b", texts[0])
-        for word in ("resume_mark", "report_in", "shift_coins", "lend_key"):
+        for word in ("fetch_mail", "fix_meeting", "get_seal", "keep_slip"):
             assert word in texts[1]
         test = agent.as_examples(tasks.normal)
 
@@ -348,5 +378,5 @@ def test_in_another_world_it_learns_other_advice() -> None:
 
         own = score(there, learned[1].playbook)
         assert own >= score(there, Playbook()) + 0.3
-        assert score(there, learned[0].playbook) == score(there, Playbook())
+        assert own >= score(there, learned[0].playbook) + 0.3
         assert own == score(here, learned[0].playbook)
