@@ -33,8 +33,6 @@ SCHEMA = (
 _ADMINISTRATOR = "The server's own log, statistics, replicas and backups are its administrator's to clean."
 PATIENCE = 2.0  # seconds to wait for readers before erasing is put off
 LOCK_SECONDS = 0.2  # the longest time for which such a wait keeps others from the tables
-_kept_open: list[Any] = []  # connections of a parent process: closing one in a child could harm the parent's
-
 
 Run = Callable[..., list[tuple[Any, ...]]]
 """Runs a statement within a transaction, `run("… WHERE id = :id", id=3)`, and returns its rows."""
@@ -86,25 +84,20 @@ class Sqlite:
             StoreError: it could not be done now: the disk is full, or others are reading for longer than `PATIENCE`.
         """
         with self._explained():
-            connection = self._connected()
-            self._retried(connection, "VACUUM", self.timeout)
+            connection, patience = self._connected(), min(PATIENCE, self.timeout)
             # While a checkpoint waits for readers nobody can write: it waits often, and each time briefly.
             connection.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS:.0f}")
             try:
-                busy, *_ = self._retried(connection, "PRAGMA wal_checkpoint(TRUNCATE)", min(PATIENCE, self.timeout))
+                self._retried(connection, "VACUUM", patience)
+                busy, *_ = self._retried(connection, "PRAGMA wal_checkpoint(TRUNCATE)", patience)
             finally:
                 connection.execute(f"PRAGMA busy_timeout = {1000 * self.timeout:.0f}")
         if busy:
             raise StoreError(f"Another process is reading {self.path.name}.")
         return ""
 
-    def forked(self) -> None:
-        """Use a new connection from now on: this is a child process."""
-        _kept_open.append(self._connection)
-        self._connection = None
-
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; the next transaction opens another one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -222,12 +215,8 @@ class Server:
                     raise StoreError(f"the tables could not be put into new files. {error}") from error
             time.sleep(0.1)
 
-    def forked(self) -> None:
-        """Use new connections from now on: this is a child process."""
-        self._engine.dispose(close=False)
-
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; the next transaction opens others."""
         self._engine.dispose()
 
     @contextlib.contextmanager

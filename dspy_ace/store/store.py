@@ -73,12 +73,13 @@ class PlaybookStore:
         checked("seed", seed, InstanceOf[Playbook] | None)
         checked("timeout", timeout, Annotated[Finite, Ge(0)], "It is a number of seconds.")
         self._database: Database | None = open_database(url, timeout)
-        self._pid, self._lock = os.getpid(), threading.RLock()
+        self._lock = threading.RLock()
         self._read: dict[int, Playbook] = {}  # by version: the latest one that was read, and some before it
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.close)
             self._set_up(self._database, seed or Playbook())
             on_failure.pop_all()
+        _open.add(self)
 
     def __enter__(self) -> PlaybookStore:
         return self
@@ -91,9 +92,9 @@ class PlaybookStore:
 
     def close(self) -> None:
         """Close the database. Nothing is lost with or without it."""
-        if self._database is not None:
-            with self._alone() as database:
-                database.close()
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
             self._database = None
 
     @property
@@ -201,25 +202,46 @@ class PlaybookStore:
             _, told = tables.head(run, lock=True)
             return tables.tell(run, told + 1, written, source, key)
 
-    def pending(self, limit: int | None = None) -> tuple[Tell, ...]:
-        """Return at most `limit` records that were told and not taken, oldest first; claimed ones as well."""
+    def told(self, key: str) -> int | None:
+        """Return the id of the record that was told under `key`, also after it was taken; None if there was none."""
+        with self._transaction() as run:
+            return tables.told_under(run, checked("key", key, str))
+
+    def pending(self, limit: int | None = None, *, kind: str | None = None) -> tuple[Tell, ...]:
+        """Return at most `limit` records that were told and not taken, oldest first; claimed ones as well.
+
+        Args:
+            limit: None: all.
+            kind: only records whose first entry is `"format": kind`; None: all.
+        """
         checked("limit", limit, Count | None)
         with self._transaction() as run:
-            return tables.open_tells(run, limit)
+            return tables.open_tells(run, limit, kind)
 
-    def claim(self, limit: int | None = None, seconds: float = 600.0) -> tuple[Tell, ...]:
+    def claim(self, limit: int | None = None, seconds: float = 600.0, *, kind: str | None = None) -> tuple[Tell, ...]:
         """Return at most `limit` pending records, and give them to no other process for so many seconds.
 
         Learn from them and call `append(delta, base, taken=ids)`. If the process dies, the claim ends and another one
         gets them: nothing is lost. The clocks of several machines should agree to well within `seconds`.
+
+        Args:
+            limit: None: all.
+            seconds: how long the claim holds, unless `release` ends it.
+            kind: see `pending`.
         """
         checked("limit", limit, Count | None)
         checked("seconds", seconds, Finite)
         with self._transaction(write=True) as run:
             tables.head(run, lock=True)
-            found = tables.open_tells(run, limit, time.time())
-            tables.claim(run, found, time.time() + seconds)
+            found = tables.open_tells(run, limit, kind, time.time())
+            tables.claim(run, [told.id for told in found], time.time() + seconds)
             return found
+
+    def release(self, ids: Iterable[int]) -> None:
+        """End the claim of records that nothing was learned from: any process may claim them now."""
+        with self._transaction(write=True) as run:
+            _, told = tables.head(run, lock=True)
+            tables.claim(run, _ids(ids, told), 0.0)
 
     def taken(self, ids: Iterable[int]) -> None:
         """Delete told records that were learned from, or that are of no use.
@@ -260,12 +282,15 @@ class PlaybookStore:
             …
         """
         selection = Selection(sources, matching, bullets, keep_shared)
-        with self._transaction() as run:
-            seen = _read_all(run)
-        done = _without(*seen, selection)  # it may take long, so it is done before others have to wait for the write
+        for _ in range(3):  # it may take long, so it is done before others have to wait for the write
+            with self._transaction() as run:
+                seen = _read_all(run)
+            done = _without(*seen, selection)
+            if self.version == len(seen[1]):
+                break
         with self._transaction(write=True) as run:
             version, _ = tables.head(run, lock=True)
-            if version != len(seen[1]):  # others were faster
+            if version != len(seen[1]):  # others were faster again
                 seen = _read_all(run)
                 done = _without(*seen, selection)
             account = _forget(run, selection, seen[1], done)
@@ -340,19 +365,42 @@ class PlaybookStore:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Database]:
-        """Yield the database to one thread at a time. A forked child takes connections of its own."""
-        if self._database is None:
-            raise StoreError("This store is closed; open it anew.")
-        if self._pid != os.getpid():
-            self._pid, self._lock = os.getpid(), threading.RLock()
-            self._database.forked()
+        """Yield the database to one thread at a time."""
         with self._lock:
+            if self._database is None:
+                raise StoreError("This store is closed; open it anew.")
             yield self._database
 
     @contextlib.contextmanager
     def _transaction(self, write: bool = False) -> Iterator[Run]:
         with self._alone() as database, database.transaction(write) as run:
             yield run
+
+
+_open: weakref.WeakSet[PlaybookStore] = weakref.WeakSet()
+_held: list[PlaybookStore] = []  # while a process forks
+
+
+def _before_fork() -> None:
+    """Let the transactions of other threads end, and close all connections.
+
+    A child must inherit none: SQLite would take the parent's locks on a file for the child's own. The parent could then
+    remove the log that the child writes to, and a transaction under way would keep the child out for ever.
+    """
+    for store in sorted(_open, key=id):  # in one order, whoever forks
+        store._lock.acquire()
+        _held.append(store)
+        if store._database is not None:
+            store._database.close()
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop()._lock.release()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def _replayed(playbook: Playbook, events: Sequence[StoredEvent]) -> Playbook:

@@ -27,7 +27,10 @@ _TELL = (
     "INSERT INTO ace_tells (id, token, source, record, made, claimed, taken) "
     "VALUES (:id, :token, :source, :record, :made, 0, 0)"
 )
-_OPEN = "SELECT id, record, source, made FROM ace_tells WHERE taken = 0 AND claimed <= :before ORDER BY id LIMIT :limit"
+_OPEN = (
+    "SELECT id, record, source, made FROM ace_tells "
+    "WHERE taken = 0 AND claimed <= :before AND record LIKE :start ORDER BY id LIMIT :limit"
+)
 
 
 class Appended(NamedTuple):
@@ -176,27 +179,51 @@ def refusal(run: Run, base: int, ids: Sequence[int]) -> str:
     return ""
 
 
+def told_under(run: Run, key: str | None) -> int | None:
+    """Return the number of the record that was told under `key`; None if there was none."""
+    rows = run("SELECT id FROM ace_tells WHERE token = :token", token=_token(key))
+    return int(rows[0][0]) if rows else None
+
+
 def tell(run: Run, number: int, record: str, source: str | None, key: str | None) -> int:
     """Add a record (JSON text) under this number, or find the one that was told under `key`. Return its number."""
-    token = _token(key)
-    if token and (rows := run("SELECT id FROM ace_tells WHERE token = :token", token=token)):
-        return int(rows[0][0])
+    if (before := told_under(run, key)) is not None:
+        return before
     named = json.dumps(f"tell-{number}" if source is None else source)
     run("UPDATE ace_head SET told = :told WHERE id = 1", told=number)
-    run(_TELL, id=number, token=token, source=named, record=record, made=_now())
+    run(_TELL, id=number, token=_token(key), source=named, record=record, made=_now())
     return number
 
 
-def open_tells(run: Run, limit: int | None = None, claimed_before: float = 1e300) -> tuple[Tell, ...]:
-    """Return records that are not taken, nor claimed beyond that time (seconds since 1970), oldest first."""
-    rows = run(_OPEN, before=claimed_before, limit=min(limit or NO_LIMIT, NO_LIMIT))
-    return tuple(Tell(int(number), json.loads(text), json.loads(name), made) for number, text, name, made in rows)
+def open_tells(
+    run: Run, limit: int | None = None, kind: str | None = None, claimed_before: float = 1e300
+) -> tuple[Tell, ...]:
+    """Return records that are not taken, oldest first.
+
+    Args:
+        run: runs a statement.
+        limit: at most so many.
+        kind: only records that begin with the entry `"format": kind`.
+        claimed_before: only records that are not claimed beyond that time (seconds since 1970).
+    """
+    start = "%" if kind is None else json.dumps({"format": kind})[:-1] + "%"
+    rows = run(_OPEN, before=claimed_before, start=start, limit=min(limit or NO_LIMIT, NO_LIMIT))
+    return tuple(Tell(int(number), _record(text), json.loads(name), made) for number, text, name, made in rows)
 
 
-def claim(run: Run, tells: Iterable[Tell], until: float) -> None:
+def _record(text: str) -> dict[str, Any]:
+    """Read a told record. One that is damaged, or nested too deep, must stop nobody, and can still be forgotten."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        record = None
+    return record if isinstance(record, dict) else {"unreadable": text}
+
+
+def claim(run: Run, ids: Iterable[int], until: float) -> None:
     """Give these records to nobody else before `until` (seconds since 1970)."""
-    for told in tells:
-        run("UPDATE ace_tells SET claimed = :until WHERE id = :id", until=until, id=told.id)
+    for number in ids:
+        run("UPDATE ace_tells SET claimed = :until WHERE id = :id", until=until, id=number)
 
 
 def take(run: Run, ids: Iterable[int]) -> None:

@@ -22,6 +22,7 @@ import databases
 from dspy_ace import Bullet, Playbook, PlaybookStore, with_playbook
 from dspy_ace.errors import SettingsError
 from dspy_ace.playbook import Add, Delta, Event, Merge, Tag, Update, apply
+from dspy_ace.store import tables
 from edits import CANARY, add, contents
 
 FIFTY = [str(n) for n in range(50)]
@@ -166,6 +167,29 @@ def test_a_reader_in_the_way_of_the_erasure_is_said(tmp_path: Path) -> None:
     with PlaybookStore(path) as store:
         assert contents(store.playbook()) == {"s-00002": "mine"}
         assert CANARY.encode() not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_a_history_that_grows_meanwhile_is_read_while_others_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is appended during a forgetting is rewritten too, and it was not read with everybody waiting."""
+    path, whole, late = tmp_path / "store.db", tables.everything, iter(("late", "later"))
+    with PlaybookStore(path) as store, PlaybookStore(path, timeout=0.05) as other:
+        store.append(Delta((add(CANARY, "f"), add("mine", "a"))))
+
+        other.playbook()
+
+        def everything(run: Any) -> Any:
+            read = whole(run)
+            for content in late:
+                other.append(Delta((add(content, "f"),)))
+                break
+            return read
+
+        monkeypatch.setattr(tables, "everything", everything)
+        store.forget(sources={"f"})
+        assert contents(store.playbook()) == {"s-00002": "mine"}
+        assert [event.kind for event in store.history()] == ["delta", "delta", "delta", "forget"]
 
 
 def test_rejections_of_any_kind_do_not_stop_a_forgetting(tmp_path: Path) -> None:

@@ -258,6 +258,71 @@ print(len(store.playbook()))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_forked_child_writes_outlives_its_parents_store(url: Any) -> None:
+    """The parent closes the store that the child inherited; what the child writes after that is there for others."""
+    code = f"""
+import os
+from dspy_ace import PlaybookStore
+store = PlaybookStore({str(url)!r})
+store.tell({{"by": "parent"}})
+closed, done = os.pipe()
+child = os.fork()
+if child == 0:
+    store.tell({{"by": "child"}})
+    os.read(closed, 1)
+    store.tell({{"by": "child, later"}})
+    os._exit(0)
+while len(store.pending()) < 2:
+    pass
+store.close()
+os.write(done, b"x")
+assert os.waitpid(child, 0)[1] == 0
+print([told.record["by"] for told in PlaybookStore({str(url)!r}).pending()])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['parent', 'child', 'child, later']\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_in_the_middle_of_other_threads_writes(url: Any) -> None:
+    """However often a process forks while its threads write, every child can write too, and nothing is lost."""
+    code = f"""
+import os, threading, time
+from dspy_ace import PlaybookStore
+stores = [PlaybookStore({str(url)!r}, timeout=5) for _ in range(2)]
+ended = threading.Event()
+told = [0, 0]
+def write(n):
+    while not ended.is_set():
+        stores[n].tell({{"by": "a thread"}})
+        told[n] += 1
+        time.sleep(0.001)
+threads = [threading.Thread(target=write, args=(n,)) for n in range(2)]
+for thread in threads:
+    thread.start()
+for n in range(8):
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for store in stores:
+                store.tell({{"by": "a child"}})
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0, n
+ended.set()
+for thread in threads:
+    thread.join()
+by = [told.record["by"] for told in stores[0].pending()]
+print(by.count("a child"), by.count("a thread") - sum(told))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "16 0\n", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_relative_path_is_that_of_the_opening(tmp_path: Path) -> None:
     """Neither a change of the working directory nor a fork after it leads to another file."""
     code = """
@@ -323,6 +388,46 @@ def test_a_record_is_as_deep_as_anybody_can_read(url: Any) -> None:
         with pytest.raises(SettingsError, match="not be nested more than 100 levels"):
             store.tell(endless)
         assert [told.record for told in deeper(500)] == [nested(99)]
+
+
+def test_a_record_that_cannot_be_read_stops_nobody(tmp_path: Path) -> None:
+    """Records that another program damaged or nested too deep are handed out as unreadable, and can be forgotten."""
+    path = tmp_path / "store.db"
+    with PlaybookStore(path) as store:
+        for name in ("deep", "damaged", "list", "fine"):
+            store.tell({"n": 1}, source=name)
+    for source, text in (("deep", '{"in": ' * 5000 + "1" + "}" * 5000), ("damaged", '{"n": '), ("list", "[1]")):
+        with contextlib.closing(sqlite3.connect(path)) as other, other:
+            other.execute("UPDATE ace_tells SET record = ? WHERE source = ?", (text, f'"{source}"'))
+    with PlaybookStore(path) as store:
+        assert [list(told.record) for told in store.pending()] == [["unreadable"]] * 3 + [["n"]]
+        assert len(store.claim(4)) == 4
+        assert store.forget(sources={"deep", "damaged"}).tells == 2
+        store.taken([3])
+        assert [told.source for told in store.pending()] == ["fine"]
+
+
+def test_records_of_one_kind_are_claimed_by_whom_they_are_for(url: Any) -> None:
+    """A claim of one kind leaves the others' records alone, and a released record can be claimed at once."""
+    with PlaybookStore(url) as store:
+        for kind in ("a", "b", "a"):
+            store.tell({"format": kind, "n": 1})
+        store.tell({"n": 1, "format": "a"})
+        assert [told.id for told in store.pending(kind="a")] == [1, 3]
+        assert [told.id for told in store.claim(kind="a")] == [1, 3]
+        assert store.claim(kind="a") == ()
+        store.release([3])
+        assert [told.id for told in store.claim()] == [2, 3, 4]
+
+
+def test_a_key_that_was_told_is_known(url: Any) -> None:
+    """Also after the record was taken; a key that was never told is not."""
+    with PlaybookStore(url) as store:
+        assert store.told("a") is None
+        assert store.tell({"n": 1}, key="a") == store.told("a") == 1
+        store.taken([1])
+        assert store.told("a") == 1
+        assert store.told("b") is None
 
 
 def test_user_mistakes_are_said(url: Any) -> None:
