@@ -1,9 +1,10 @@
 """The worth of each setting of ACE, measured: `python -m comparisons.performance.settings batch`.
 
 The quickstart's task under an offline model with the noise of a real one: slips, wrong lessons, the same lesson in
-other words, replies that cannot be read. For each value of a setting: the mean score on held-out messages over seeds,
-its difference to the default paired by seed and message with a 95 % interval, bullets, rollouts, reflections and
-curations (calls of the reflector and of the curator, those asked again included), LM calls of all.
+other words, replies that cannot be read; `--situation` names another one (`tasks/stand_ins.py`). For each value of a
+setting: the mean score on held-out messages over seeds, its difference to the default paired by seed and message with
+a 95 % interval, bullets, how many of them name a wrong desk, prompt tokens of a call with the playbook, rollouts,
+reflections and curations (calls of the reflector and of the curator, those asked again included), LM calls of all.
 
 `wall` makes one run of each entry of the grid `batch` over HTTP with a provider's latency, scaled down. It shows the
 wall clock divided by the scale: an estimate of that at full latency, and too high, since computing is not scaled down.
@@ -15,7 +16,6 @@ that on any number of cores. With a batch of one example a step is serial by nat
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from dspy_ace.testing.server import serve
 
 from ..ratios import FIXED, PER_COMPLETION_TOKEN, PER_PROMPT_TOKEN
 from ..tasks import Task, load_task
-from ..tasks.quickstart import split_of
+from ..tasks.stand_ins import SITUATIONS, Situation, misleading
 from .timing import machine
 
 NOISE: dict[str, float] = {"slips": 0.05, "wrong_lessons": 0.1, "paraphrase": 0.2, "unparsable": 0.02}
@@ -57,7 +57,8 @@ class Outcome:
         scores: one a message.
         rollouts: runs of the program: batches, retries, validation.
         reflections, curations, calls: LM calls of the reflector, of the curator, and of all roles.
-        bullets: of the playbook.
+        bullets, misleading: of the playbook; those of them that name a wrong desk.
+        tokens: prompt tokens of a call with the playbook, on average.
         wall, cpu: seconds of the compile, by the clock and of computing (all threads of the process).
     """
 
@@ -67,6 +68,8 @@ class Outcome:
     curations: int
     calls: int
     bullets: int
+    misleading: int
+    tokens: float
     wall: float
     cpu: float
 
@@ -83,7 +86,7 @@ def outcome(task: Task, settings: Mapping[str, Any], seed: int, lm: Any, judge: 
     with dspy.context(lm=judge):
         evaluate = dspy.Evaluate(devset=list(task.test), metric=task.metric, num_threads=4, display_progress=False)
         scores = tuple(float(getattr(score, "score", score)) for *_, score in evaluate(program).results)
-    results = program.detailed_results
+    results, asked = program.detailed_results, [record.prompt_tokens for record in judge.log]
     calls = {role: usage.calls for role, usage in results.usage.items()}
     return Outcome(
         scores,
@@ -92,6 +95,8 @@ def outcome(task: Task, settings: Mapping[str, Any], seed: int, lm: Any, judge: 
         calls.get("curator", 0),
         sum(calls.values()),
         len(program.playbook),
+        misleading(program.playbook),
+        sum(asked) / len(asked),
         wall,
         cpu,
     )
@@ -109,14 +114,16 @@ def named(settings: Mapping[str, Any]) -> str:
     return ", ".join(words) or "the default"
 
 
-def rows(grid: Sequence[Mapping[str, Any]], seeds: Sequence[int], noise: Mapping[str, float]) -> Iterator[str]:
+def rows(
+    grid: Sequence[Mapping[str, Any]], seeds: Sequence[int], noise: Mapping[str, float], situation: Situation
+) -> Iterator[str]:
     """A line of the table for each entry of the grid."""
     base: list[Outcome] | None = None
     for settings in [{}, *(each for each in grid if each)]:
         runs = []
         for seed in seeds:
-            lm = OfflineLM(**noise, seed=seed)
-            runs.append(outcome(split_of(seed), settings, seed, lm, OfflineLM()))
+            lm, judge = situation.model(noise, seed), situation.model({})
+            runs.append(outcome(situation.task(seed), {**situation.settings, **settings}, seed, lm, judge))
         base = runs if base is None else base
         yield line(named(settings), runs, base)
 
@@ -140,6 +147,7 @@ def line(name: str, runs: Sequence[Outcome], base: Sequence[Outcome]) -> str:
 
     return (
         f"| {name} | {sum(mean) / len(mean):.3f} | {shown} | {average('bullets'):.0f} "
+        f"| {average('misleading'):.1f} | {average('tokens'):,.0f} "
         f"| {average('rollouts'):.0f} | {average('reflections'):.0f} | {average('curations'):.0f} "
         f"| {average('calls'):.0f} |"
     )
@@ -189,9 +197,8 @@ WALLS = (
     "| LM calls | vs the first |\n" + "|---" * 10 + "|"
 )
 SCORES = (
-    "| setting | held-out score | vs the default | bullets | rollouts | reflections | curations | LM calls |\n"
-    + "|---" * 8
-    + "|"
+    "| setting | held-out score | vs the default | bullets | misleading | tokens a call | rollouts | reflections "
+    "| curations | LM calls |\n" + "|---" * 10 + "|"
 )
 
 
@@ -200,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("what", choices=[*GRIDS, "wall"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--situation", nargs="+", choices=list(SITUATIONS), default=["plain"], help="default: plain")
     parser.add_argument("--quiet-model", action="store_true", help="without noise")
     parser.add_argument("--scale", type=float, default=0.1, help="latencies are multiplied by this (wall)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="batch sizes (wall)")
@@ -207,13 +215,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     dspy.disable_logging()
     if args.what == "wall":
-        print(f"{machine()}; latencies × {args.scale:g}, {args.threads} threads, seed 0\n")
-        lines = itertools.chain([WALLS], walls(args.sizes, args.scale, args.threads))
-    else:
-        print(f"{machine()}; seeds {' '.join(map(str, args.seeds))}\n")
-        lines = itertools.chain([SCORES], rows(GRIDS[args.what], args.seeds, {} if args.quiet_model else NOISE))
-    for row in lines:
-        print(row, flush=True)
+        print(f"{machine()}; latencies × {args.scale:g}, {args.threads} threads, seed 0\n\n{WALLS}")
+        for row in walls(args.sizes, args.scale, args.threads):
+            print(row, flush=True)
+        return
+    print(f"{machine()}; seeds {' '.join(map(str, args.seeds))}")
+    noise = {} if args.quiet_model else NOISE
+    for name in args.situation:
+        print(f"\n{name}\n\n{SCORES}")
+        for row in rows(GRIDS[args.what], args.seeds, noise, SITUATIONS[name]):
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -84,11 +84,17 @@ def test_all_settings_of_the_grids_go_together(name: str) -> None:
 
 def test_a_row_of_settings() -> None:
     """Means over seeds; the difference is paired, with an interval as soon as there are two seeds."""
-    base = [Outcome((1.0, 0.0), 30, 10, 4, 44, 7, 1.0, 0.5), Outcome((1.0, 1.0), 32, 12, 6, 50, 9, 1.0, 0.5)]
-    best = [Outcome((1.0, 1.0), 30, 10, 4, 44, 7, 1.0, 0.5), Outcome((1.0, 1.0), 30, 10, 2, 42, 9, 1.0, 0.5)]
-    assert settings.line("a", base, base) == "| a | 0.750 | – | 8 | 31 | 11 | 5 | 47 |"
-    assert settings.line("b", best, base) == "| b | 1.000 | +0.250 ± 3.177 | 8 | 30 | 10 | 3 | 43 |"
-    assert settings.line("c", best[:1], base[:1]) == "| c | 1.000 | +0.500 | 7 | 30 | 10 | 4 | 44 |"
+    base = [
+        Outcome((1.0, 0.0), 30, 10, 4, 44, 7, 3, 500.0, 1.0, 0.5),
+        Outcome((1.0, 1.0), 32, 12, 6, 50, 9, 3, 500.0, 1.0, 0.5),
+    ]
+    best = [
+        Outcome((1.0, 1.0), 30, 10, 4, 44, 7, 3, 500.0, 1.0, 0.5),
+        Outcome((1.0, 1.0), 30, 10, 2, 42, 9, 3, 500.0, 1.0, 0.5),
+    ]
+    assert settings.line("a", base, base) == "| a | 0.750 | – | 8 | 3.0 | 500 | 31 | 11 | 5 | 47 |"
+    assert settings.line("b", best, base) == "| b | 1.000 | +0.250 ± 3.177 | 8 | 3.0 | 500 | 30 | 10 | 3 | 43 |"
+    assert settings.line("c", best[:1], base[:1]) == "| c | 1.000 | +0.500 | 7 | 3.0 | 500 | 30 | 10 | 4 | 44 |"
 
 
 @pytest.mark.slow
@@ -100,7 +106,7 @@ def test_the_benchmark_of_settings_runs(capsys: pytest.CaptureFixture[str]) -> N
     assert [row[0] for row in rows] == ["the default", "batch_size=1"]
     for row in rows:
         rollouts, reflections, curations, calls = map(int, row[-4:])
-        assert reflections >= 100 > curations > 0
+        assert reflections > curations > 0
         assert rollouts + reflections + curations <= calls
 
 

@@ -1,0 +1,81 @@
+"""Stand-ins for what real models were seen to do: each shows what it is there to show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dspy
+import pytest
+
+from comparisons.performance.settings import NOISE, outcome
+from comparisons.tasks.quickstart import split_of
+from comparisons.tasks.stand_ins import SITUATIONS, knowing, mislabelled, misleading, unlabelled
+from dspy_ace import Bullet, Playbook
+from dspy_ace.testing import OfflineLM
+
+RULE = "The shed goes to Quarry: a rake, spade or barrow."
+
+
+def test_a_tenth_of_the_labels_is_wrong() -> None:
+    """One label of ten to learn on and to choose by differs from the right one, and none of the test's."""
+    plain, spoiled = split_of(3), mislabelled(3)
+    for one, other, wrong in (
+        (plain.train, spoiled.train, 10),
+        (plain.val, spoiled.val, 4),
+        (plain.test, spoiled.test, 0),
+    ):
+        assert [example.message for example in one] == [example.message for example in other]
+        assert sum(a.desk != b.desk for a, b in zip(one, other, strict=True)) == wrong
+    assert [example.desk for example in mislabelled(3).train] == [example.desk for example in spoiled.train]
+
+
+def test_a_score_alone_is_told_without_labels() -> None:
+    """The metric is right about an example that has no label, and says nothing but a number."""
+    task = unlabelled(0)
+    example = task.test[0]
+    bare = dspy.Example(message=example.message).with_inputs("message")
+    assert task.metric(bare, dspy.Prediction(desk=example.desk)) == 1.0
+    assert task.metric(bare, dspy.Prediction(desk="Nowhere")) == 0.0
+
+
+@pytest.mark.parametrize(("sure", "least", "most"), [(1.0, 1.0, 1.0), (0.5, 0.3, 0.7), (0.0, 0.0, 0.0)])
+def test_a_model_knows_what_no_prompt_says(sure: float, least: float, most: float) -> None:
+    """A rule that the model knows for sure is always applied, one that it half knows about half of the time."""
+    lm = OfflineLM(answerers=[knowing([RULE], sure, 0.0)])
+    student = dspy.Predict("message -> desk: Literal['Harbor', 'Quarry']")
+    with dspy.context(lm=lm):
+        desks = [student(message=f"Who repairs the spade of team {n}?").desk for n in range(40)]
+    assert least <= desks.count("Quarry") / 40 <= most
+    assert all("rake" not in record.request for record in lm.log)
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        ('For "wages", "payslip" answer Payroll.', 0),
+        ('For "wages", "payslip" answer Maple, not Payroll.', 1),
+        ('For "wages" answer none, not Payroll.', 1),
+        ('With "wages" the answer is not Maple.', 0),
+        ("Read with care.", 0),
+    ],
+)
+def test_misleading_bullets_are_counted(content: str, count: int) -> None:
+    """A bullet is counted if it names a desk to which its cues do not belong."""
+    assert misleading(Playbook((Bullet("str-00001", "OTHERS", content),))) == count
+
+
+def mean(situation: str, settings: Mapping[str, Any], seeds: tuple[int, ...]) -> float:
+    """The mean score on held-out messages under noise."""
+    chosen = SITUATIONS[situation]
+    runs = [
+        outcome(chosen.task(seed), {**chosen.settings, **settings}, seed, chosen.model(NOISE, seed), chosen.model({}))
+        for seed in seeds
+    ]
+    return sum(sum(run.scores) / len(run.scores) for run in runs) / len(runs)
+
+
+@pytest.mark.slow
+def test_conventions_that_only_successes_show() -> None:
+    """Where a wrong answer does not tell the right one, who reflects on failures alone is left behind."""
+    assert mean("conventions", {}, (5, 6)) >= mean("conventions", {"reflect_on": "failures"}, (5, 6)) + 0.1
