@@ -30,6 +30,7 @@ $(VENV)/package: pyproject.toml
 $(VENV)/developer: $(VENV)/package
 	@echo "Installing the developers' tools into $(VENV)"
 	$(RUN) -m pip install --quiet -e '.[dev]'
+	$(RUN) -m pip install --quiet --no-deps axe-playwright-python  # for its axe.min.js; the tests drive Chromium themselves
 	@touch $@
 
 clean:

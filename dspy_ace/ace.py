@@ -196,7 +196,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
                 with ThreadPool(run.engine.num_threads) as pool:
                     state, stopped = _loop(run, state, journal, pool, ctrl_c)
             except (RunError, MetricError) as error:
-                error.program = run.finished(run.restored(journal), f"stopped by an error: {error}")
+                error.program = run.finished(run.restored(journal), f"stopped by an error: {error}", journal)
                 raise
             except BaseException as error:
                 if ctrl_c.count > 1:  # a second Ctrl-C: do not wait for running calls
@@ -209,7 +209,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             finally:
                 journal.keep_spent(run.engine.limits.spent)
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
-        return run.finished(state, stopped)
+        return run.finished(state, stopped, journal)
 
     def get_params(self) -> dict[str, Any]:
         """Return the arguments by name; a copy, since trackers add to what they are given (MLflow does)."""

@@ -215,7 +215,9 @@ def _fields(columns: Sequence[str]) -> dict[str, str]:
         name = re.sub(r"\W+", "_", column).strip("_") or "column"
         name = f"column_{name}" if name[0].isdigit() else name
         taken = [*fields.values(), "reasoning"]
-        while keyword.iskeyword(name) or name in taken or hasattr(dspy.Prediction, name) or hasattr(dspy.Signature, name):
+        while (
+            keyword.iskeyword(name) or name in taken or hasattr(dspy.Prediction, name) or hasattr(dspy.Signature, name)
+        ):
             name += "_"
         fields[column] = name
     return fields

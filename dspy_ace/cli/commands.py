@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import logging
@@ -43,7 +44,7 @@ class _Commands(click.Group):
         except (AceError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise click.ClickException(" ".join(str(error).split())[:600]) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -85,7 +86,9 @@ def say(*lines: str) -> None:
 @click.option("--threads", type=click.IntRange(1), help="Calls at the same time.  [default: 8]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the order of rows.")
 @click.option("--encoding", help="The encoding of the data, if it is not UTF-8.")
-@click.option("--log-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep the run; give it again to go on.")
+@click.option(
+    "--log-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep the run; give it again to go on."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done and what it costs, and stop.")
 @OUT
 def optimize(out: Path | None, dry_run: bool, **given: Any) -> None:
@@ -194,7 +197,10 @@ def _student(name: str | None, cases: Cases, prompt: str) -> dspy.Module:
     if prompt:
         raise SettingsError("--prompt and --program exclude each other: the prompts are in the program.")
     made = _imported(name, "--program")
-    program = made if isinstance(made, dspy.Module) else made()
+    try:
+        program = made if isinstance(made, dspy.Module) else made()
+    except Exception as error:  # noqa: BLE001 - a user's function may fail with anything
+        raise SettingsError(f"--program {name} failed: {type(error).__name__}: {error}") from None
     if not isinstance(program, dspy.Module):
         raise SettingsError(f"--program {name} returned {type(program).__name__}; expected a DSPy program.")
     return program
@@ -248,11 +254,11 @@ def _plan(
     case = sum(count_tokens(" ".join(map(str, row.toDict().values()))) for row in train) / len(train)
     calls = rollouts * len(student.predictors())
     spent = [(lm, calls, own + case + 1_000, 150), (reflection, reflections + curations, own + 2 * case + 2_500, 600)]
-    prices = [(price_of(model.model), *rest) for model, *rest in spent]
-    if any(price is None for price, *_ in prices):
+    dollars_of = [(price_of(model.model), count, int(read), written) for model, count, read, written in spent]
+    if any(price is None for price, *_ in dollars_of):
         dollars = "its price is not known"
     else:
-        most = sum(count * price.of(int(read), 0, written) for price, count, read, written in prices if price)
+        most = sum(count * price.of(read, 0, written) for price, count, read, written in dollars_of if price)
         dollars = f"about ${most:.2f}" + (f", and never more than ${settings.max_cost:g}" if settings.max_cost else "")
     return [f"At most {rollouts} runs of the prompt, {reflections} reflections, {curations} curations: {dollars}."]
 
@@ -304,7 +310,9 @@ def show(playbook: str) -> None:
 @click.argument("second")
 def diff(first: str, second: str) -> None:
     """Print what changed from one playbook to another."""
-    click.echo(str(Source.open(first).playbook.diff(Source.open(second).playbook)))
+    before, after = (Source.open(name).playbook.to_text().split("\n") for name in (first, second))
+    for line in difflib.unified_diff(before, after, first, second, lineterm="", n=0):
+        click.echo(line)
 
 
 @main.command()
@@ -355,7 +363,7 @@ def _edited(text: str) -> Path:
 
 def _read_edited(text: str, before: Playbook) -> Playbook:
     """Read an edited text; what does not stand in it (sources, predictors) is kept by id."""
-    after = Playbook.from_text(text, strict=True)
+    after = Playbook.from_text(text)
     bullets = [
         replace(new, predictor=old.predictor, sources=old.sources) if (old := before.get(new.id)) else new
         for new in after
@@ -366,7 +374,7 @@ def _read_edited(text: str, before: Playbook) -> Playbook:
 @main.command()
 @click.argument("playbook")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json", "markdown", "prompt", "openai"]), default="text",
+    "--format", "form", type=click.Choice(["text", "json", "prompt", "openai"]), default="text",
     show_default=True, help="prompt: as a model reads it; openai: the list of messages of a request.",
 )  # fmt: skip
 @OUT
@@ -382,7 +390,7 @@ def export(playbook: str, form: str, out: Path | None) -> None:
     elif form == "json":
         text = json.dumps(found.to_json(), indent=1)
     else:
-        text = found.to_text() if form == "text" else found.to_markdown()
+        text = found.to_text()
     if out is None:
         click.echo(text)
     else:
@@ -413,3 +421,11 @@ def _emit(playbook: Playbook, out: Path | None) -> None:
         return
     save(playbook, out)
     say(f"Written: {out}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: run.html in RUN]")
+def report(run: Path, out: Path | None) -> None:
+    """Write the page of the run in the folder RUN, finished or not."""
+    say(f"Written: {Results.load(run).save_report(out or run / 'run.html')}")

@@ -9,7 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import PlaybookError, SettingsError
-from ..playbook import Account, Add, Delete, Delta, Operation, Playbook, Tag, Update, playbook_block, take_out, write_whole
+from ..playbook import (
+    Account,
+    Add,
+    Delete,
+    Delta,
+    Operation,
+    Playbook,
+    Tag,
+    Update,
+    playbook_block,
+    take_out,
+    write_whole,
+)
 from ..store import PlaybookStore
 from .cases import read_text
 
@@ -62,11 +74,11 @@ class Source:
                 raise PlaybookError(f"{name} is not whole: {error}.") from None
             if "format" in data:
                 return cls(name, "playbook", Playbook.from_json(data), {})
-            instructions = instructions_in(data)
+            instructions = {name: signature["instructions"] for name, signature in signatures_in(data).items()}
             if not instructions:
                 raise PlaybookError(f"{name} is JSON, but neither a playbook nor a saved program.")
             return cls(name, "program", *_taken_out(instructions))
-        own, shown = take_out(text)
+        _, shown = take_out(text)
         if shown is not None:
             return cls(name, "prompt", *_taken_out({"prompt": text}))
         playbook = Playbook.from_text(text)
@@ -98,8 +110,8 @@ class Source:
                 store.append(changes(latest, playbook), version)
         elif self.kind == "program":
             data = json.loads(read_text(path))
-            for name in self.prompts:
-                data[name]["signature"]["instructions"] = self.with_prompt(playbook, name)
+            for name, signature in signatures_in(data).items():
+                signature["instructions"] = self.with_prompt(playbook, name)
             write_whole(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
         elif self.kind == "prompt":
             write_whole(path, self.with_prompt(playbook) + "\n")
@@ -145,14 +157,11 @@ def changes(before: Playbook, after: Playbook) -> Delta:
     return Delta(tuple(operations))
 
 
-def instructions_in(state: Any) -> dict[str, str]:
-    """Return the instructions of each predictor in a saved program's state; empty if it is none."""
-    found = {}
-    for name, part in state.items() if isinstance(state, dict) else ():
-        signature = part.get("signature") if isinstance(part, dict) else None
-        if isinstance(signature, dict) and isinstance(signature.get("instructions"), str):
-            found[str(name)] = signature["instructions"]
-    return found
+def signatures_in(state: Any) -> dict[str, dict[str, Any]]:
+    """Return the signature of each predictor in a saved program's state, by the predictor's name; empty: it is none."""
+    parts = {"self": state, **state} if isinstance(state, dict) else {}
+    found = {name: part.get("signature") for name, part in parts.items() if isinstance(part, dict)}
+    return {name: each for name, each in found.items() if isinstance(each, dict) and "instructions" in each}
 
 
 def _in_store(name: str) -> Playbook:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import io
 import itertools
-import re
 import warnings
 import xml.etree.ElementTree as ET  # reads what matplotlib has just written, nothing from outside
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..pages import printable
 from .rows import STUDENT, Row
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ _RC: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-_UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]")
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
@@ -280,11 +279,6 @@ def _short(name: str, longest: int = 30) -> str:
     """Fit a name beside an axis."""
     name = " ".join(printable(name).split()) or "(no name)"
     return name if len(name) <= longest else name[: longest - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """Replace what a page, a figure or UTF-8 cannot hold, control characters and lone surrogates, by U+FFFD."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _drawing(name: str, title: str, caption: str, figure: Figure) -> Drawing:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import difflib
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
-
 from ..errors import SettingsError
+from ..pages import Grid, render
 from . import table
-from .figures import MISSING, NAMES, Drawing, drawings, falls, printable, styles
+from .figures import MISSING, NAMES, Drawing, drawings, falls, styles
 from .rows import STUDENT, Row
 
 _HERE = Path(__file__).parent
@@ -28,9 +25,6 @@ _COUNTS = {
     "completion tokens": "completion_tokens",
 }
 _PUBLISHED = ("benchmark", "method", "score", "source")
-_LEADING_NUMBER = re.compile(r"[+-]?\$?\d[\d,]*(\.\d+)?(?=[\s\[]|$)")
-
-Grid = Sequence[Sequence[str]]  # a table: its titles, then its rows
 
 
 def save_page(
@@ -64,25 +58,15 @@ def save_page(
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.with_name(f"{path.stem}_figures")
     _save_figures(figures, folder)
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=jinja2.select_autoescape(("html.jinja",)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"line": _on_one_line, "fenced": _fenced, "numeric": _numeric}
-    page = environment.get_template(f"page{path.suffix}.jinja").render(
+    page = render(
+        _HERE / f"page{path.suffix}.jinja",
         **_content(header, cells, rows),
         figures=figures,
         left_out=left_out,
         folder=quote(folder.name),
-        script=script,
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),  # no other script may run
-        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        filters={"line": _on_one_line, "fenced": _fenced},
     )
-    path.write_text(printable(page), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
     return path
 
 
@@ -125,11 +109,6 @@ def _grid(columns: Sequence[str], items: Sequence[Mapping[str, Any]]) -> Grid:
         columns,
         *([str(item.get(column) if item.get(column) is not None else "–") for column in columns] for item in items),
     ]
-
-
-def _numeric(grid: Grid) -> list[int]:
-    """Return the columns of a table that hold numbers, but the first, which names its row."""
-    return [at for at in range(1, len(grid[0])) if any(_LEADING_NUMBER.match(row[at]) for row in grid[1:])]
 
 
 def _usage(cells: Sequence[Mapping[str, Any]]) -> Grid:

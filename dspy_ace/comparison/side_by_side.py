@@ -22,7 +22,8 @@ from annotated_types import Ge
 from dspy.teleprompt import Teleprompter
 
 from ..errors import SettingsError, checked
-from ..program import Metric
+from ..pages import fragment
+from ..program import Metric, named
 from ..training import check_lms, describe_callable, describe_data, describe_program, hashed, versions
 from . import table
 from .cell import Conditions, accepts, lms_within, required, run_cell, seeded, settings_within
@@ -67,8 +68,9 @@ class Comparison:
     def __repr__(self) -> str:
         return f"Comparison({', '.join(row.name for row in self.rows)}; {len(self.cells)} cells)"
 
-    def _repr_markdown_(self) -> str:
-        return self.to_markdown()
+    def _repr_html_(self) -> str:
+        grid = [list(table.COLUMNS), *table.lines(self.rows)]
+        return fragment(table.title(self.header), grid, table.notes(self.header, self.rows))
 
     def to_markdown(self) -> str:
         """Return the table and its notes as Markdown."""
@@ -219,7 +221,7 @@ def _header(
     }
     return {
         "version": VERSION,
-        "program": _named(program),
+        "program": named(program),
         "fingerprint": hashed(**parts),
         "methods": [STUDENT, *optimizers],
         "seeds": list(seeds),
@@ -230,13 +232,6 @@ def _header(
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "notes": [*_CONDITIONS, *_notes(conditions, first)],
     }
-
-
-def _named(program: dspy.Module) -> str:
-    """Name a program for a title: its class, and the fields of its predictor if it has one."""
-    predictors = program.named_predictors()
-    fields = f"({predictors[0][1].signature.signature})" if len(predictors) == 1 else ""
-    return f"{type(program).__name__}{fields}"
 
 
 def _notes(conditions: Conditions, optimizers: Mapping[str, Teleprompter]) -> list[str]:

@@ -99,6 +99,13 @@ def own_instructions(program: dspy.Module) -> dict[str, str]:
     }
 
 
+def named(program: dspy.Module) -> str:
+    """Return a name for a program: its class, and the fields of its predictor if it has one."""
+    predictors = program.named_predictors()
+    fields = f"({predictors[0][1].signature.signature})" if len(predictors) == 1 else ""
+    return f"{type(program).__name__}{fields}"
+
+
 def _check_attribute(program: dspy.Module) -> None:
     playbook = getattr(program, "playbook", None)
     if playbook is not None and not isinstance(playbook, Playbook):

@@ -2,12 +2,14 @@
 
 A run folder holds `run.json` (format, version, fingerprint, settings, versions), `journal.jsonl` (one record a line,
 on disk before the run goes on), `spent.json` (what the limits count), the best so far as `playbook.json` and
-`program.json`, and `lock`. Nothing is pickled.
+`program.json`, and `lock`. When it has ended, `results.json` (why, and what was used) and `run.html` (a page for
+readers) are there as well. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,8 @@ from ..errors import DeltaError, JournalError
 from ..lm import Spent
 from ..playbook import Playbook, append_line, hold_folder, whole_lines, write_whole
 from .state import Record, State
+
+logger = logging.getLogger("dspy.ace")
 
 FORMAT = "dspy_ace.run"
 VERSION = 2
@@ -82,6 +86,32 @@ class Journal:
             journal.close()
             raise
         return journal
+
+    @classmethod
+    def read(cls, log_dir: str | Path) -> Journal:
+        """Read the run in a folder, finished or not, without holding it. Raises JournalError if there is none."""
+        journal = cls(Path(log_dir).absolute())
+        if "seed" not in journal.about():
+            raise JournalError(f"{log_dir} is no run of dspy_ace (no run.json), or one of an earlier version.")
+        journal.records = _read(Path(log_dir) / "journal.jsonl", cut=False)
+        return journal
+
+    def about(self) -> dict[str, Any]:
+        """Return what `run.json` tells a reader; empty without one. Raises JournalError for a damaged file."""
+        return _read_json(self.folder, "run.json")
+
+    def ended(self) -> dict[str, Any]:
+        """Return what `end` wrote; empty: the run has not ended."""
+        return _read_json(self.folder, "results.json")
+
+    def end(self, results: Mapping[str, Any], page: str) -> None:
+        """Write how the run ended: `results.json`, and `run.html` for readers. A disk that refuses is warned of."""
+        if self.folder is not None:
+            try:
+                write_whole(self.folder / "results.json", json.dumps(results) + "\n")
+                write_whole(self.folder / "run.html", page)
+            except OSError as error:  # the program is made, and the journal is whole: nothing is lost but a page
+                logger.warning("ACE: %s: cannot be written: %s. The journal is safe.", self.folder, error)
 
     def close(self) -> None:
         """Release the folder."""
@@ -219,10 +249,23 @@ def _check_same(
             )
 
 
-def _read(path: Path) -> tuple[Record, ...]:
+def _read_json(folder: Path | None, name: str) -> dict[str, Any]:
+    """Return the object in a file of a run; empty without the file. Raises JournalError for anything else."""
+    try:
+        found = {} if folder is None else json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise JournalError(f"{folder}: {name} is damaged: {error}. Give another folder.") from error
+    if not isinstance(found, dict):
+        raise JournalError(f"{folder}: {name} is damaged: expected an object. Give another folder.")
+    return found
+
+
+def _read(path: Path, *, cut: bool = True) -> tuple[Record, ...]:
     """Return the whole records of a journal."""
     records = []
-    for number, line in enumerate(whole_lines(path), 1):
+    for number, line in enumerate(whole_lines(path, cut=cut), 1):
         try:
             records.append(Record.from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

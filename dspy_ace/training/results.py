@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
+from ..errors import SettingsError
 from ..lm import Usage
-from ..playbook import Playbook
-from .state import Record, State, difference, seed_validation
+from ..pages import fragment
+from ..playbook import Playbook, write_whole
+from .journal import Journal
+from .page import facts_of, page_of
+from .state import Record, State, difference, recorded, seed_validation
 from .verdict import Verdict
 
 
@@ -28,6 +34,8 @@ class Results:
         rollouts: how often the program was run: batches, retries and validation.
         records: one a step and one a validation, as in the journal.
         playbook: the playbook returned.
+        about: plain JSON data on the compile: `program` (its name), `settings`, `versions`, `sizes` of the sets, `seed`
+            (the starting playbook) and `prompts` (by predictor the student's own). Empty for online learning.
     """
 
     seed_score: float | None
@@ -40,15 +48,25 @@ class Results:
     rollouts: int
     records: tuple[Record, ...]
     playbook: Playbook
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, state: State, *, stopped: str, scale: float, usage: Mapping[str, Usage], rollouts: int) -> Results:
+    def of(
+        cls,
+        state: State,
+        *,
+        stopped: str,
+        scale: float,
+        usage: Mapping[str, Usage],
+        rollouts: int,
+        about: Mapping[str, Any] | None = None,
+    ) -> Results:
         """Return the results of a run that ended in `state`.
 
         Args:
             state: the last one.
             scale: the width of the metric.
-            stopped, usage, rollouts: see the class.
+            stopped, usage, rollouts, about: see the class.
         """
         seed = seed_validation(state.records)
         return cls(
@@ -62,7 +80,53 @@ class Results:
             rollouts=rollouts,
             records=state.records,
             playbook=state.best,
+            about=about or {},
         )
+
+    @classmethod
+    def load(cls, log_dir: str | Path) -> Results:
+        """Read the run in a folder, finished or not. Of an unfinished one dollars and seconds are not known.
+
+        Raises:
+            JournalError: the folder holds no run, a damaged one, or one of another version.
+        """
+        journal = Journal.read(log_dir)
+        about = journal.about()
+        state = journal.replay(State.of(Playbook.from_json(about["seed"])))
+        ended = journal.ended() or {
+            "stopped": "not finished",
+            "usage": {role: asdict(used) for role, used in recorded(state.records).items()},
+            "rollouts": sum(record.rollouts for record in state.records),
+        }
+        scale = about["settings"]["perfect_score"] - about["settings"]["failure_score"]
+        usage = {role: Usage(**used) for role, used in ended["usage"].items()}
+        return cls.of(
+            state, stopped=ended["stopped"], scale=scale, usage=usage, rollouts=ended["rollouts"], about=about
+        )
+
+    def keep(self, journal: Journal) -> None:
+        """Write into the run's folder how it ended, and its page."""
+        if journal.folder is not None:
+            usage = {role: asdict(used) for role, used in self.usage.items()}
+            journal.end({"stopped": self.stopped, "usage": usage, "rollouts": self.rollouts}, page_of(self))
+
+    def save_report(self, path: str | Path) -> Path:
+        """Write the run as one HTML page that opens offline, and return its path.
+
+        Example:
+            >>> program.detailed_results.save_report("run.html")  # doctest: +SKIP
+
+        Raises:
+            SettingsError: these are results of online learning, which has no page.
+            OSError: the file cannot be written.
+        """
+        if "seed" not in self.about:
+            raise SettingsError("Results of online learning have no page; those of ACE.compile have one.")
+        write_whole(Path(path), page_of(self))
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return fragment("ACE", [("result", ""), *facts_of(self)])
 
     @property
     def batch_scores(self) -> tuple[float, ...]:

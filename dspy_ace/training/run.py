@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,14 +12,14 @@ import dspy
 from ..errors import JournalError
 from ..lm import Limits, Usage
 from ..playbook import Playbook
-from ..program import carried_playbook, save_state, with_playbook
+from ..program import carried_playbook, named, own_instructions, save_state, with_playbook
 from .engine import Engine
 from .fingerprint import describe_callable, describe_data, describe_program, example_key, hashed, versions
 from .journal import Journal
 from .progress import Progress
 from .results import Results
 from .settings import Settings
-from .state import Record, State
+from .state import Record, State, recorded
 
 logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
 
@@ -82,6 +81,14 @@ class Run:
         self.valset = self._useful(trainset, valset)
         self.seed = carried_playbook(student) if settings.playbook is None else settings.playbook
         self.batches = schedule(len(trainset), settings.epochs, settings.batch_size, settings.seed)
+        self.about = {  # what run.json and the page of the run tell a reader
+            "program": named(student),
+            "settings": settings.described() | {"labels": settings.uses_labels},
+            "versions": versions(),
+            "sizes": {"training examples": len(self.trainset), "validation examples": len(self.valset)},
+            "prompts": own_instructions(student),
+            "seed": self.seed.to_json(),
+        }
         self.before: dict[str, Usage] = {}  # usage of earlier processes, by their records
         self.progress = Progress(0, show=False)
 
@@ -148,8 +155,7 @@ class Run:
             roles=[roles, describe_callable(settings.setup), [p and p.signature.instructions for p in prompts]],
             playbook=self.seed.to_json(),
         )
-        about = {"settings": settings.described() | {"labels": settings.uses_labels}, "versions": versions()}
-        return Journal.open(settings.log_dir, parts, about, free=settings.FREE)
+        return Journal.open(settings.log_dir, parts, self.about, free=settings.FREE)
 
     def showing(self, journal: Journal) -> Progress:
         """Return the progress bar over all steps, from those in the journal on; a context manager."""
@@ -164,7 +170,7 @@ class Run:
         # rollouts are those on record: what a limit leaves to a batch must not depend on a crash before
         rollouts = sum(record.rollouts for record in state.records)
         self.engine.limits.resume(replace(journal.spent(), rollouts=rollouts))
-        self.before = _recorded(state.records)
+        self.before = recorded(state.records)
         if state.records:
             logger.info("ACE: continuing the run in %s at step %d", journal.folder, state.step + 1)
         left = sum(len(batch.examples) for batch in self.batches[state.step :])
@@ -214,8 +220,8 @@ class Run:
     def _keep_best(self, journal: Journal, best: Playbook) -> None:
         journal.keep_best(best, lambda path: save_state(with_playbook(self.engine.student, best), path))
 
-    def finished(self, state: State, stopped: str) -> dspy.Module:
-        """Return the student with the best playbook and the results of the run."""
+    def finished(self, state: State, stopped: str, journal: Journal) -> dspy.Module:
+        """Return the student with the best playbook and the results of the run, which are written as well."""
         program = with_playbook(self.engine.student, state.best)
         program.detailed_results = Results.of(
             state,
@@ -223,17 +229,10 @@ class Run:
             scale=self.settings.scale,
             usage=self.engine.usage(self.before),
             rollouts=self.engine.limits.rollouts,
+            about=self.about,
         )
+        program.detailed_results.keep(journal)
         return program
-
-
-def _recorded(records: Sequence[Record]) -> dict[str, Usage]:
-    """Return what the steps on record used, by role; dollars and seconds are not on record."""
-    total: dict[str, Usage] = {}
-    for record in records:
-        for role, counts in record.usage.items():
-            total[role] = total.get(role, Usage()) + Usage(**counts, dollars=None)
-    return total
 
 
 def _line(record: Record, state: State) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from ..lm import Usage
 from ..playbook import Delta, Playbook, apply
 from ..program import NO_EVIDENCE, Trajectory
 from .verdict import Verdict, paired, unpaired, verdict
@@ -166,6 +167,15 @@ class Record:
         """For each example of the batch the kind of failure of its first attempt; None for one that has a score."""
         failed = {f.rollout.example: f.kind for f in self.failures if f.rollout.of == "train" and not f.rollout.retry}
         return tuple(failed.get(str(position)) for position in self.batch)
+
+
+def recorded(records: Sequence[Record]) -> dict[str, Usage]:
+    """Return what the steps on record used, by role; dollars and seconds are not on record."""
+    total: dict[str, Usage] = {}
+    for record in records:
+        for role, counts in record.usage.items():
+            total[role] = total.get(role, Usage()) + Usage(**counts, dollars=None)
+    return total
 
 
 def failures_of(rollout: Rollout, trajectory: Trajectory) -> tuple[FailedRollout, ...]:

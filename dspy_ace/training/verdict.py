@@ -16,6 +16,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..pages import fragment
+
 BETTER, UNCLEAR, WORSE = "better", "not shown to be better", "worse"
 _Z = 1.96  # two-sided 95 %
 _Z_CERTAIN = 2.81  # two-sided 99.5 %: tested ten times in a row, it is wrong in less than 5 % of all cases
@@ -83,6 +85,15 @@ class Verdict:
         if self.progressive is not None:
             parts.append(f"before learning, batch by batch {self.progressive}")
         return "; ".join(parts)
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "difference": f"{self.difference:+.3f}",
+            "95 % interval": f"{self.low:+.3f} to {self.high:+.3f}",
+            "valset": str(self.validation or "–"),
+            "before learning, batch by batch": str(self.progressive or "–"),
+        }
+        return fragment(f"Verdict: {self.word}", [("evidence", "value"), *facts.items()])
 
 
 def paired(before: Sequence[float], after: Sequence[float], scale: float) -> Evidence | None:

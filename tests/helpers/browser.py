@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import select
@@ -53,6 +54,20 @@ class Page:
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def complaints_of_axe(self) -> list[str]:
+        """What axe-core finds serious or critical for readers with a screen reader, a keyboard or weak eyes."""
+        package = importlib.util.find_spec("axe_playwright_python")
+        if package is None and "DSPY_ACE_GATE" not in os.environ:
+            return []
+        assert package, "the gate checks with axe-core: pip install --no-deps axe-playwright-python"
+        self.run(Path(str(package.origin)).with_name("axe.min.js").read_text(encoding="utf-8") + ";0")
+        found = json.loads(self.run("axe.run().then(found => JSON.stringify(found.violations))"))
+        return [
+            f"{each['id']}: {each['help']} {each['nodes'][0]['html'][:200]}"
+            for each in found
+            if each["impact"] in ("serious", "critical")
+        ]
 
     def screenshot(self, path: Path) -> None:
         """The whole page as PNG."""

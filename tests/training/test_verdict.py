@@ -122,3 +122,13 @@ def test_an_interval_ends_where_the_scale_of_the_scores_ends() -> None:
     assert found is not None
     assert found.high == 1.0
     assert found.low > -1.0
+
+
+def test_a_notebook_shows_the_verdict_as_a_table() -> None:
+    """Word, difference, interval and evidence stand in it."""
+    found = verdict(paired([0.0] * 9, [1.0] * 9, 1.0), None)
+    assert found is not None
+    shown = found._repr_html_()
+    assert "Verdict: better" in shown
+    assert "+1.000" in shown
+    assert "0.000 → 1.000 (9 pairs)" in shown
