@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import logging
@@ -11,7 +10,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,9 +308,7 @@ def show(playbook: str) -> None:
 @click.argument("second")
 def diff(first: str, second: str) -> None:
     """Print what changed from one playbook to another."""
-    before, after = (Source.open(name).playbook.to_text().split("\n") for name in (first, second))
-    for line in difflib.unified_diff(before, after, first, second, lineterm="", n=0):
-        click.echo(line)
+    click.echo(str(Source.open(first).playbook.diff(Source.open(second).playbook)))
 
 
 @main.command()
@@ -339,7 +335,7 @@ def edit(playbook: str, given: Path | None, out: Path | None) -> None:
     before = source.playbook.to_text()
     kept = given or _edited(before)
     try:
-        after = _read_edited(read_text(kept), source.playbook)
+        after = Playbook.from_text(read_text(kept), base=source.playbook)
     except AceError as error:
         raise SettingsError(f"{error} Nothing was changed; your text is in {kept}.") from None
     if given is None:
@@ -361,20 +357,10 @@ def _edited(text: str) -> Path:
     return Path(file.name)
 
 
-def _read_edited(text: str, before: Playbook) -> Playbook:
-    """Read an edited text; what does not stand in it (sources, predictors) is kept by id."""
-    after = Playbook.from_text(text)
-    bullets = [
-        replace(new, predictor=old.predictor, sources=old.sources) if (old := before.get(new.id)) else new
-        for new in after
-    ]
-    return Playbook(tuple(bullets), after.sections, max(before.high_water, after.high_water))
-
-
 @main.command()
 @click.argument("playbook")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json", "prompt", "openai"]), default="text",
+    "--format", "form", type=click.Choice(["text", "json", "markdown", "prompt", "openai"]), default="text",
     show_default=True, help="prompt: as a model reads it; openai: the list of messages of a request.",
 )  # fmt: skip
 @OUT
@@ -390,7 +376,7 @@ def export(playbook: str, form: str, out: Path | None) -> None:
     elif form == "json":
         text = json.dumps(found.to_json(), indent=1)
     else:
-        text = found.to_text()
+        text = found.to_text() if form == "text" else found.to_markdown()
     if out is None:
         click.echo(text)
     else:

@@ -83,7 +83,7 @@ class Source:
             return cls(name, "prompt", *_taken_out({"prompt": text}))
         playbook = Playbook.from_text(text)
         if not playbook.sections:
-            raise PlaybookError(f"{name} holds no playbook: neither sections (## NAME) nor bullets ([id] …).")
+            raise PlaybookError(f"{name} holds no playbook: it is empty.")
         return cls(name, "text", playbook, {})
 
     def with_prompt(self, playbook: Playbook, predictor: str = "prompt") -> str:
@@ -141,19 +141,15 @@ def changes(before: Playbook, after: Playbook) -> Delta:
     Raises:
         SettingsError: a counter is lower than before: votes are added, never taken back.
     """
-    operations: list[Operation] = [Delete(old.id, "removed by hand") for old in before if old.id not in after]
-    for new in after:
-        old = before.get(new.id)
-        if old is None:
-            operations.append(Add(new.section, new.content, new.predictor, new.sources))
-            continue
-        if (old.content, old.section) != (new.content, new.section):
-            operations.append(Update(new.id, new.content, new.section))
+    found = before.diff(after)
+    operations: list[Operation] = [Delete(old.id, "removed by hand") for old in found.removed]
+    operations += [Update(new.id, new.content, new.section) for _, new in found.changed]
+    for old, new in (*found.changed, *found.voted):
         votes = (new.helpful - old.helpful, new.harmful - old.harmful)
         if min(votes) < 0:
             raise SettingsError(f"{new.id}: votes in a store can only grow; they were {old.helpful} and {old.harmful}.")
-        if max(votes) > 0:
-            operations.append(Tag(new.id, *votes))
+        operations += [Tag(new.id, *votes)] if max(votes) else []
+    operations += [Add(new.section, new.content, new.predictor, new.sources) for new in found.added]
     return Delta(tuple(operations))
 
 

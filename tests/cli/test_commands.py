@@ -251,7 +251,7 @@ def test_each_thing_that_holds_a_playbook_is_shown(kind: str, sources: dict[str,
     [
         ("nope.json", None, "There is no nope.json"), ("folder", "/", "is no run of dspy_ace"),
         ("half.json", '{"format": ', "not whole"), ("other.json", '{"a": 1}', "neither a playbook nor a saved program"),
-        ("words.txt", "only words", "holds no playbook"), ("empty.txt", "", "holds no playbook"),
+        ("words.txt", "only words", "line 1, 'only words', is neither"), ("empty.txt", "", "holds no playbook"),
         ("new.json", '{"format": "dspy_ace.playbook", "version": 99}', "version 99"),
     ],
 )  # fmt: skip
@@ -286,6 +286,25 @@ def test_an_edit_is_put_back_where_it_was(kind: str, sources: dict[str, str]) ->
         loaded.load("program.json")
         assert "always" in loaded.signature.instructions
         assert loaded.signature.instructions.startswith(PROMPT.strip())
+
+
+def test_a_text_edited_into_nonsense_changes_nothing_and_is_kept() -> None:
+    """The lines that are not understood are named with their numbers; the text stays where it is."""
+    Path("edited.txt").write_text("## TOOLS\n[x-1] fine\nwhat is this?\n", encoding="utf-8")
+    done = run("edit", "playbook.json", "--text", "edited.txt")
+    assert (done.exit_code, "line 3" in done.stderr, "edited.txt" in done.stderr) == (1, True, True)
+    assert Playbook.load("playbook.json") == PLAYBOOK
+
+
+@pytest.mark.parametrize("kind", ["playbook", "store", "prompt"])
+def test_new_bullets_and_removed_ones_are_put_back(kind: str, sources: dict[str, str]) -> None:
+    """`- text` is a new bullet with the next id; a line that is gone is a bullet that is gone."""
+    Path("edited.txt").write_text("## OTHERS\n[misc-00002] Name the desk.\n- Say please.\n", encoding="utf-8")
+    assert run("edit", sources[kind], "--text", "edited.txt").exit_code == 0
+    shown = run("show", sources[kind]).stdout
+    assert "str-00001" not in shown
+    assert "[misc-00003]" in shown
+    assert "Say please." in shown
 
 
 def test_the_editor_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +344,7 @@ def test_two_playbooks_are_compared_and_merged() -> None:
 def test_a_playbook_is_exported_for_other_programs(sources: dict[str, str]) -> None:
     """As JSON, as the whole prompt, and as messages that any OpenAI client takes."""
     assert Playbook.from_json(json.loads(run("export", "playbook.json", "--format", "json").stdout)) == PLAYBOOK
+    assert "- **[misc-00002]** Name the desk." in run("export", "playbook.json", "--format", "markdown").stdout
     (message,) = json.loads(run("export", "better.txt", "--format", "openai").stdout)
     assert message["role"] == "system"
     assert message["content"].startswith(PROMPT)
