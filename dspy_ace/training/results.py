@@ -18,7 +18,7 @@ from .state import Record, State, difference, recorded, seed_validation
 from .verdict import Verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """How a run went.
 
@@ -132,6 +132,9 @@ class Results:
     def batch_scores(self) -> tuple[float, ...]:
         """The mean score of each batch, before it was learned from: a free test of the playbook it met."""
         return tuple(sum(record.scores) / len(record.scores) for record in self.records if record.scores)
+
+    def __repr__(self) -> str:
+        return f"Results({len(self.records)} records, {len(self.playbook)} bullets; {self.stopped})"
 
     def __str__(self) -> str:
         lines = [f"stopped: {self.stopped}"]
