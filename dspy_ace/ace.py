@@ -74,7 +74,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             from as the valset has rows; the playbook with the best mean is returned.
 
         max_metric_calls: limit of rollouts, validation and retries included.
-        max_lm_calls: limit of LM calls, the program's and the roles', repeats of failed calls included.
+        max_lm_calls: limit of LM calls, the program's, the metric's and the roles', in any thread, repeats of failed
+            calls included. Calls past DSPy (litellm in a tool) and of other processes are not seen.
         max_cost: limit of dollars, as LiteLLM prices the models.
         max_seconds: no LM call starts later than this.
         rollout_timeout: seconds after which a rollout has failed.

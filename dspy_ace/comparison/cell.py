@@ -18,7 +18,6 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from ..errors import Count, MetricError, RunError, SettingsError, checked
-from ..lm import one_by_one
 from ..playbook import Playbook
 from ..program import Metric, Scorer, Trajectory, copy_program, rollouts
 from ..training import CtrlC, check_examples, check_program
@@ -84,8 +83,7 @@ def run_cell(conditions: Conditions, method: str, seed: int, optimizer: Teleprom
     }
     stage = "compile"
     threads = conditions.num_threads or dspy.settings.num_threads
-    lm = one_by_one(dspy.settings.lm)
-    with CtrlC() as ctrl_c, uncached(), dspy.context(lm=lm, num_threads=threads):
+    with CtrlC() as ctrl_c, uncached(), dspy.context(num_threads=threads):
         try:
             with observer.watching("compile"):
                 program = _compiled(conditions, observer, optimizer, seed)
@@ -188,8 +186,6 @@ def accepts(optimizer: Any, name: str) -> bool:
 def _compiled(conditions: Conditions, observer: Observer, optimizer: Teleprompter | None, seed: int) -> dspy.Module:
     """Compile a copy of the student with a copy of the optimizer that has the seed and the watched metric."""
     student = copy_program(conditions.program)
-    for _, predictor in student.named_predictors():
-        predictor.lm = one_by_one(predictor.lm)
     if optimizer is None:
         return student
     watched = observer.watched(conditions.metric)
@@ -203,7 +199,7 @@ def _compiled(conditions: Conditions, observer: Observer, optimizer: Teleprompte
             return tempfile.mkdtemp(prefix=f"seed-{seed}-", dir=value)
         if value is conditions.metric or (inspect.ismethod(value) and value == conditions.metric):
             return watched
-        return one_by_one(value)
+        return value
 
     made = _mapped(optimizer, put)
     offered = {"trainset": list(conditions.trainset)}

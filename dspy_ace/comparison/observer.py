@@ -22,10 +22,9 @@ from typing import Any
 import dspy
 from dspy.dsp.utils.settings import thread_local_overrides
 from dspy.utils.callback import BaseCallback
-from dspy.utils.usage_tracker import UsageTracker
 
 from ..errors import MetricError
-from ..lm import Measurement, Meter, Usage
+from ..lm import Measurement, Meter, Usage, scope
 from ..playbook import count_tokens
 from ..program import Metric, called, feedback_of
 
@@ -72,7 +71,6 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             self._positions.setdefault(_key(example.inputs().toDict()), []).append(position)
         self._phase, self._outside, self._stepping = "compile", "optimizer", True
         self._started = time.monotonic()
-        self._meter = Meter()
         self._usage: dict[str, dict[str, Usage]] = {"compile": {}, "test": {}}
         self.rollouts = {"compile": 0, "test": 0}
         self.scored = {"compile": 0, "test": 0}
@@ -98,7 +96,8 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         self._phase, self._outside, self._started = phase, outside, time.monotonic()
         self._stepping = outside == "optimizer"
         try:
-            with dspy.context(callbacks=[*(dspy.settings.get("callbacks") or []), self], **{_SCOPE: None}):
+            callbacks = [*(dspy.settings.get("callbacks") or []), self]
+            with scope(_Calls(self)), dspy.context(callbacks=callbacks, **{_SCOPE: None}):
                 yield
         finally:
             self.seconds[phase] = round(time.monotonic() - self._started, 3)
@@ -161,24 +160,15 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             if len(self._predictions) > _REMEMBERED:
                 self._predictions.popitem(last=False)
 
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Note the role of an LM call that begins, and measure its usage beside any other tracker."""
-        self._meter.meet(instance, inputs)
-        scope, made = dspy.settings.get(_SCOPE), Measurement(self._meter)
-        tracker = _Both(made.tracker, dspy.settings.get("usage_tracker"))
-        role = scope.role if scope else self._outside
-        self._open[call_id] = (_put("usage_tracker", tracker), (self._phase, role, made))
-
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Count an LM call that has ended, answered or not."""
-        if (call := self._closed(call_id)) is None:
-            return
-        phase, role, made = call
-        made.counter.on_lm_end(call_id, outputs, exception)
+    def note_call(self, used: Usage, error: BaseException | None) -> None:
+        """Count an LM call that has ended, answered or not, for the role of what runs around it."""
+        running = dspy.settings.get(_SCOPE)
+        role = running.role if running else self._outside
         with self._lock:
-            self._usage[phase][role] = self._usage[phase].get(role, Usage()) + made.usage()
-            if exception is not None and phase == "compile":
-                self.call_errors.setdefault(role, " ".join(f"{type(exception).__name__}: {exception}".split())[:200])
+            counted = self._usage[self._phase]
+            counted[role] = counted.get(role, Usage()) + used
+            if error is not None and self._phase == "compile":
+                self.call_errors.setdefault(role, " ".join(f"{type(error).__name__}: {error}".split())[:200])
 
     def _closed(self, call_id: str) -> Any:
         """Put back the settings before a call, and return what was noted of it; None for a call not seen."""
@@ -242,19 +232,17 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             self.curve.append([self.rollouts["compile"], spent.dollars, round(now, 3), best])
 
 
-class _Both(UsageTracker):  # type: ignore[misc]  # dspy is untyped
-    """A usage tracker that tells two others; the second is the one in force, if there is one."""
+class _Calls(Measurement):
+    """Tells an observer of each LM call."""
 
-    def __init__(self, *others: Any) -> None:
-        super().__init__()
-        self.others = [other for other in others if other is not None]
+    def __init__(self, observer: Observer) -> None:
+        super().__init__(Meter(), "all")
+        self._observer = observer
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Both:
-        return self
-
-    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
-        for other in self.others:
-            other.add_usage(lm, usage_entry)
+    def add(self, used: Usage, entries: list[tuple[str, dict[str, Any]]], error: BaseException | None = None) -> None:
+        """See `Measurement`."""
+        super().add(used, entries, error)
+        self._observer.note_call(used, error)
 
 
 def _put(setting: str, value: Any) -> Token[dict[str, Any]]:

@@ -1,10 +1,10 @@
 """Ask a language model; count and limit what it costs."""
 
 from .asking import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored, working
+from .calls import Measurement, Meter, own, scope
 from .limits import LimitReachedError, Limits, Spent, check_cost
 from .prices import Price, price_of
-from .retries import enforced, one_by_one
-from .usage import Measurement, Meter, Usage, added
+from .usage import Usage, added
 
 __all__ = [
     "Broken",
@@ -19,12 +19,12 @@ __all__ = [
     "added",
     "ask",
     "check_cost",
-    "enforced",
     "is_nothing",
-    "one_by_one",
+    "own",
     "price_of",
     "read_list",
     "read_mapping",
     "restored",
+    "scope",
     "working",
 ]

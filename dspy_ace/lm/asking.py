@@ -21,7 +21,6 @@ from dspy.utils.exceptions import AdapterParseError
 
 from ..errors import RoleError
 from ..playbook import cut_middle, defuse, fit
-from .retries import retries_shown
 
 Answer = TypeVar("Answer")
 
@@ -123,7 +122,7 @@ def _fields(
         desc = "your last reply could not be used for this reason; answer again, in the form asked for"
         signature = signature.append("problem_with_last_reply", dspy.InputField(desc=desc), str)
         inputs = {**inputs, "problem_with_last_reply": cut_middle(_safe(problem, _PROBLEM_TOKENS), _PROBLEM_TOKENS)}
-    adapter = retries_shown(dspy.ChatAdapter())
+    adapter = dspy.ChatAdapter()
     adapter.use_json_adapter_fallback = False  # we ask again ourselves, with the error
     settings = {"adapter": adapter, "trace": [], **({"lm": lm} if lm is not None else {})}
     try:

@@ -1,41 +1,25 @@
-"""Limits of a run: rollouts, LM calls, dollars and seconds. They are never exceeded, calls under way included.
-
-The check is a DSPy callback, as every LM call passes it, whoever makes the call. A call that does not fit is not made.
-"""
+"""Limits of a run: rollouts, LM calls, dollars and seconds. They are never exceeded, calls under way included."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
-
-import dspy
-from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
+from typing import Any, Protocol
 
 from ..errors import SettingsError
 from ..playbook import count_tokens
-from .prices import Price, price_of
+from .prices import Price, price_of, tier_of
 
 _SAFETY = 1.5  # our estimate of prompt tokens may be a quarter off
-POLL = 0.05  # seconds between two tries of a call that waits for others
-_PATIENCE = 600.0  # seconds that a call waits for others before it is refused
 _UNKNOWN_LONGEST = 4096  # completion tokens, where neither the LM nor the price list says more
-AWAITED_SINCE: ContextVar[float | None] = ContextVar("dspy_ace_awaited_since", default=None)
-"""When a caller began to await a call that it makes again as long as it gets a BusyError; None: calls wait here."""
-_outer_calls: ContextVar[frozenset[str]] = ContextVar("dspy_ace_outer_calls", default=frozenset())
 
 
 class LimitReachedError(BaseException):
     """The next LM call or rollout would exceed a limit. No Exception: a program that catches those does not stop it."""
-
-
-class BusyError(BaseException):
-    """A call does not fit now, but may when calls under way have ended."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +32,31 @@ class Spent:
     seconds: float = 0.0
 
 
-@dataclass
-class _Open:
-    """A call under way: the most it can cost, and if its cost was or will be reported."""
+class Request(Protocol):
+    """A call that asks for admission: its LM, the requests it sends, and the most it can cost (see `bound_of`)."""
 
-    bound: float
-    reports: bool
+    lm: Any
+    requests: int
+
+    @property
+    def bound(self) -> float: ...  # noqa: D102 - see the class
 
 
-class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
+class Limits:
     """Refuses the rollout or LM call that would exceed a limit. Thread-safe.
 
     Args:
         max_rollouts: runs of the program with its metric.
-        max_lm_calls: calls of all roles together, retries and answers from DSPy's cache included. An LM that retries
-            out of sight (see `one_by_one`) counts with all attempts that it may make.
+        max_lm_calls: requests of all roles together, retries and answers from DSPy's cache included.
         max_cost: dollars. Before a call the most that it can cost is reserved: its prompt as estimated, and
-            `max_tokens` of its LM as the answer. A reply without usage costs what was reserved for it.
+            `max_tokens` of its LM as the answer. A reply without usage costs what was reserved for it, and so does a
+            call that was cut off.
         max_seconds: no call starts later than so many seconds after the first; a call under way is not cut.
 
     Attributes:
         rollouts, calls, dollars: spent so far.
         reached: the reason why a call or rollout was refused first; None: none was.
+        keep: told what is spent before each LM call under a limit, so that a process that dies has told of it.
 
     Example:
         >>> limits = Limits(max_rollouts=2)
@@ -90,7 +77,8 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         self.rollouts, self.calls, self.dollars = 0, 0, 0.0
         self.reached: str | None = None
         self._seconds_before, self._started = 0.0, math.inf
-        self._open: dict[str, _Open] = {}
+        self.keep: Callable[[Spent], None] | None = None
+        self._open: dict[Request, float] = {}  # calls under way → dollars reserved
         self._stopped = False
         self._kept_calls, self._kept_dollars = 0, 0.0
         self._lock = threading.RLock()
@@ -102,9 +90,9 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
 
     @property
     def spent(self) -> Spent:
-        """The use of the limits so far, for `resume` in the process that continues the run."""
+        """The use of the limits so far, calls under way included, for `resume` in a process that continues the run."""
         with self._lock:
-            return Spent(self.rollouts, self.calls, self.dollars, self.seconds)
+            return Spent(self.rollouts, self.calls, self.dollars + sum(self._open.values()), self.seconds)
 
     def resume(self, spent: Spent) -> None:
         """Count what earlier processes of the same run have spent: a continued run does not start anew."""
@@ -145,15 +133,6 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         with self._lock:
             return None if self.max_lm_calls is None else max(0, self.max_lm_calls - self.calls)
 
-    def spend(self, dollars: float | None) -> None:
-        """Add the cost of the call that this thread is in. None: it is unknown; then it is what was reserved."""
-        with self._lock:
-            call = self._open.get(ACTIVE_CALL_ID.get() or "")
-            if call is not None:
-                call.reports = True
-                dollars = call.bound if dollars is None else dollars
-            self.dollars += dollars or 0.0
-
     def stop(self, reason: str) -> None:
         """Refuse every later call, and end every wait for a retry."""
         with self._lock:
@@ -166,74 +145,57 @@ class Limits(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             return 0.0
         return math.inf if self.max_seconds is None else self.max_seconds - self.seconds
 
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Let the call pass, at once or when others have ended.
+    def open(self, calls: Iterable[Request]) -> bool:
+        """Say if one of these calls is under way."""
+        with self._lock:
+            return any(call in self._open for call in calls)
+
+    def admit(self, call: Request, may_wait: bool) -> bool:
+        """Count a call and reserve its cost; return False if it fits only once others have ended, and may wait.
 
         Raises:
             LimitReachedError: it would exceed a limit.
-            BusyError: it must wait for others, and waiting here would block an event loop.
         """
-        if call_id in self._open:  # in force for the thread and for the LM
-            return
-        requests = _requests(instance, inputs)
-        bound = 0.0 if self.max_cost is None else requests * self._bound(instance, inputs)
-        awaited = AWAITED_SINCE.get()
-        arrived = awaited or time.monotonic()
-        while not self._admitted(call_id, instance, requests, bound, time.monotonic() - arrived < _PATIENCE):
-            if awaited:
-                raise BusyError
-            time.sleep(POLL)
-        _outer_calls.set(_outer_calls.get() | {call_id})
-
-    def _admitted(self, call_id: str, lm: Any, requests: int, bound: float, may_wait: bool) -> bool:
-        """Count the call and reserve its cost; return False if it must wait. Raises LimitReachedError."""
+        try:
+            bound = 0.0 if self.max_cost is None else call.bound
+        except SettingsError as error:
+            raise self._refused(str(error)) from error
         with self._lock:
             self._started = min(self._started, time.monotonic())
             if self.seconds_left() <= 0:
                 stopped = self.reached if self._stopped else None
                 raise self._refused(stopped or f"max_seconds={self.max_seconds:g} is reached")
-            if self.max_lm_calls is not None and self.calls + requests > self.max_lm_calls - self._kept_calls:
-                hidden = f": a call of {lm.model} may take {requests}" if requests > 1 else ""
-                raise self._refused(f"max_lm_calls={self.max_lm_calls} is reached ({self.calls} were made{hidden})")
-            reserved = sum(call.bound for call in self._open.values())
+            if self.max_lm_calls is not None and self.calls + call.requests > self.max_lm_calls - self._kept_calls:
+                several = f", a call of {call.lm.model} takes {call.requests}" if call.requests > 1 else ""
+                kept = ", one is kept for the curation" if self._kept_calls else ""
+                raise self._refused(
+                    f"max_lm_calls={self.max_lm_calls} is reached ({self.calls} were made{several}{kept})"
+                )
+            reserved = sum(self._open.values())
             max_cost = math.inf if self.max_cost is None else self.max_cost - self._kept_dollars
             if self.dollars + reserved + bound > max_cost:
-                fits_alone = self.dollars + bound <= max_cost
-                if may_wait and fits_alone and not _outer_calls.get() & self._open.keys():  # it would wait for itself
+                if may_wait and self.dollars + bound <= max_cost:
                     return False
                 raise self._refused(
                     f"max_cost={self.max_cost:g} is reached: ${self.dollars:.4f} spent, ${reserved:.4f} reserved for "
-                    f"calls under way, and the next call of {lm.model} may cost ${bound:.4f}"
+                    f"calls under way, and the next call of {call.lm.model} may cost ${bound:.4f}"
                 )
-            self.calls += requests
-            # a program may have put a tracker of its own in place of the meter's: then no cost will be reported
-            self._open[call_id] = _Open(bound, reports=hasattr(dspy.settings.usage_tracker, "meter"))
+            self.calls += call.requests
+            self._open[call] = bound
+            if self.keep is not None and (self.max_lm_calls, self.max_cost, self.max_seconds) != (None, None, None):
+                self.keep(self.spent)
             return True
 
-    def _bound(self, lm: Any, inputs: dict[str, Any]) -> float:
-        """Return the most that one request can cost, in dollars. Raises LimitReachedError if nobody knows."""
-        try:
-            price, longest = _priced(lm, inputs)
-        except SettingsError as error:  # DSPy only logs an Exception of a callback
-            raise self._refused(str(error)) from error
-        tokens = int(count_tokens(str(inputs)) * _SAFETY)  # schemas and tools are paid for as well
-        return max(price.of(tokens, 0, longest), price.of(tokens, 0, longest, tokens))
+    def settle(self, call: Request, requests: int, dollars: float | None) -> None:
+        """Put what a call really took in the place of what was reserved. None: its cost is unknown, so all of that."""
+        with self._lock:
+            bound = self._open.pop(call)
+            self.calls += requests - call.requests
+            self.dollars += bound if dollars is None else dollars
 
     def _refused(self, reason: str) -> LimitReachedError:
-        """Note that a call is refused, here and in the scopes of usage around it."""
-        error = LimitReachedError(reason)
         self.reached = self.reached or reason
-        for callback in dspy.settings.get("callbacks") or []:
-            getattr(callback, "on_limit_reached", lambda _: None)(error)
-        return error
-
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
-        """Give back what was reserved; the cost was added by `spend` before."""
-        with self._lock:
-            call = self._open.pop(call_id, None)
-            if call is not None and not call.reports and exception is None:
-                self.dollars += call.bound
-        _outer_calls.set(_outer_calls.get() - {call_id})
+        return LimitReachedError(reason)
 
 
 def check_cost(lm: Any, max_cost: float) -> None:
@@ -253,9 +215,18 @@ def check_cost(lm: Any, max_cost: float) -> None:
         )
 
 
-def _priced(lm: Any, inputs: dict[str, Any]) -> tuple[Price, int]:
+def bound_of(lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """Return the most that one request of a call can cost, in dollars. Raises SettingsError: the LM has no price."""
+    request = next((each for each in (*args, *kwargs.values()) if hasattr(each, "config")), None)  # of dspy.lm15
+    given = kwargs if request is None else {**kwargs, "max_tokens": request.config.max_tokens}
+    price, longest = _priced(lm, given)
+    tokens = int(count_tokens(str((args, kwargs))) * _SAFETY)  # schemas and tools are paid for as well
+    return max(price.of(tokens, 0, longest), price.of(tokens, 0, longest, tokens))
+
+
+def _priced(lm: Any, given: dict[str, Any]) -> tuple[Price, int]:
     """Return the price of an LM and the longest answer it may give. Raises SettingsError if there is no price."""
-    tier = {**lm.kwargs, **(inputs.get("kwargs") or {})}.get("service_tier")
+    tier = tier_of(lm, given)
     price = price_of(lm.model, tier)
     if price is None:
         raise SettingsError(
@@ -263,24 +234,10 @@ def _priced(lm: Any, inputs: dict[str, Any]) -> tuple[Price, int]:
             f"{f' and service_tier={tier!r}' if tier else ''}. Add one with litellm.register_model, or use "
             "max_lm_calls or max_metric_calls instead."
         )
-    return price, _max_tokens(lm, inputs) or price.longest or _UNKNOWN_LONGEST
+    return price, _max_tokens(lm, given) or price.longest or _UNKNOWN_LONGEST
 
 
-def _max_tokens(lm: Any, inputs: dict[str, Any]) -> int | None:
-    given = {**lm.kwargs, **(inputs.get("kwargs") or {})}
-    longest = given.get("max_tokens") or given.get("max_completion_tokens")
+def _max_tokens(lm: Any, given: dict[str, Any]) -> int | None:
+    merged = {**lm.kwargs, **given}
+    longest = merged.get("max_tokens") or merged.get("max_completion_tokens")
     return None if longest is None else int(longest)
-
-
-def _requests(lm: Any, inputs: dict[str, Any]) -> int:
-    """Return how many requests one call may send: one for each of `n` answers, and retries out of sight."""
-    given = {**getattr(lm, "kwargs", {}), **(inputs.get("kwargs") or {})}
-    several = hasattr(dspy, "lm15") and isinstance(lm, dspy.LM)  # before DSPy 3.4 it is one request, whatever `n`
-    answers = int(given.get("n") or 1) if several else 1
-    retries = 0 if hasattr(lm, "retries_in_sight") else own_retries(lm)
-    return answers * (1 + retries)
-
-
-def own_retries(lm: Any) -> int:
-    """Return how often an LM repeats a request by itself: DSPy's own LM does, no other."""
-    return (getattr(lm, "num_retries", 0) or 0) if isinstance(lm, dspy.LM) else 0

@@ -78,6 +78,11 @@ def price_of(model: str, tier: str | None = None) -> Price | None:
     return None
 
 
+def tier_of(lm: Any, given: Mapping[str, Any]) -> str | None:
+    """Return the service tier of a call with the arguments `given`."""
+    return {**lm.kwargs, **given}.get("service_tier")
+
+
 def _number(value: Any) -> float | None:
     usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     return float(value) if usable else None

@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 
 from ..errors import MetricError, SettingsError
-from ..lm import Meter, one_by_one
+from ..lm import Meter
 from ..playbook import Playbook
 from ..program import (
     CallTrace,
@@ -111,18 +111,17 @@ class Serving:
         ended: Any = None
         trace, meter = CallTrace(), self._engine.meter
         started = Started(self.rollouts, trace)
-        outer, task_lm = dspy.settings.usage_tracker, one_by_one(dspy.settings.lm)
         try:
-            with meter.measure("task", started) as spent, recording() as cited, dspy.context(trace=trace, lm=task_lm):
+            with meter.measure("task") as spent, recording() as cited, dspy.context(**started.settings()):
                 yield result
             ended = result[0]
         except Exception as error:
-            started.stopped = isinstance(error, OutOfTimeError)
+            spent.over = isinstance(error, OutOfTimeError)
             ended = error
             raise
         finally:
             if isinstance(ended, dspy.Prediction):
-                ended.set_lm_usage(spent.tracker.get_total_tokens())
+                ended.set_lm_usage(spent.tokens())
             if isinstance(ended, (dspy.Prediction, Exception)):
                 calls = started.calls()
                 shown = self.rollouts.shown_in(started.names.union(call.predictor for call in calls), cited)
@@ -142,9 +141,6 @@ class Serving:
                 setattr(ended, _NOTE, Made(meter, trajectory, steps, only))
             ended = None  # an error's traceback holds this frame
             trace.clear()  # it holds the prediction, and callbacks may hold it
-            if outer is not None and outer is not meter._outer:
-                for lm, entry in spent.entries():
-                    outer.add_usage(lm, entry)
 
 
 def told(engine: Engine, made: Made, result: Any, feedback: Any, expected: Any) -> Told:

@@ -15,7 +15,6 @@ import dspy
 from annotated_types import Ge
 
 from ..errors import MetricError, RunError, SettingsError, brief, checked
-from ..lm import one_by_one
 from ..playbook import Playbook
 from ..program import Metric, ThreadPool, carried_playbook, own_instructions, with_playbook
 from ..roles import Curate, GrowAndRefine, Refine, Reflect
@@ -277,7 +276,7 @@ class OnlineACE:
             first = engine.roll_out(rollouts, one[1], one[0])
             return Attempt(first, failures=failures_of(Rollout(first.source), first), rollouts=1)
 
-        with dspy.context(lm=one_by_one(dspy.settings.lm)), ThreadPool(engine.num_threads) as pool:
+        with ThreadPool(engine.num_threads) as pool:
             attempts = roll_out_in_waves(roll_out, list(zip(names, examples, strict=True)), pool, records)
         self._learner.from_attempts(attempts, positions)
         return [attempt.trajectory.feedback.score for attempt in attempts if attempt.trajectory is not None]

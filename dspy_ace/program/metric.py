@@ -20,7 +20,7 @@ from annotated_types import Ge
 from dspy.utils.exceptions import LMError
 
 from ..errors import AceError, MetricError, SettingsError, checked
-from ..lm import UnreadableError, ask, one_by_one
+from ..lm import UnreadableError, ask
 from .trajectory import Feedback
 from .transcript import outputs_of, render_fields, shortened, words_of
 
@@ -310,7 +310,7 @@ class Judged(ReadyMade):
                     "Judged(labels=True) found no expected outputs; with ACE(labels=False) there are none."
                 )
         limit = self.max_prompt_tokens
-        return ask(self.predict, parts, ("score",), _verdict, one_by_one(self.lm), max_tokens=limit)
+        return ask(self.predict, parts, ("score",), _verdict, self.lm, max_tokens=limit)
 
 
 def _is_empty(value: Any) -> bool:

@@ -13,7 +13,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, LMError
 
 from ..errors import SettingsError
-from ..lm import LimitReachedError, Meter
+from ..lm import LimitReachedError, Measurement, Meter, own
 from ..playbook import Playbook
 from .citation import Cited, recording
 from .instruct import own_instructions
@@ -95,6 +95,8 @@ class Rollouts:
         self.task = own_instructions(program)
         self._names = {id(predictor): name for name, predictor in self.predictors.items()}
         # BestOfN and Refine run deep copies: a predictor's `stage` survives a copy, its id does not
+        self._elsewhere = Measurement(meter, "task")  # what predictors call in threads that are older than the run
+        own(self.predictors.values(), self._elsewhere)
         self._stages = {predictor.stage: name for name, predictor in self.predictors.items()}
 
     def one(self, example: dspy.Example, source: str) -> Trajectory:
@@ -166,12 +168,14 @@ class Rollouts:
             started.inputs = dict(example.inputs().items())
             return self.program(**started.inputs)
 
-        with self.meter.measure("task", started) as spent, recording() as cited, dspy.context(trace=trace):
+        with self.meter.measure("task") as spent, recording() as cited, dspy.context(**started.settings()):
             prediction, error = _tried(lambda: in_time(call, self.timeout))
-            started.stopped = isinstance(error, OutOfTimeError)
+            spent.over = isinstance(error, OutOfTimeError)
+        if self._elsewhere.refusal is not None:
+            raise self._elsewhere.refusal
         started.check()
         if isinstance(prediction, dspy.Prediction):
-            prediction.set_lm_usage(spent.tracker.get_total_tokens())
+            prediction.set_lm_usage(spent.tokens())
         calls = started.calls()
         if error is None:
             only = self.only_predictor
@@ -238,16 +242,18 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
     Attributes:
         names: the predictors that were called; `""` stands for modules that are none of the program's predictors.
         inputs: the example's inputs, by field.
-        stopped: True once the rollout is out of time: it makes no further LM call.
     """
 
     def __init__(self, run: Rollouts, trace: Sequence[Any]) -> None:
         self.names: set[str] = set()
         self.inputs: Mapping[str, Any] = {}
-        self.stopped = False
         self._run, self._trace = run, trace
         self._open: dict[str, tuple[int, Call]] = {}  # calls without an answer, each with its place in the trace
         self._mistake, self._adapter, self._reached = "", "", False
+
+    def settings(self) -> dict[str, Any]:
+        """Return DSPy's settings for the rollout."""
+        return {"trace": self._trace, "callbacks": [self, *(dspy.settings.get("callbacks") or [])]}
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Note a predictor and what it was given."""
@@ -290,9 +296,7 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         return tuple(calls)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
-        """Stop a rollout that is out of time; look if the instructions reach the prompt."""
-        if self.stopped:
-            raise _StoppedError
+        """Look if the instructions reach the prompt."""
         if self._run.instructed and not self._reached and self.names - {""}:
             self._adapter = type(dspy.settings.adapter or dspy.ChatAdapter()).__name__
             self._reached = self._reaches(" ".join(_text(inputs.get("messages") or inputs.get("prompt")).split()))

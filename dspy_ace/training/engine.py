@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import dspy
 
-from ..lm import LimitReachedError, Limits, Meter, Usage, added, enforced, one_by_one, working
+from ..lm import LimitReachedError, Limits, Measurement, Meter, Usage, added, scope, working
 from ..playbook import Delta, Playbook, Rejected
 from ..program import Rollouts, Scorer, Trajectory, copy_program, showing
 from ..roles import Curator, GrowAndRefine, Reflection, Reflector, limited
@@ -33,24 +33,22 @@ class Engine:
         self.limits = limits or Limits(
             max_lm_calls=settings.max_lm_calls, max_cost=settings.max_cost, max_seconds=settings.max_seconds
         )
-        self.meter = Meter(self.limits.spend)
+        self.meter = Meter()
         self.scorer = Scorer(settings.metric)
         self.num_threads: int = settings.num_threads or dspy.settings.num_threads or 8
         own = next((p.lm for _, p in self.student.named_predictors() if p.lm), None) or dspy.settings.lm
-        self._role_lm = one_by_one(settings.reflection_lm or own)
+        self._role_lm = settings.reflection_lm or own
         self.reflector = settings.reflect or Reflector()
         self.curator = limited(settings.curate or Curator(), settings.max_playbook_tokens)
         self.refiner = limited(settings.refine or GrowAndRefine(), settings.max_playbook_tokens)
         self._asking = self.rollouts(copy_program(self.student))  # asks the metric about single predictors
 
     def scope(self) -> AbstractContextManager[None]:
-        """Return a scope in which every LM call passes the limits, each retry of a failed call included."""
-        return enforced(self.limits)
+        """Return a scope in which every LM call passes the limits; those of no role are counted as `other`."""
+        return scope(Measurement(self.meter, "other", self.limits))
 
     def rollouts(self, program: dspy.Module) -> Rollouts:
-        """Return what runs `program` on one example after the other; the LMs of its predictors are changed in place."""
-        for _, predictor in program.named_predictors():
-            predictor.lm = one_by_one(predictor.lm)
+        """Return what runs `program` on one example after the other."""
         settings = self.settings
         return Rollouts(
             program,

@@ -11,7 +11,7 @@ import pytest
 from compare_helpers import TEST, VAL, Same, billed, compared, metric, spent
 from comparisons.proposals import answer_proposal
 from dspy_ace import ACE
-from dspy_ace.lm import price_of, retries
+from dspy_ace.lm import calls, price_of
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from runs import client, faulty
@@ -84,7 +84,7 @@ def test_a_judge_in_the_metric_has_a_role_of_its_own() -> None:
 
 def test_retries_are_calls_for_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a provider that refuses one call in five, each attempt is counted, whoever makes it."""
-    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(calls, "LONGEST_WAIT", 0.0)
     with serve() as coach, faulty({"rate_limit": 0.2}, seed=1) as server:
         strong = client(coach, "openai/coach")
         with dspy.context(lm=client(server)):

@@ -7,9 +7,9 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.utils.callback import BaseCallback
 
 from dspy_ace.comparison.observer import Observer, prompt_texts, prompt_tokens
+from dspy_ace.lm import LimitReachedError, Limits, Measurement, Meter, scope
 from dspy_ace.testing import OfflineLM
 from tasks import Route, desk_metric, messages
 
@@ -234,24 +234,17 @@ def test_failed_calls_are_calls() -> None:
     assert "API key" in observer.call_errors["optimizer"]
 
 
-def test_a_callback_that_forbids_a_call_leaves_no_trace(offline: OfflineLM) -> None:
-    """What raises as a call begins (a budget) is not counted, and the next call is."""
-
-    class Stop(BaseException):
-        pass
-
-    class Forbid(BaseCallback):  # type: ignore[misc]  # dspy is untyped
-        def on_lm_start(self, **_: Any) -> None:
-            raise Stop
-
+def test_a_call_that_a_limit_refuses_is_not_counted(offline: OfflineLM) -> None:
+    """What an optimizer's own limit refuses was no call."""
     student = dspy.Predict(Route)
     observer = Observer(student)
     with observer.watching("compile"):
-        with pytest.raises(Stop), dspy.context(callbacks=[*dspy.settings.callbacks, Forbid()]):
+        with scope(Measurement(Meter(), "optimizer", Limits(max_lm_calls=1))):
             student(message="one")
-        student(message="two")
-        assert dspy.settings.get("usage_tracker") is None
-    assert calls(observer) == {"task": 1}
+            with pytest.raises(LimitReachedError):
+                student(message="two")
+        student(message="three")
+    assert calls(observer) == {"task": 2}
 
 
 def test_asynchronous_calls_are_counted(offline: OfflineLM) -> None:

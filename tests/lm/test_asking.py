@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dspy_ace.errors import RoleError
+from dspy_ace.lm import Meter
 from dspy_ace.lm.asking import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored
-from dspy_ace.lm.usage import Meter
 from dspy_ace.playbook import count_tokens
 from scripted import rate_limited, scripted
 from scripted_roles import chat, fields_of, real_replies, sections

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import random
 import statistics
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
 import pytest
-from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
+from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMError
 
 from dspy_ace.errors import SettingsError
-from dspy_ace.lm import LimitReachedError, Limits, Meter, Spent, enforced, one_by_one, price_of, retries
+from dspy_ace.lm import LimitReachedError, Limits, Measurement, Meter, Spent, calls, price_of, scope
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import OfflineServer, serve
 from runs import client, compiled, faulty
@@ -92,7 +92,7 @@ def test_max_lm_calls_is_never_exceeded(limit: int, threads: int) -> None:
 
 def test_max_lm_calls_counts_every_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries that a provider's faults ask for are calls like any other."""
-    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(calls, "LONGEST_WAIT", 0.0)
     with faulty({"rate_limit": 0.4}) as server:
         results = compiled(client(server), max_lm_calls=25, num_threads=8).detailed_results
         assert server.calls == 25
@@ -189,43 +189,51 @@ def test_max_seconds_starts_no_call_later() -> None:
     assert "max_seconds" in results.stopped
 
 
+def limited(limits: Limits) -> Any:
+    """A scope in which the limits hold, and nothing is raised at its end."""
+    return scope(Measurement(Meter(), "task", limits))
+
+
+class Priced(dspy.BaseLM):  # type: ignore[misc]  # dspy is untyped
+    """An LM of the user's own that costs what the listed model does, and takes its time."""
+
+    def __init__(self, usage: dict[str, int] | None, seconds: float = 0.0, inner: Any = None) -> None:
+        super().__init__(PRICED, max_tokens=LONGEST)
+        self.usage, self.pause, self.inner, self.asked = usage, seconds, inner, 0
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        self.asked += 1
+        time.sleep(self.pause)
+        if self.inner is not None:
+            self.inner("hello")
+        message = SimpleNamespace(content="[[ ## desk ## ]]\nHR\n\n[[ ## completed ## ]]", tool_calls=None)
+        choice = SimpleNamespace(message=message, finish_reason="stop")
+        return SimpleNamespace(choices=[choice], model=self.model, usage=self.usage or {})
+
+
 def test_a_call_waits_for_the_money_that_others_may_need() -> None:
     """A call that fits only once others have ended waits for them; one that never fits is refused at once."""
-    limits, lm = Limits(max_cost=0.001), asked("http://127.0.0.1:9/v1", num_retries=0)
-    limits.on_lm_start("first", lm, {"prompt": "hello"})
-    passed = threading.Event()
-
-    def second() -> None:
-        limits.on_lm_start("second", lm, {"prompt": "hello"})
-        passed.set()
-
-    thread = threading.Thread(target=second, daemon=True)
-    thread.start()
-    assert not passed.wait(0.2)
-    reported(limits, "first", 0.0001)
-    assert passed.wait(5)
-    thread.join()
-    reported(limits, "second", 0.0006)
-    with pytest.raises(LimitReachedError, match="max_cost"):
-        limits.on_lm_start("third", lm, {"prompt": "hello"})
-    assert limits.dollars == pytest.approx(0.0007)
+    limits, lm = Limits(max_cost=0.0019), Priced(None, seconds=0.1)  # a call may cost 0.0006
+    with limited(limits):
+        threads = [threading.Thread(target=_until_refused, args=[lm, "max_cost", "hello"]) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert lm.asked == 3
+    assert 0.0018 <= limits.dollars <= 0.0019
     assert limits.reached is not None
-
-
-def reported(limits: Limits, call: str, cost: float | None) -> None:
-    """End a call as DSPy does: its usage first, in the call's context."""
-    token = ACTIVE_CALL_ID.set(call)
-    limits.spend(cost)
-    ACTIVE_CALL_ID.reset(token)
-    limits.on_lm_end(call, None)
 
 
 def test_a_call_inside_a_call_does_not_wait_for_itself() -> None:
     """An LM that asks another one in the same thread is refused where both do not fit."""
-    limits, lm = Limits(max_cost=0.001), asked("http://127.0.0.1:9/v1", num_retries=0)
-    limits.on_lm_start("outer", lm, {"prompt": "hello"})
-    with pytest.raises(LimitReachedError, match="under way"):
-        limits.on_lm_start("inner", lm, {"prompt": "hello"})
+    inner = Priced(None)
+    outer = Priced(None, inner=inner)
+    started = time.monotonic()
+    with limited(Limits(max_cost=0.001)), pytest.raises(LimitReachedError, match="under way"):
+        outer("hello")
+    assert (outer.asked, inner.asked) == (1, 0)
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("left", [0, 3, 10])
@@ -234,7 +242,7 @@ def test_a_continued_run_goes_on_with_what_it_has_spent(left: int) -> None:
     with serve() as server:
         limits = Limits(max_lm_calls=40)
         limits.resume(Spent(rollouts=7, calls=40 - left, dollars=0.5, seconds=3.0))
-        with dspy.context(lm=client(server)), enforced(limits):
+        with dspy.context(lm=client(server)), limited(limits):
             _until_refused(dspy.Predict("message -> desk"), "max_lm_calls=40", message="hello")
         assert server.calls == left
     assert (limits.rollouts, limits.calls, limits.dollars) == (7, 40, 0.5)
@@ -244,11 +252,11 @@ def test_a_continued_run_goes_on_with_what_it_has_spent(left: int) -> None:
 
 def test_seconds_of_an_earlier_process_count() -> None:
     """A run that has used up its time makes no call."""
-    lm = client("http://127.0.0.1:9/v1")
-    limits = Limits(max_seconds=10)
+    lm, limits = Priced(None), Limits(max_seconds=10)
     limits.resume(Spent(seconds=10.0))
-    with pytest.raises(LimitReachedError, match="max_seconds=10 is reached"):
-        limits.on_lm_start("one", lm, {"prompt": "hello"})
+    with limited(limits), pytest.raises(LimitReachedError, match="max_seconds=10 is reached"):
+        lm("hello")
+    assert lm.asked == 0
 
 
 def test_rollouts_are_counted_and_limited() -> None:
@@ -270,7 +278,7 @@ def test_a_stopped_run_makes_no_call_and_ends_its_waits() -> None:
     limits, lm = Limits(), scripted(rate_limited(retry_after=86_400.0))
     lm.num_retries = 3
     threading.Timer(0.2, limits.stop, ["interrupted"]).start()
-    with dspy.context(lm=lm), enforced(limits), pytest.raises(LimitReachedError, match="interrupted"):
+    with dspy.context(lm=lm), limited(limits), pytest.raises(LimitReachedError, match="interrupted"):
         dspy.Predict("message -> desk")(message="hello")
     assert len(lm.script.requests) == 1
 
@@ -282,7 +290,7 @@ def test_a_wait_for_a_retry_ends_with_the_time_that_is_left() -> None:
         limits, lm = Limits(max_seconds=0.3), scripted(rate_limited(retry_after=86_400.0))
         lm.num_retries = 3
         started = time.monotonic()
-        with dspy.context(lm=lm), enforced(limits), pytest.raises(LimitReachedError, match="max_seconds"):
+        with dspy.context(lm=lm), limited(limits), pytest.raises(LimitReachedError, match="max_seconds"):
             ask(dspy.Predict("message -> desk"))
         assert time.monotonic() - started < 3.0
         assert len(lm.script.requests) == 1
@@ -298,7 +306,7 @@ def _awaited(predict: Any) -> Any:
 
 def test_a_judge_with_an_lm_of_its_own_retries_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
     """An LM that the metric holds is asked once a call; its retries are counted, and limited."""
-    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(calls, "LONGEST_WAIT", 0.0)
     with serve() as server, faulty({"rate_limit": 0.6}, seed=3) as bench:
         grade = dspy.Predict("desk -> verdict")
         grade.lm = client(bench, num_retries=8)
@@ -335,22 +343,9 @@ def test_each_of_several_answers_is_a_request() -> None:
     """With `n=5` a call sends five requests; it is made only if all fit."""
     with serve() as server:
         limits = Limits(max_lm_calls=12)
-        with dspy.context(lm=client(server)), enforced(limits):
-            _until_refused(dspy.Predict("message -> desk", n=5), "may take 5", message="hello")
+        with dspy.context(lm=client(server)), limited(limits):
+            _until_refused(dspy.Predict("message -> desk", n=5), "takes 5", message="hello")
         assert server.calls == limits.calls == 10
-
-
-def test_calls_of_a_plain_thread_are_limited_where_the_lm_is() -> None:
-    """A thread without DSPy's context knows no scope; a copy of the LM that knows the limits is refused there too."""
-    with serve() as server:
-        limits = Limits(max_lm_calls=3)
-        lm = one_by_one(client(server), limits)
-        threads = [threading.Thread(target=_until_refused, args=[lm, "max_lm_calls=3", "hello"]) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert server.calls == limits.calls == 3
 
 
 def _until_refused(ask: Any, reason: str, *args: Any, **inputs: Any) -> None:
@@ -362,19 +357,20 @@ def _until_refused(ask: Any, reason: str, *args: Any, **inputs: Any) -> None:
 
 
 def test_a_reply_without_usage_costs_what_was_reserved() -> None:
-    """Unknown is not free: a provider that tells no usage uses the limit up."""
-    limits, lm = Limits(max_cost=0.0015), asked("http://127.0.0.1:9/v1", num_retries=0)
-    for call in ("first", "second"):
-        limits.on_lm_start(call, lm, {"prompt": "hello"})
-        reported(limits, call, None)
-    with pytest.raises(LimitReachedError, match="max_cost"):
-        limits.on_lm_start("third", lm, {"prompt": "hello"})
+    """Unknown is not free: a provider that tells no usage uses the limit up, and its dollars are said to be unknown."""
+    limits, lm = Limits(max_cost=0.0015), Priced(None)
+    meter = Meter()
+    with scope(Measurement(meter, "task", limits)):
+        _until_refused(lm, "max_cost", "hello")
+    assert lm.asked == 2
+    assert meter.totals()["task"].dollars is None
+    assert meter.totals()["task"].cached_calls == 0
 
 
 def test_a_program_that_swallows_the_refusal_leaves_no_result() -> None:
     """A bare `except` does not make a rollout of it: the scope ends with the refusal all the same."""
     limits, lm = Limits(max_lm_calls=1), scripted("[[ ## desk ## ]]\nHR\n\n[[ ## completed ## ]]")
-    meter, went_on = Meter(limits.spend), []
+    meter, went_on = Meter(), []
 
     def roll_out() -> None:
         with meter.measure("task"):
@@ -383,7 +379,7 @@ def test_a_program_that_swallows_the_refusal_leaves_no_result() -> None:
             except:  # noqa: E722 - as users write it
                 went_on.append(True)
 
-    with dspy.context(lm=lm), enforced(limits):
+    with dspy.context(lm=lm), scope(Measurement(meter, "other", limits)):
         roll_out()
         with pytest.raises(LimitReachedError, match="max_lm_calls=1"):
             roll_out()
@@ -400,8 +396,7 @@ def test_calls_awaited_side_by_side_wait_for_money() -> None:
         made.extend(await asyncio.gather(*(predict.acall(message=f"hello {n}") for n in range(6))))
 
     with serve(latency=0.05) as server:
-        meter = Meter(limits.spend)
-        with dspy.context(lm=asked(server, num_retries=0)), enforced(limits), meter.measure("task"):
+        with dspy.context(lm=asked(server, num_retries=0)), limited(limits):
             asyncio.run(main())
         assert server.calls == 6
     assert len(made) == 6
@@ -411,30 +406,29 @@ def test_calls_awaited_side_by_side_wait_for_money() -> None:
 
 def test_limits_hold_for_any_mix_of_threads_and_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never above, and nothing stays reserved: 10 runs with limits drawn at random."""
-    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(calls, "LONGEST_WAIT", 0.0)
     dice, used = random.Random(7), []
     for run in range(10):
-        calls, money = dice.randint(1, 60), dice.uniform(0.001, 0.004)
-        limits = Limits(max_lm_calls=calls, max_cost=money)
+        allowed, money = dice.randint(1, 60), dice.uniform(0.001, 0.004)
+        limits = Limits(max_lm_calls=allowed, max_cost=money)
         with faulty({"rate_limit": 0.2, "server_error": 0.1}, seed=run) as server:
             lm = asked(server, max_tokens=200)
-            with dspy.context(lm=lm), enforced(limits), Meter(limits.spend).measure("task"):
-                work = [contextvars.copy_context() for _ in range(dice.randint(1, 8))]
-                threads = [threading.Thread(target=each.run, args=[_until_it_ends]) for each in work]
+            with limited(limits):
+                threads = [threading.Thread(target=_until_it_ends, args=[lm]) for _ in range(dice.randint(1, 8))]
                 for thread in threads:
                     thread.start()
                 for thread in threads:
                     thread.join()
-                dspy.settings.callbacks[-1].refusal = None  # it ended as it should
-            assert server.calls == limits.calls <= calls
+            assert server.calls == limits.calls <= allowed
             assert limits.dollars == pytest.approx(dollars(server))
             assert limits.dollars <= money
-            used.append(max(limits.calls / calls, limits.dollars / money))
+            used.append(max(limits.calls / allowed, limits.dollars / money))
     assert statistics.median(used) > 0.9
 
 
-def _until_it_ends() -> None:
+def _until_it_ends(lm: Any) -> None:
     predict = dspy.Predict("message -> desk")
+    predict.lm = lm
     with contextlib.suppress(LimitReachedError):
         for _ in range(100):
             with contextlib.suppress(LMError):

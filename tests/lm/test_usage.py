@@ -11,7 +11,7 @@ import pytest
 from dspy.utils.callback import BaseCallback
 
 from dspy_ace import Usage, with_playbook
-from dspy_ace.lm.usage import Meter
+from dspy_ace.lm import Meter
 from dspy_ace.playbook import Playbook
 from dspy_ace.program import rollouts
 from dspy_ace.testing import OfflineLM

@@ -13,7 +13,7 @@ import dspy
 import pytest
 
 from dspy_ace import Curator, Playbook, Usage
-from dspy_ace.lm import retries
+from dspy_ace.lm import calls
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from runs import TRAIN, VAL, billed, booked, client, compiled, faulty
@@ -63,7 +63,7 @@ def test_answers_from_dspys_cache_cost_nothing(threads: int) -> None:
 
 def test_usage_with_faults_and_retries_is_the_servers_own_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts that fail are calls; those that were made again are counted as retries as well."""
-    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(calls, "LONGEST_WAIT", 0.0)
     with faulty({"rate_limit": 0.3, "truncated": 0.1, "empty": 0.1}, seed=1) as server:
         program = compiled(client(server), num_threads=8)
         bill, book = billed(server), booked(program)

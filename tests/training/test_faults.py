@@ -13,7 +13,7 @@ import pytest
 
 from dspy_ace import Curator, Reflector
 from dspy_ace.errors import MetricError, RunError, SettingsError
-from dspy_ace.lm import retries
+from dspy_ace.lm import calls
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from runs import TRAIN, billed, booked, client, compiled, faulty, unasked
@@ -31,7 +31,7 @@ NOWHERE = "http://127.0.0.1:9/v1"  # nobody listens on the discard port
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be waited for before a retry is not; DSPy's complaints of truncated replies are not shown."""
-    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(calls, "LONGEST_WAIT", 0.0)
     logging.getLogger("dspy.clients").setLevel(logging.ERROR)
     logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)
 
