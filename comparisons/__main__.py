@@ -1,4 +1,4 @@
-"""`python -m comparisons run | report | ratios | methods`. See comparisons/README.md."""
+"""`python -m comparisons run | reproduce | report | ratios | methods`. See comparisons/README.md."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dspy_ace import AceError
 from .arguments import parse
 from .methods import METHODS
 from .ratios import CACHED_SHARE, FIXED, PER_COMPLETION_TOKEN, PER_PROMPT_TOKEN, Bench, compare_costs, table
+from .reproduce import reproduce
 from .runner import progress, report, run
 
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     args = parse(given)
     logging.getLogger("dspy").setLevel(logging.ERROR)
-    logging.getLogger("dspy.ace").setLevel(logging.INFO if args.command == "run" else logging.ERROR)
+    logging.getLogger("dspy.ace").setLevel(logging.INFO if args.command in ("run", "reproduce") else logging.ERROR)
     out = sys.stdout
 
     def say(line: str) -> None:
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with redirect_stdout(sys.stderr):  # some optimizers print
             if args.command == "run":
                 run(args, given, say)
+            elif args.command == "reproduce":
+                reproduce(args, given, say)
             elif args.command == "report":
                 report(args.folder, say)
             elif args.command == "ratios":

@@ -21,6 +21,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _run(commands.add_parser("run", help="compile and test methods on tasks; goes on where it was stopped"))
+    _reproduce(commands.add_parser("reproduce", help="FiNER, Formula and the office, every method at equal dollars"))
     report = commands.add_parser("report", help="table, Markdown and HTML of what a run has left")
     report.add_argument("folder", type=Path, help="the --out of a run")
     _ratios(commands.add_parser("ratios", help="cost of ACE over that of others, on the offline model over HTTP"))
@@ -37,19 +38,37 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", type=names(METHODS), default=DEFAULT_METHODS.split(","), help=f"default: {DEFAULT_METHODS}"
     )
-    parser.add_argument("--model", default=OFFLINE, help="of the task: offline, or as in dspy.LM (default: offline)")
-    parser.add_argument("--reflection-model", help="of the roles that write prompts (default: the task's)")
-    parser.add_argument("--api-base", help="address of an OpenAI-compatible server for both models")
+    _models(parser)
     parser.add_argument("--budget", type=positive, help='metric calls of a compile (default: each one\'s auto="light")')
     parser.add_argument("--epochs", type=positive, default=5, help="of ACE as the paper ran it (default: 5)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run of each method for each (default: 0)")
     for name in ("train", "val", "test"):
         parser.add_argument(f"--{name}", type=positive, help=f"use the first so many {name} examples (default: all)")
-    parser.add_argument("--num-threads", type=positive, default=8, help="calls at once (default: 8)")
     parser.add_argument(
         "--out", type=Path, default=Path("comparison"), help="a folder for each task (default: comparison)"
     )
+
+
+def _models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=OFFLINE, help="of the task: offline, or as in dspy.LM (default: offline)")
+    parser.add_argument("--reflection-model", help="of the roles that write prompts (default: the task's)")
+    parser.add_argument("--api-base", help="address of an OpenAI-compatible server for both models")
+    parser.add_argument("--num-threads", type=positive, default=8, help="calls at once (default: 8)")
     parser.add_argument("--dry-run", action="store_true", help="only estimate calls, tokens and dollars")
+
+
+def _reproduce(parser: argparse.ArgumentParser) -> None:
+    tasks, methods = ["finer", "formula", "office"], ["ace", "ace-light", "gepa", "mipro", "bootstrap"]
+    parser.set_defaults(hub=None, budget=None, epochs=5)
+    parser.add_argument("--task", type=names(TASKS), default=tasks, help=f"default: {','.join(tasks)}")
+    parser.add_argument("--data", type=Path, help="folder with the folders finer and formula")
+    parser.add_argument("--methods", type=names(METHODS), default=methods, help=f"default: {','.join(methods)}")
+    _models(parser)
+    parser.add_argument("--dollars", type=float, help="that a compile may cost (default: what ACE is expected to cost)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    for name, size in (("train", 100), ("val", 40), ("test", 100)):
+        parser.add_argument(f"--{name}", type=positive, default=size, help=f"{name} examples (default: {size})")
+    parser.add_argument("--out", type=Path, default=Path("reproduction"), help="default: reproduction")
 
 
 def _ratios(parser: argparse.ArgumentParser) -> None:

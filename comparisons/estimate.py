@@ -35,7 +35,9 @@ class Estimate:
     dollars: float | None
 
 
-def estimate(task: Task, methods: Sequence[Method], setting: Setting, seeds: int, lm: Any) -> list[Estimate]:
+def estimate(
+    task: Task, methods: Sequence[Method], setting: Setting, seeds: int, lm: Any, sizes: tuple[int, int] | None = None
+) -> list[Estimate]:
     """The student's row, and one for each method.
 
     Args:
@@ -44,20 +46,24 @@ def estimate(task: Task, methods: Sequence[Method], setting: Setting, seeds: int
         setting: as the methods will get it.
         seeds: how many.
         lm: of the task; the roles' is `setting.reflection_lm`, or the same.
+        sizes: what `prompt_tokens` returned for the task; None: it is asked.
     """
+    sizes = sizes or prompt_tokens(task)
     expected = {"student": Expected(0)} | {method.name: method.expect(setting) for method in methods}
-    return [_one(task, name, expects, setting, seeds=seeds, lm=lm) for name, expects in expected.items()]
+    return [_one(task, name, expects, setting, seeds=seeds, lm=lm, sizes=sizes) for name, expects in expected.items()]
 
 
-def _one(task: Task, name: str, expected: Expected, setting: Setting, *, seeds: int, lm: Any) -> Estimate:
-    predictors = len(task.program.predictors())
-    bare, demo = prompt_tokens(task)
+def _one(
+    task: Task, name: str, expected: Expected, setting: Setting, *, seeds: int, lm: Any, sizes: tuple[int, int]
+) -> Estimate:
+    calls = task.calls or len(task.program.predictors())
+    bare, demo = sizes
     learned = bare + expected.added_tokens + min(expected.demos * demo, MAX_TOKENS)
     rollouts, tested = expected.rollouts * seeds, len(task.test) * seeds
     role_calls = int(expected.role_calls * seeds + expected.test_role_calls * tested)
-    task_tokens = (rollouts * (bare + learned) // 2 + tested * learned) * predictors
+    task_tokens = (rollouts * (bare + learned) // 2 + tested * learned) * calls
     role_tokens = role_calls * (ROLE_FRAME + learned + 2 * TASK_REPLY)
-    task_calls = (rollouts + tested) * predictors
+    task_calls = (rollouts + tested) * calls
     dollars = [
         price(lm, task_tokens, task_calls * TASK_REPLY),
         price(setting.reflection_lm or lm, role_tokens, role_calls * ROLE_REPLY),

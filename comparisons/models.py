@@ -10,6 +10,7 @@ from .proposals import answer_proposal
 from .tasks import Task  # noqa: F401 - makes the examples importable
 
 from common import remote  # type: ignore[import-not-found]  # isort: skip
+from office.apprentice import answer_as_apprentice  # type: ignore[import-not-found]  # isort: skip
 
 OFFLINE = "offline"
 LABEL = "Offline model: mechanics and cost, not the quality of a method. It reads its prompt and does not think."
@@ -24,6 +25,6 @@ def connect(name: str, api_base: str | None = None, temperature: float | None = 
         temperature: of the replies; None: DSPy's default.
     """
     if name == OFFLINE:
-        return OfflineLM(answerers=[answer_proposal])
+        return OfflineLM(answerers=[answer_proposal, answer_as_apprentice])
     settings: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     return remote(name, api_base, cache=False, **settings)

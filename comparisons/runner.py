@@ -38,7 +38,8 @@ def run(args: argparse.Namespace, argv: list[str], say: Callable[[str], None]) -
                 estimates = estimate.estimate(task, methods, setting, len(args.seeds), task_lm)
                 say(estimate.table(task, estimates) + "\n")
                 continue
-            result = compare_on(task, setting, args, argv)
+            makers = {method.name: partial(method.make, setting) for method in methods}
+            result = compare_on(task, makers, args, argv)
             say(f"\n{name}\n{result}")
             for path in reports(result, args.out / name, name):
                 say(f"saved: {path}")
@@ -58,11 +59,10 @@ def setting_of(task: Task, args: argparse.Namespace, reflection_lm: Any) -> Sett
     )
 
 
-def compare_on(task: Task, setting: Setting, args: argparse.Namespace, argv: list[str]) -> Comparison:
+def compare_on(
+    task: Task, optimizers: Mapping[str, Callable[[int], Teleprompter]], args: argparse.Namespace, argv: list[str]
+) -> Comparison:
     """The comparison on one task, in its folder below `--out`."""
-    optimizers: Mapping[str, Callable[[int], Teleprompter]] = {
-        name: partial(METHODS[name].make, setting) for name in args.methods
-    }
     offline = OFFLINE in (args.model, args.reflection_model)
     return compare(
         task.program,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .task import Task
 
-TASKS = ("quickstart", "finer", "formula")
+TASKS = ("quickstart", "finer", "formula", "office")
 
 
 def load_task(name: str, data: Path | None = None, hub: str | None = None) -> Task:
@@ -16,12 +16,13 @@ def load_task(name: str, data: Path | None = None, hub: str | None = None) -> Ta
     Raises:
         ValueError: an unknown name, or no data named for a task that needs it.
     """
-    from . import finer, formula, quickstart  # noqa: PLC0415 - a task is imported when it is asked for
+    from . import finer, formula, office, quickstart  # noqa: PLC0415 - a task is imported when it is asked for
 
     loaders: Mapping[str, Callable[[Path | None, str | None], Task]] = {
         "quickstart": quickstart.load,
         "finer": finer.load,
         "formula": formula.load,
+        "office": office.load,
     }
     if name not in loaders:
         raise ValueError(f"no task {name!r}: expected one of {', '.join(TASKS)}")

@@ -24,6 +24,7 @@ class Task:
         program: the student.
         metric: `(example, prediction, trace=None, pred_name=None, pred_trace=None)`, as every optimizer takes it.
         train, val, test: learned on, chosen by, tested on.
+        calls: LM calls that a run of the program is expected to make; None: one a predictor.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Task:
     train: Sequence[dspy.Example]
     val: Sequence[dspy.Example]
     test: Sequence[dspy.Example]
+    calls: int | None = None
 
     def cut(self, train: int | None, val: int | None, test: int | None) -> Task:
         """The task with at most so many examples in each set; None keeps all."""
