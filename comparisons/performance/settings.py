@@ -36,7 +36,7 @@ NOISE: dict[str, float] = {"slips": 0.05, "wrong_lessons": 0.1, "paraphrase": 0.
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "batch": [{"batch_size": size} for size in (1, 2, 4, 8, 16, 32)],
-    "reflect_on": [{"reflect_on": which} for which in ("all", "failures")],
+    "reflect_on": [{"reflect_on": "failures"}, {"auto": "light"}],
     "rounds": [{"max_reflection_rounds": rounds} for rounds in (0, 1, 2, 5)],
     "epochs": [{"epochs": epochs} for epochs in (1, 2, 5)],
     "prune": [

@@ -274,7 +274,7 @@ def lessons(steps: Sequence[Step], task: str, tools: Mapping[str, Tool]) -> list
 
 def reflect_on_steps(ask: Ask, steps: Sequence[Step], tools: Mapping[str, Tool]) -> dict[str, Any]:
     """Return the values of a reflection request that shows an agent's steps."""
-    failed = not re.match(r"\s*succe", ask.values.get("outcome", ""), re.IGNORECASE)
+    failed = bool(re.match(r"\s*fail", ask.values.get("outcome", ""), re.IGNORECASE))
     task = ask.values.get("task_inputs", "")
     known = {say(a) for a in read_advice(ask.values.get("bullets", ""), tools)}
     insights = [said for a in (lessons(steps, task, tools) if failed else []) if (said := say(a)) not in known]

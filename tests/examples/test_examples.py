@@ -20,6 +20,7 @@ import pytest
 from dspy_ace import Playbook, with_playbook
 from dspy_ace.playbook import Add, Delta, apply
 from dspy_ace.testing import OfflineLM
+from dspy_ace.testing.server import serve
 from paths import ROOT, SHARED
 
 EXAMPLES = ROOT / "examples"
@@ -128,6 +129,24 @@ def test_help(script: str, tmp_path: Path, load: Load, capsys: pytest.CaptureFix
     """Every script explains its options, and refuses a batch of nothing."""
     assert "--model" in run(f"{script}.py", "--help", cwd=tmp_path).stdout
     assert "1 or more" in refusal(load(script), capsys, "--batch-size", 0)
+
+
+def test_a_server_of_ones_own_is_asked(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an address the model is asked there, and no key is needed."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serve() as server:
+        lm = load("common").remote("openai/offline", server.url)
+        with dspy.context(lm=lm):
+            assert dspy.Predict("question -> answer: int")(question="What is 3 + 4?").answer == 7
+        assert server.calls == 1
+
+
+@pytest.mark.parametrize("script", ["quickstart", "finance", "system_prompt", "agent", "online", "appworld_ace"])
+def test_every_script_takes_an_address(script: str, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--api-base` stands in the help of each script."""
+    with pytest.raises(SystemExit):
+        load(script).main(["--help"])
+    assert "--api-base" in capsys.readouterr().out
 
 
 # --- the routing task ---
