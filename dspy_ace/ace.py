@@ -12,6 +12,7 @@ from dspy.teleprompt import Teleprompter
 
 from .errors import MetricError, RunError
 from .lm import LimitReachedError
+from .output import redacting
 from .playbook import Playbook
 from .program import Metric, Setup, ThreadPool
 from .roles import Curate, Refine, Reflect
@@ -88,6 +89,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
 
         seed: the random seed of the order of examples.
         log_dir: the folder that the run is saved in; give it again to continue the run.
+        redact: `redact(text)` returns the text without what must not be learned, written or shown, such as names of
+            customers. Keys of well-known shapes and the LMs' own keys and addresses are always taken out.
         on_step: called with the `Record` and the playbook after each step and each validation; what it raises ends
             the run.
         progress: whether a bar is shown. Default: on a terminal and in a notebook.
@@ -126,6 +129,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         prompt_bullets: int | None = None,
         seed: int = 0,
         log_dir: str | Path | None = None,
+        redact: Callable[[str], str] | None = None,
         on_step: Callable[[Record, Playbook], Any] | None = None,
         progress: bool | None = None,
     ) -> None:
@@ -155,6 +159,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.prompt_bullets = prompt_bullets
         self.seed = seed
         self.log_dir = log_dir
+        self.redact = redact
         self.on_step = on_step
         self.progress = progress
 
@@ -191,7 +196,13 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         settings = Settings.of_arguments(self.get_params())
         settings.check_lms(student)
         run = Run(settings, student, trainset, valset)
-        with CtrlC() as ctrl_c, run.journal() as journal, run.engine.scope(), run.showing(journal):
+        with (
+            redacting(settings.redact),
+            CtrlC() as ctrl_c,
+            run.journal() as journal,
+            run.engine.scope(),
+            run.showing(journal),
+        ):
             state = run.resumed(journal)
             try:
                 with ThreadPool(run.engine.num_threads) as pool:

@@ -20,9 +20,14 @@ from typing import Annotated, Any
 import pydantic
 from annotated_types import Ge, Gt
 
+from .output import redact
+
 
 class AceError(Exception):
-    """Root of everything this package raises on purpose."""
+    """Root of everything this package raises on purpose. Secrets are taken out of its text (`redact`)."""
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(redact(part) if isinstance(part, str) else part for part in said))
 
 
 class SettingsError(AceError, ValueError):

@@ -19,7 +19,7 @@ from dspy.teleprompt import Teleprompter
 
 from ..errors import Count, MetricError, RunError, SettingsError, checked
 from ..playbook import Playbook
-from ..program import Metric, Scorer, Trajectory, copy_program, rollouts
+from ..program import Metric, Scorer, Trajectory, copy_program, rollouts, words_of
 from ..training import CtrlC, check_examples, check_program
 from .observer import Observer, prompt_texts, prompt_tokens, stages_of
 
@@ -101,7 +101,7 @@ def run_cell(conditions: Conditions, method: str, seed: int, optimizer: Teleprom
             cell["status"] = "ok"
         except Exception as error:  # noqa: BLE001 - an optimizer may raise anything; the row says what
             _raise_if(ctrl_c.count)
-            cell["reason"] = f"{stage}: {type(error).__name__}: {str(error).strip() or 'no message'}"[:2000]
+            cell["reason"] = f"{stage}: {words_of(error)}"[:2000]
     return cell | {
         "metric_calls": {
             "compile": observer.rollouts["compile"] or observer.scored["compile"],

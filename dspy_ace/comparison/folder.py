@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import JournalError
+from ..output import redacted
 from ..playbook import append_line, hold_folder, whole_lines, write_whole
 
 VERSION = 1
@@ -103,6 +104,7 @@ class Cells:
 
     def add(self, cell: Mapping[str, Any]) -> None:
         """Write a cell to disk, then keep it. Raises JournalError if the disk refuses it."""
+        cell = redacted(cell)
         if self.folder is not None:
             line = json.dumps(cell, ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n"
             try:

@@ -26,7 +26,7 @@ from dspy.utils.callback import BaseCallback
 from ..errors import MetricError
 from ..lm import Measurement, Meter, Usage, scope
 from ..playbook import count_tokens
-from ..program import Metric, called, feedback_of
+from ..program import Metric, called, feedback_of, words_of
 
 _SCOPE = "dspy_ace_scope"
 _REMEMBERED = 4096  # predictions whose score may still come
@@ -168,7 +168,7 @@ class Observer(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             counted = self._usage[self._phase]
             counted[role] = counted.get(role, Usage()) + used
             if error is not None and self._phase == "compile":
-                self.call_errors.setdefault(role, " ".join(f"{type(error).__name__}: {error}".split())[:200])
+                self.call_errors.setdefault(role, " ".join(words_of(error).split())[:200])
 
     def _closed(self, call_id: str) -> Any:
         """Put back the settings before a call, and return what was noted of it; None for a call not seen."""

@@ -22,6 +22,7 @@ from annotated_types import Ge
 from dspy.teleprompt import Teleprompter
 
 from ..errors import SettingsError, checked
+from ..output import printable
 from ..pages import fragment
 from ..program import Metric, named
 from ..training import check_lms, describe_callable, describe_data, describe_program, hashed, versions
@@ -63,7 +64,7 @@ class Comparison:
         return cls(found.header, found.cells)
 
     def __str__(self) -> str:
-        return table.to_text(self.header, self.rows)
+        return printable(table.to_text(self.header, self.rows))
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(row.name for row in self.rows)}; {len(self.cells)} cells)"

@@ -30,6 +30,7 @@ from dspy.utils.exceptions import LMTimeoutError, is_retryable_lm_error
 from dspy.utils.usage_tracker import UsageTracker
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
+from ..output import keep_secret
 from .limits import LimitReachedError, Limits, bound_of
 from .prices import price_of, tier_of
 from .usage import Usage
@@ -184,6 +185,7 @@ class _Call:
     """One attempt of an LM call: one request, or one for each of `n` answers."""
 
     def __init__(self, lm: Any, scopes: tuple[Measurement, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep_secret({**vars(lm), **kwargs})  # its replies and errors may repeat them
         self.lm, self._scopes, self._around = lm, scopes, _around.get()
         self._limits = [(each, each.limits) for each in scopes if each.limits is not None]
         several = hasattr(dspy, "lm15") and isinstance(lm, dspy.LM)  # before DSPy 3.4 it is one request, whatever `n`

@@ -15,7 +15,7 @@ from dspy.utils.exceptions import LMError, LMInvalidRequestError
 
 from ..errors import RunError, StoreError
 from ..playbook import Playbook
-from ..program import ThreadPool
+from ..program import ThreadPool, words_of
 from ..training import Attempt, Engine, Record, State, Step, learn_from, record_of, reflect_on_batch
 from .inbox import Inbox, Told
 
@@ -258,5 +258,5 @@ class Background:
                 self._ending.wait(pause)
                 self._wake.set()
             except Exception as error:
-                self._learner.stopped = f"a step failed: {type(error).__name__}: {error}"
+                self._learner.stopped = f"a step failed: {words_of(error)}"
                 logger.exception("ACE: a step failed: nothing more is learned; what was told waits for learn().")

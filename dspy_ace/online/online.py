@@ -15,6 +15,7 @@ import dspy
 from annotated_types import Ge
 
 from ..errors import MetricError, RunError, SettingsError, brief, checked
+from ..output import redacting
 from ..playbook import Playbook
 from ..program import Metric, ThreadPool, carried_playbook, own_instructions, with_playbook
 from ..roles import Curate, GrowAndRefine, Refine, Reflect
@@ -93,7 +94,8 @@ class OnlineACE:
         poll_seconds: with a store, seconds between two looks for what other processes have learned.
         batch_size: trajectories that one step learns from; 1 is the paper's setting.
         labels, failure_score, perfect_score, reflection_lm, reflect, curate, refine, reflect_on, rollout_timeout,
-            num_threads, max_playbook_tokens, prompt_bullets: as for `ACE`.
+            num_threads, max_playbook_tokens, prompt_bullets, redact: as for `ACE`. What is told is redacted when it is
+            put into a store.
         max_reflection_rounds: as for `ACE`. A retry runs the program again: give 0 if its tools act on the world.
         max_lm_calls, max_cost, max_seconds: limits of the learning (roles and retries). When one is reached, the
             program goes on with its playbook; calls of it are never refused.
@@ -134,6 +136,7 @@ class OnlineACE:
         num_threads: int | None = None,
         max_playbook_tokens: int = 10_000,
         prompt_bullets: int | None = None,
+        redact: Callable[[str], str] | None = None,
         on_step: Callable[[Record, Playbook], Any] | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in LearningSettings.model_fields}
@@ -151,6 +154,9 @@ class OnlineACE:
         self._learner = Learner(self._engine, self._inbox, self._serve)
         self._background: Background | None = None
         self._closed = self._ended = False
+        redaction = ExitStack()
+        redaction.enter_context(redacting(redact))
+        self._redaction = weakref.finalize(self, redaction.close)  # until `close`, in calls and threads alike
         # a store keeps what was told; what is in memory and not learned from is warned of when it is lost
         self._farewell = weakref.finalize(self, _warn_of_left, self._inbox) if store is None else None
         if store is not None:
@@ -304,6 +310,7 @@ class OnlineACE:
             while self.learn() is not None:
                 pass
         self._ended = True
+        self._redaction()
         if self._farewell is not None:
             self._farewell()
 

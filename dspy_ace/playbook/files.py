@@ -19,7 +19,7 @@ def write_whole(path: Path, text: str) -> None:
     target = path.resolve()  # a link stays a link
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        with open(partial, "w", encoding="utf-8", newline="\n", opener=_private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -30,9 +30,14 @@ def write_whole(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _private(path: str, flags: int) -> int:
+    """Open a file; a new one is for its owner alone, since it may hold prompts."""
+    return os.open(path, flags, 0o600)
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Append one line, which ends with a line feed, and return once it is on disk. Raises OSError."""
-    with path.open("ab") as file:
+    with open(path, "ab", opener=_private) as file:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())

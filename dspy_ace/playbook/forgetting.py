@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import SettingsError, brief, checked
+from ..output import printable
 from .history import Event, Rollback, replay
 from .operations import Add, Delete, Delta, Operation, Working, by_age
 from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, clean_content
@@ -148,7 +149,7 @@ class Account:
                 f"owe something to it. Written since: {_listed(self.exposed)}. To be sure, read them, or forget them "
                 "as well."
             )
-        return "\n".join([*lines, *self.notes, ELSEWHERE])
+        return printable("\n".join([*lines, *self.notes, ELSEWHERE]))
 
 
 @dataclass(frozen=True)

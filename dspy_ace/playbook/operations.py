@@ -15,6 +15,7 @@ from dataclasses import Field, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar, Union, get_args
 
 from ..errors import DeltaError, PlaybookError, brief
+from ..output import redact
 from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, clean_content, number_of, valid_text
 from .text import clean_section, folded, section_key, section_slug
 
@@ -27,6 +28,12 @@ class _Operation:
     op: ClassVar[str]
     edits: ClassVar[bool] = False
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __post_init__(self) -> None:
+        for name in ("content", "section", "reason"):  # what is written anywhere of a bullet was one of these
+            value = vars(self).get(name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, redact(value))
 
     @property
     def label(self) -> str:
@@ -281,6 +288,9 @@ class Rejected:
 
     operation: Operation | None
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", redact(self.reason))
 
     @classmethod
     def of(cls, operation: Any, reason: object) -> Rejected:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PlaybookError, brief
+from ..output import printable, redact
 from . import text
 from .files import write_whole
 
@@ -39,14 +40,14 @@ _MOST = 10**18  # ids and counters have at most 18 digits
 _ID = re.compile(text.ID_PATTERN)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bullet:
     r"""One piece of advice: a strategy, a concept, a common mistake, a snippet.
 
     Args:
         id: `slug-00042`; bullets are ordered by the number.
         section: one line; an empty one becomes OTHERS.
-        content: any text; line ends are `\n`, space at line ends and around the text is dropped.
+        content: any text; line ends are `\n`, space at line ends and around the text is dropped, secrets are redacted.
         helpful, harmful: how often the Reflector found that it helped or misled; 0 to 10**18 − 1.
         predictor: name of the predictor (its path in the program) that it is for; None: for all.
         sources: names of the training examples that it was learned from.
@@ -71,7 +72,7 @@ class Bullet:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not _ID.fullmatch(self.id):
             raise PlaybookError(f"A bullet's id is letters, a hyphen and a number, like 'str-00042'; got {self.id!r}.")
-        object.__setattr__(self, "section", text.clean_section(valid_text(self.section, "section")))
+        object.__setattr__(self, "section", text.clean_section(redact(valid_text(self.section, "section"))))
         object.__setattr__(self, "content", clean_content(self.content))
         for name in ("helpful", "harmful"):
             count = getattr(self, name)
@@ -91,6 +92,11 @@ class Bullet:
         """The number in the id; of two bullets the older has the lower one."""
         return number_of(self.id)
 
+    def __repr__(self) -> str:
+        names = ("helpful", "harmful", "predictor", "sources")
+        more = [f", {name}={value!r}" for name in names if (value := getattr(self, name))]
+        return printable(f"Bullet({self.id!r}, {brief(self.section)}, {brief(self.content)}{''.join(more)})")
+
     def is_for(self, predictor: str | None) -> bool:
         """Return True if a prompt of `predictor` shows this bullet. None stands for the whole playbook."""
         return predictor is None or self.predictor is None or self.predictor == predictor
@@ -108,7 +114,7 @@ class Bullet:
         return text.count_tokens(self.block)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Playbook:
     """Bullets in the order in which they were added, their sections, and the highest number ever given.
 
@@ -444,7 +450,7 @@ def clean_content(content: object) -> str:
     Raises:
         PlaybookError: not text, not valid Unicode, or empty.
     """
-    lines = valid_text(content, "content").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = redact(valid_text(content, "content")).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     cleaned = "\n".join(line.rstrip() for line in lines).strip()
     if not cleaned:
         raise PlaybookError("A bullet needs a content; got an empty text.")

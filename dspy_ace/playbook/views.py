@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..output import printable
 from .playbook import Bullet, Playbook
 from .text import CODE_SPAN
 
@@ -58,7 +59,7 @@ class Difference:
         ]
 
     def __str__(self) -> str:
-        return "\n".join([self._summary(), *(f"{sign} {line}" for sign, line in self.lines())])
+        return printable("\n".join([self._summary(), *(f"{sign} {line}" for sign, line in self.lines())]))
 
     def _summary(self) -> str:
         parts = {"added": self.added, "removed": self.removed, "changed": self.changed, "with other votes": self.voted}

@@ -273,6 +273,7 @@ def save_state(program: dspy.Module, path: Path) -> None:
     plain = copy_program(program)
     for _, predictor in plain.named_predictors():
         predictor.lm = None
+    path.touch(mode=0o600)  # for its owner alone: it holds prompts
     plain.save(str(path))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import dspy
 import pydantic
 
+from ..output import redact
 from .trajectory import Call, Trajectory
 
 MOST = 200_000  # characters: some 50,000 tokens, more than a role is shown by default
@@ -201,9 +202,9 @@ def outputs_of(prediction: Any) -> dict[str, Any]:
 
 
 def words_of(error: BaseException) -> str:
-    """Return the error's type and text."""
+    """Return the error's type and text, without secrets: a provider's words may repeat a key."""
     try:
-        text = shortened(str(error).strip(), _MESSAGE)
+        text = redact(shortened(str(error).strip(), _MESSAGE))
     except Exception:  # noqa: BLE001 - an error of the user's may fail in any way to say what it is
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -23,6 +23,7 @@ from annotated_types import Ge, Le
 from pydantic import InstanceOf
 
 from ..errors import Count, DeltaError, Finite, SettingsError, StoreError, brief, checked
+from ..output import redacted
 from ..playbook import (
     Account,
     Delta,
@@ -195,7 +196,7 @@ class PlaybookStore:
         if not _fits(plain, MAX_DEPTH):
             raise SettingsError(f"record must not be nested more than {MAX_DEPTH} levels deep; this one is.")
         try:
-            written = json.dumps(plain, allow_nan=False)
+            written = json.dumps(redacted(plain), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"record must be plain JSON data, by name; this one is not: {error}.") from error
         with self._transaction(write=True) as run:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from ..lm import Usage
+from ..output import printable
 from ..pages import fragment
 from ..playbook import Playbook, write_whole
 from .journal import Journal
@@ -161,7 +162,7 @@ class Results:
                 lines.append(
                     f"{name}: {len(reasons)}{f' of {of}' if of else ''}; most often ({times} times): {reason:.300}"
                 )
-        return "\n".join([*lines, *_table(self.usage)])
+        return printable("\n".join([*lines, *_table(self.usage)]))
 
 
 def judge(state: State, scale: float) -> Verdict | None:

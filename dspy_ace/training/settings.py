@@ -10,7 +10,7 @@ import dspy
 import pydantic
 from annotated_types import Ge
 
-from ..errors import Count, Finite, Positive, SettingsError, expected
+from ..errors import Count, Finite, Positive, SettingsError, brief, expected
 from ..lm import check_cost
 from ..playbook import Playbook
 from ..program import Metric, Scorer, Setup
@@ -70,6 +70,7 @@ class LearningSettings(pydantic.BaseModel):
     playbook: Annotated[Playbook | None, pydantic.PlainValidator(_playbook)] = None
     max_playbook_tokens: Annotated[int, Ge(100)] = 10_000
     prompt_bullets: Count | None = None
+    redact: Annotated[Callable[[str], str] | None, CALLABLE] = None
     on_step: Annotated[Callable[..., Any] | None, CALLABLE] = None
 
     @classmethod
@@ -90,6 +91,8 @@ class LearningSettings(pydantic.BaseModel):
                 "perfect_score=100."
             )
         Scorer(settings.metric)
+        if settings.redact is not None and not isinstance(said := settings.redact("text"), str):
+            raise SettingsError(f"redact must return a text; redact('text') returned {brief(said)}.")
         return settings
 
     @property

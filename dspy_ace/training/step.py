@@ -11,7 +11,7 @@ import dspy
 from ..errors import RunError
 from ..lm import LimitReachedError, Usage
 from ..playbook import Add, Delta, Operation, Playbook, Rejected, Tag, admit, apply
-from ..program import Rollouts, ThreadPool, Trajectory, with_playbook, with_reflection
+from ..program import Rollouts, ThreadPool, Trajectory, with_playbook, with_reflection, words_of
 from ..roles import Reflection
 from .engine import Engine
 from .state import FailedRollout, Record, Rollout, State, failures_of
@@ -249,7 +249,7 @@ def reflect_in_rounds(engine: Engine, state: State, made: Attempt, retries: int)
                 raise
             break
         except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
-            made = replace(made, error=f"{type(error).__name__}: {error}") if made.reflection is None else made
+            made = replace(made, error=words_of(error)) if made.reflection is None else made
             break
         made = replace(made, reflection=reflection)
         if first.success or number > retries or not reflection.insights:
@@ -333,7 +333,7 @@ def _curate(
     except LimitReachedError as error:
         return Delta(), (Rejected(None, f"the reflections were not curated: {error}"),), None
     except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
-        return Delta(), (), f"{type(error).__name__}: {error}"
+        return Delta(), (), words_of(error)
     return delta, rejected, ""
 
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..output import printable
 from ..pages import fragment
 
 BETTER, UNCLEAR, WORSE = "better", "not shown to be better", "worse"
@@ -84,7 +85,7 @@ class Verdict:
             parts.append(f"valset {self.validation}")
         if self.progressive is not None:
             parts.append(f"before learning, batch by batch {self.progressive}")
-        return "; ".join(parts)
+        return printable("; ".join(parts))
 
     def _repr_html_(self) -> str:
         facts = {

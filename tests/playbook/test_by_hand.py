@@ -203,7 +203,7 @@ def test_no_edit_loses_anything_in_silence(
     held = letters("".join(f"{b.id} helpful={b.helpful} harmful={b.harmful} :: {b.content}" for b in again))
     names = [letters(section) for section in again.sections]
     for line in text.split("\n"):
-        if line.strip().startswith("##"):
+        if line.strip("\ufeff ").startswith("##"):
             assert letters(line) in [*names, ""]
         else:
             assert letters(re.sub(r"^\s*\[[^]]*\]", "", line)) in held or letters(line) in held
