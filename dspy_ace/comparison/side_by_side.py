@@ -25,7 +25,7 @@ from ..errors import SettingsError, checked
 from ..output import printable
 from ..pages import fragment
 from ..program import Metric, named
-from ..training import check_lms, describe_callable, describe_data, describe_program, hashed, versions
+from ..training import check_lms, example_key, hashed, versions
 from . import table
 from .cell import Conditions, accepts, lms_within, required, run_cell, seeded, settings_within
 from .folder import VERSION, Cells
@@ -214,9 +214,9 @@ def _header(
     tasks = sorted({_model(predictor.lm or dspy.settings.lm) for _, predictor in program.named_predictors()})
     held = {f"{name}.{path}": _model(lm) for name, o in first.items() for path, lm in lms_within(o).items()}
     parts = {
-        "program": describe_program(program),
-        **{f"{name}set": describe_data(examples) for name, examples in sets.items()},
-        "metric": describe_callable(conditions.metric),
+        "program": program,
+        **{f"{name}set": examples for name, examples in sets.items()},
+        "metric": conditions.metric,
         "model": tasks,
         **{f"optimizer {name}": _described(optimizer) for name, optimizer in first.items()},
     }
@@ -238,10 +238,10 @@ def _header(
 def _notes(conditions: Conditions, optimizers: Mapping[str, Teleprompter]) -> list[str]:
     """Return sentences on conditions that a reader has to know; shared examples are warned of as well."""
     said = []
-    tested = [repr(described) for described in describe_data(conditions.testset)]
+    tested = [example_key(example) for example in conditions.testset]
     for name, examples in (("trainset", conditions.trainset), ("valset", conditions.valset)):
-        known = {repr(described) for described in describe_data(examples)}
-        twice = sum(described in known for described in tested)
+        known = {example_key(example) for example in examples}
+        twice = sum(key in known for key in tested)
         if twice:
             said.append(f"{twice} of {len(tested)} test examples also stand in the {name}: scores are too high.")
             logger.warning("compare: %s", said[-1])

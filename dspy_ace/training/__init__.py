@@ -2,7 +2,7 @@
 
 from .checks import check_examples, check_lms, check_program
 from .engine import Engine
-from .fingerprint import describe_callable, describe_data, describe_program, hashed, versions
+from .fingerprint import described, example_key, hashed, versions
 from .interrupt import CtrlC
 from .journal import Journal
 from .results import Results
@@ -49,10 +49,9 @@ __all__ = [
     "check_roles",
     "check_rollouts",
     "choose",
-    "describe_callable",
-    "describe_data",
-    "describe_program",
+    "described",
     "due",
+    "example_key",
     "failures_of",
     "first_attempt",
     "hashed",

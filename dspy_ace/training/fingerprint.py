@@ -1,54 +1,84 @@
-"""Short hashes of all that a run depends on: a journal made with anything else is refused."""
+"""One canonical description of data, programs and callables: equal in every process for what is the same.
+
+It tells if a run is continued with another program, metric or dataset, and which rows stand in two datasets. A value
+is described by its content: a function by its code, constants, defaults and what it closes over; a program or callable
+object by its class and attributes; other objects by what pickle would keep of them. Code of installed packages goes by
+its name, an LM by its model.
+"""
 
 from __future__ import annotations
 
+import copyreg
+import dis
+import enum
 import hashlib
-import inspect
-import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextvars import ContextVar
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import dspy
+import numpy as np
 import pydantic
 
-from ..program import ReadyMade, own_instructions
+from ..program import own_instructions
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
+_SAME = (type(threading.Lock()), type(threading.RLock()))  # nothing in them can differ
+_FOLLOWED = (*_PLAIN, tuple, frozenset, enum.Enum, re.Pattern, dspy.Module)  # global values that code depends on
+# attributes of a program and its predictors that no call depends on, or that change with each
+_NO_CONTENT = {
+    "history", "callbacks", "playbook", "detailed_results", "_compiled", "stage", "traces", "train", "fields",
+}  # fmt: skip
+_OWN = __package__.partition(".")[0]
 
 
 def hashed(**parts: Any) -> dict[str, str]:
     """Return a hash a part, the same in every process for equal parts."""
-    return {
-        name: hashlib.sha256(_plain(part).encode("utf-8", "replace")).hexdigest()[:16] for name, part in parts.items()
-    }
+    return {name: _Describer().digest(part).hex() for name, part in parts.items()}
 
 
-def describe_program(program: dspy.Module) -> dict[str, Any]:
-    """Return the class of a program and, by predictor, its class, instructions, fields and demos."""
-    own = own_instructions(program)
-    predictors = {
-        name: [
-            type(predictor).__name__,
-            own[name],
-            str(predictor.signature.fields),
-            [dict(demo) for demo in predictor.demos],
-        ]
-        for name, predictor in program.named_predictors()
-    }
-    return {"class": type(program).__qualname__, "predictors": predictors}
+def described(data: Mapping[str, Sequence[dspy.Example]], **parts: Any) -> tuple[dict[str, str], list[str]]:
+    """Describe all that a run depends on.
 
+    Args:
+        data: the datasets by name. An object in them is described by the name of its class, elsewhere by its code.
+        **parts: program, metric, roles …, by name.
 
-def describe_data(examples: Sequence[dspy.Example]) -> list[Any]:
-    """Return the examples as plain data, inputs apart."""
-    return [[sorted(example.inputs().keys()), dict(example.items())] for example in examples]
+    Returns:
+        By name a short text for each thing that may differ, such as `metric.limit` or `trainset[3].question`: the value
+        or its type, and a hash. And sentences on what shows no content: "the metric holds a value of type socket".
+
+    Example:
+        >>> described({}, metric=len)
+        ({'metric': 'builtins.len #aee92f29'}, [])
+    """
+    code, rows = _Describer(), _Describer(code=False)
+    for name, part in parts.items():
+        code.add(name, part)
+    for name, examples in data.items():
+        rows.found[name] = f"{len(examples)} rows"
+        for position, example in enumerate(examples):
+            rows.add(f"{name}[{position}]", example)
+    return {**code.found, **rows.found}, [*code.unknown, *rows.unknown]
 
 
 def example_key(example: dspy.Example) -> str:
-    """Return a text that is equal for examples with the same fields, values and inputs."""
-    return hashed(example=describe_data([example]))["example"]
+    """Return a text that is equal for examples with the same fields, values and inputs.
+
+    An example with a value that shows no content is equal to none but itself.
+    """
+    describer = _Describer(code=False)
+    key = describer.digest(example).hex()
+    return f"{key} {id(example)}" if describer.unknown else key
 
 
 def versions() -> dict[str, str]:
@@ -60,27 +90,209 @@ def versions() -> dict[str, str]:
     return {"dspy": dspy.__version__, "dspy_ace": own, "python": platform.python_version()}
 
 
-def describe_callable(function: Any) -> Any:
-    """Return the source of a function, or of an object's class; its name where there is no source."""
-    if function is None:
-        return None
-    if isinstance(function, ReadyMade):  # its class is ours, what it does is in its settings
-        settings = {name: describe_callable(v) if callable(v) else v for name, v in function.settings.items()}
-        return [type(function).__qualname__, settings]
-    target = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
-    try:
-        return inspect.getsource(target)
-    except (OSError, TypeError):
-        return getattr(target, "__qualname__", repr(target))
+class _Describer:
+    """Describes values; each object once.
+
+    Args:
+        code: True: classes are described by their code; False: by their name.
+
+    Attributes:
+        found: what `add` described, by name.
+        unknown: what shows no content.
+    """
+
+    def __init__(self, code: bool = True) -> None:
+        self.code = code
+        self.found: dict[str, str] = {}
+        self.unknown: dict[str, None] = {}
+        self._part = ""
+        self._done: dict[int, tuple[Any, bytes]] = {}  # with the value: the id of one that is gone is given anew
+        self._open: dict[int, int] = {}  # id → depth of the values that the current one is part of
+
+    def add(self, name: str, value: Any) -> None:
+        """Describe a value, and by name what it is made of; programs down to their predictors."""
+        self._part = self._part if name.startswith(f"{self._part}.") else name
+        label, ordered, named = self._parts(value)
+        self.found[name] = f"{_shown(value, label)} #{self._node(label, ordered, ()).hex()[:12]}"
+        for key, part in named:
+            if isinstance(part, dspy.Module):
+                self.add(f"{name}.{key}", part)
+            else:
+                self.found[f"{name}.{key}"] = f"{_shown(part, type(part).__qualname__)} #{self.digest(part).hex()[:12]}"
+
+    def digest(self, value: Any) -> bytes:
+        """Return a hash of a value's whole content."""
+        if type(value) in _PLAIN:
+            text = f"{value:x}" if type(value) is int else repr(value)  # Python refuses to print long decimals
+            return _hash(type(value).__name__, text.encode("utf-8", "surrogatepass"))
+        key = id(value)
+        if key in self._done:
+            return self._done[key][1]
+        if key in self._open:  # it holds itself
+            return b"%d levels up" % (len(self._open) - self._open[key])
+        self._open[key] = len(self._open)
+        try:
+            made = self._node(*self._parts(value))
+        except RecursionError:
+            made = self._node(*self._cannot_compare(value))
+        del self._open[key]
+        self._done[key] = (value, made)
+        return made
+
+    def _node(self, label: str, ordered: Iterable[Any], unordered: Iterable[Any]) -> bytes:
+        return _hash(label, *map(self.digest, ordered), b"|", *sorted(map(self.digest, unordered)))
+
+    def _parts(self, value: Any) -> tuple[str, Iterable[Any], Iterable[Any]]:
+        """Return a label, the parts whose order counts, and those whose order does not: items, or (name, value)."""
+        name = type(value).__qualname__
+        if type(value) in _PLAIN:
+            return name, [value], ()
+        if isinstance(value, types.ModuleType):
+            return value.__name__, (), ()
+        if isinstance(value, (dspy.BaseLM, ContextVar)):
+            return str(getattr(value, "model", None) or getattr(value, "name", name)), (), ()
+        if isinstance(value, _SAME):
+            return name, (), ()
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, types.FunctionType):
+            return "function", [value.__code__, value.__defaults__, value.__kwdefaults__], _outside(value)
+        if isinstance(value, types.CodeType):
+            return "code", [value.co_code, value.co_names, value.co_varnames, *value.co_consts], ()
+        if isinstance(value, types.MethodType):
+            return "method", [value.__func__, value.__self__], ()
+        if isinstance(value, (staticmethod, classmethod)):
+            return name, [value.__func__], ()
+        if isinstance(value, property):
+            return name, [value.fget, value.fset], ()
+        if isinstance(value, enum.Enum):
+            return f"{name}.{value.name}", [value.value], ()
+        return self._content(value, name)
+
+    def _content(self, value: Any, name: str) -> tuple[str, Iterable[Any], Iterable[Any]]:
+        """The same for data, programs and other objects."""
+        if type(value) is np.ndarray or isinstance(value, np.generic):
+            content = value.tolist() if value.dtype.hasobject else value.tobytes()
+            return f"{name} {value.dtype} {value.shape}", [content], ()
+        if isinstance(value, dspy.Example):
+            inputs = vars(value).get("_input_keys")
+            return name, [None if inputs is None else sorted(inputs)], value.items()
+        if isinstance(value, dspy.Module):
+            parts = {key: each for key, each in vars(value).items() if key not in _NO_CONTENT}
+            if isinstance(value, dspy.Predict):
+                parts |= {"instructions": own_instructions(value)["self"], "lm": value.lm or dspy.settings.lm}
+                parts["signature"] = [*value.signature.fields.items()]
+            return name, [type(value)], parts.items()
+        if isinstance(value, pydantic.BaseModel):
+            return name, [], {**dict(value), **(value.model_extra or {})}.items()
+        if isinstance(value, pydantic.fields.FieldInfo):
+            return name, [value.annotation, value.default, value.json_schema_extra, value.metadata], ()
+        if isinstance(value, Mapping):
+            return name, [], value.items()
+        if isinstance(value, (Set, list, tuple, deque)):
+            return name, *(([], value) if isinstance(value, Set) else (value, []))
+        return self._as_pickled(value, name)
+
+    def _as_pickled(self, value: Any, name: str) -> tuple[str, Iterable[Any], Iterable[Any]]:
+        """The same by what pickle would keep of an object: what makes it, and its state."""
+        try:
+            reducer = copyreg.dispatch_table.get(type(value))
+            reduced = reducer(value) if reducer else value.__reduce_ex__(4)
+        except Exception:  # noqa: BLE001 - others' code; such an object cannot be pickled
+            reduced = (type(value), (), getattr(value, "__dict__", None) or None)
+            if reduced[2] is None:
+                return self._cannot_compare(value)
+        if isinstance(reduced, str):  # a name to import
+            return f"{getattr(value, '__module__', '')}.{reduced}", [getattr(value, "__wrapped__", None)], ()
+        maker, made_of, state, *items = [*reduced, None, None, None][:5]
+        listed, keyed = (list(each or ()) for each in items)
+        if not (self.code or state or listed or keyed or [each for each in made_of if each is not type(value)]):
+            return self._cannot_compare(value)
+        ordered = [getattr(maker, "__qualname__", ""), type(value), *made_of, *listed]
+        if isinstance(state, dict):
+            return name, ordered, [*state.items(), *keyed]
+        return name, [*ordered, state], keyed
+
+    def _class(self, value: type) -> tuple[str, Iterable[Any], Iterable[Any]]:
+        fields = [*value.model_fields.items()] if issubclass(value, pydantic.BaseModel) else []
+        if not self.code or _installed(value.__module__):
+            return value.__qualname__, fields, ()
+        code = (types.FunctionType, staticmethod, classmethod, property)
+        own = {
+            name: each
+            for name, each in vars(value).items()
+            if name == "__doc__" or isinstance(each, code) or not name.startswith(("__", "_abc_"))
+        }
+        return value.__qualname__, [value.__bases__, fields], own.items()
+
+    def _cannot_compare(self, value: Any) -> tuple[str, Iterable[Any], Iterable[Any]]:
+        name = type(value).__qualname__
+        self.unknown[f"the {self._part.partition('[')[0]} holds a value of type {name}"] = None
+        return f"unknown {name}", (), ()
 
 
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=True, default=_words)
+def _hash(label: str, *parts: bytes) -> bytes:
+    made = hashlib.blake2b(label.encode("utf-8", "surrogatepass"), digest_size=16)
+    for part in parts:
+        made.update(b"%d:" % len(part))
+        made.update(part)
+    return made.digest()
 
 
-def _words(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, pydantic.BaseModel):  # the repr of an image holds no more of its data than the length
-        return {"type": type(value).__qualname__, **{name: getattr(value, name) for name in type(value).model_fields}}
-    return _ADDRESS.sub("", repr(value))
+def _outside(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Return what a function uses from outside, by name: what it closes over, its attributes, and global values.
+
+    A name that the function itself sets is bookkeeping and left out; so are global values that may change in place.
+    """
+    read, written = _names(function.__code__)
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name not in written:
+            try:
+                yield name, cell.cell_contents
+            except ValueError:  # not set yet
+                yield name, None
+    yield from vars(function).items()
+    for name in sorted(read - written):
+        value = function.__globals__.get(name, dis)  # a builtin, or not set: as a module
+        code = isinstance(value, (types.FunctionType, type)) and not _installed(value.__module__)
+        if code or isinstance(value, _FOLLOWED):
+            yield name, value
+
+
+def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """Return the global names that code reads, and the outer names that it sets; functions within it included."""
+    read, written = set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            read.add(step.argval)
+        elif step.opname in ("STORE_GLOBAL", "STORE_DEREF"):
+            written.add(step.argval)
+    within = [_names(inner) for inner in code.co_consts if isinstance(inner, types.CodeType)]
+    return read.union(*(names for names, _ in within)), written.union(*(names for _, names in within))
+
+
+@lru_cache(maxsize=1024)
+def _installed(module: str) -> bool:
+    """Return True for a module of Python or of an installed package, also of this one."""
+    root = str(module).partition(".")[0]
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return root in sys.stdlib_module_names or root == _OWN or "site-packages" in file or "dist-packages" in file
+
+
+class _Short(reprlib.Repr):
+    """Shows plain values; of others the type, since their words may differ from process to process."""
+
+    def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - reprlib's
+        """See reprlib."""
+        return repr(x) if type(x) in _PLAIN else type(x).__qualname__
+
+    repr_set = repr_frozenset = repr_instance
+
+
+_short = _Short()
+_short.maxstring = _short.maxlong = 60
+
+
+def _shown(value: Any, otherwise: str) -> str:
+    plain = isinstance(value, (*_PLAIN, list, tuple, dict))
+    return _short.repr(value) if plain else otherwise

@@ -23,7 +23,8 @@ from .state import Record, State
 logger = logging.getLogger("dspy.ace")
 
 FORMAT = "dspy_ace.run"
-VERSION = 2
+VERSION = 3
+MAY_GROW = {"epochs"}  # settings that a run may be continued with a larger value of
 
 
 class Journal:
@@ -34,6 +35,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, lock: Any = None) -> None:
         self.folder = folder
+        self.path = (folder or Path()) / "journal.jsonl"
         self.records: tuple[Record, ...] = ()
         self._lock = lock
 
@@ -50,7 +52,7 @@ class Journal:
 
         Args:
             log_dir: a folder, made if need be; None: in memory.
-            fingerprint: short hashes of what the run depends on, by part (program, data, metric …).
+            fingerprint: what the run depends on, by name, each as a text that differs if it does; see `described`.
             about: `settings` by name, and what else `run.json` tells a reader; plain JSON data.
             free: names of settings that a run may be continued with other values of.
 
@@ -73,10 +75,11 @@ class Journal:
             )
         journal = cls(folder, lock)
         try:
-            if (folder / "run.json").exists():
-                _check_same(folder, fingerprint, (about or {}).get("settings", {}), free)
-            else:
-                run = {"format": FORMAT, "version": VERSION, "fingerprint": dict(fingerprint), **(about or {})}
+            run = {"format": FORMAT, "version": VERSION, "fingerprint": dict(fingerprint), **(about or {})}
+            before = journal.about()
+            if before:
+                _check_same(folder, before, run, free)
+            if before != run:
                 write_whole(folder / "run.json", json.dumps(run, indent=1, sort_keys=True) + "\n")
             journal.refresh()
         except OSError as error:
@@ -93,7 +96,7 @@ class Journal:
         journal = cls(Path(log_dir).absolute())
         if "seed" not in journal.about():
             raise JournalError(f"{log_dir} is no run of dspy_ace (no run.json), or one of an earlier version.")
-        journal.records = _read(Path(log_dir) / "journal.jsonl", cut=False)
+        journal.records = journal._read(cut=False)
         return journal
 
     def about(self) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class Journal:
         """Write `record` to disk, then keep it. Raises JournalError if the disk refuses it."""
         if self.folder is not None:
             try:
-                append_line(self.folder / "journal.jsonl", line_of(record))
+                append_line(self.path, line_of(record, len(self.records) + 1))
             except OSError as error:
                 raise JournalError(f"{self.folder}: cannot be written: {error}. The steps before are safe.") from error
         self.records = (*self.records, record)
@@ -137,7 +140,7 @@ class Journal:
     def refresh(self) -> None:
         """Read the folder again: an interrupt may have come when a record was on disk and not yet in `records`."""
         if self.folder is not None:
-            self.records = _read(self.folder / "journal.jsonl")
+            self.records = self._read()
 
     def keep_spent(self, spent: Spent) -> None:
         """Write what the run has spent of its limits: `spent.json`, beside the journal.
@@ -183,23 +186,49 @@ class Journal:
 
     def replay(self, state: State) -> State:
         """Return the state after all records. Raises JournalError if they do not follow from this seed."""
-        for record in self.records:
+        for number, record in enumerate(self.records, 1):
             try:
+                if record.step != state.step + bool(record.batch):
+                    raise DeltaError(f"it is of step {record.step}, after step {state.step}")
                 state = state.after(record)
             except DeltaError as error:
-                raise JournalError(
-                    f"{self.folder}, step {record.step}: does not follow from the steps before: {error}"
-                ) from error
+                raise self._damaged(number, f"does not follow from the lines before: {error}") from error
         return state
 
     def to_bytes(self) -> bytes:
         """Return the journal as it stands on disk, or would."""
-        return b"".join(line_of(record) for record in self.records)
+        return b"".join(line_of(record, number) for number, record in enumerate(self.records, 1))
+
+    def _read(self, *, cut: bool = True) -> tuple[Record, ...]:
+        """Return the whole records of a journal. Raises JournalError for a line that is none, or not in its place."""
+        records = []
+        for number, line in enumerate(whole_lines(self.path, cut=cut), 1):
+            try:
+                data = json.loads(line)
+                place = data.pop("line")
+                records.append(Record.from_json(data))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise self._damaged(number, f"is damaged: {error}") from error
+            if place != number:
+                raise self._damaged(number, f"says that it is line {place}: a line is missing, doubled or swapped")
+        return tuple(records)
+
+    def _damaged(self, number: int, problem: str) -> JournalError:
+        return JournalError(
+            f"{self.path}, line {number} {problem}. Put the file back as it was, or cut it before this line to go on "
+            "from there; or give another log_dir."
+        )
 
 
-def line_of(record: Record) -> bytes:
-    """Return one record as a line: JSON with sorted keys, so that equal runs give equal bytes."""
-    text = json.dumps(record.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+def line_of(record: Record, number: int = 1) -> bytes:
+    """Return one record as a line: JSON with sorted keys, so that equal runs give equal bytes.
+
+    Args:
+        record: the record.
+        number: of the line, from 1: a line that is missing, doubled or swapped is noticed.
+    """
+    data = {"line": number, **record.to_json()}
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate becomes its JSON escape
 
 
@@ -217,36 +246,29 @@ def _check_ours(folder: Path) -> None:
         )
 
 
-def _check_same(
-    folder: Path, fingerprint: Mapping[str, str], settings: Mapping[str, Any], free: Collection[str]
-) -> None:
-    """Raise JournalError unless the folder holds this very run."""
-    path = folder / "run.json"
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise JournalError(f"{path} is damaged: {error}. Give another log_dir.") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise JournalError(f"{path} is not a run of dspy_ace. Give another log_dir.")
+def _check_same(folder: Path, data: Mapping[str, Any], run: Mapping[str, Any], free: Collection[str]) -> None:
+    """Raise JournalError unless `data`, what `run.json` holds, is this very run."""
+    if data.get("format") != FORMAT:
+        raise JournalError(f"{folder / 'run.json'} is not a run of dspy_ace. Give another log_dir.")
     if data.get("version") != VERSION:
         raise JournalError(
             f"The run in {folder} is of version {data.get('version')!r}; this dspy_ace continues version {VERSION}. "
             "Give another log_dir."
         )
-    before = data.get("settings", {})
-    for name in sorted({*before, *settings} - {*free}):
-        if before.get(name) != settings.get(name):
-            raise JournalError(
-                f"The run in {folder} was made with {name}={before.get(name)!r}; now {name}={settings.get(name)!r}. To "
-                "continue it, use the same value; to start anew, give another log_dir."
-            )
-    parts = data.get("fingerprint", {})
-    for part in sorted({*parts, *fingerprint}):
-        if parts.get(part) != fingerprint.get(part):
-            raise JournalError(
-                f"The run in {folder} was made with another {part}. To continue it, use the same; to start anew, "
-                "give another log_dir."
-            )
+    before, now = ({**made.get("settings", {}), **made.get("fingerprint", {})} for made in (data, run))
+    for name in [*now, *(name for name in before if name not in now)]:
+        old, new = before.get(name), now.get(name)
+        if old == new or name in free or (name in MAY_GROW and old is not None and new is not None and old < new):
+            continue
+        if name in run["fingerprint"]:
+            said = [str(old).rpartition(" #")[0], str(new).rpartition(" #")[0]]
+            old, new = said if said[0] != said[1] else (old, new)
+        else:
+            old, new = repr(old), repr(new)
+        raise JournalError(
+            f"The run in {folder} was made with {name}={old}; now {name}={new}. To continue it, use the same; to start "
+            "anew, give another log_dir."
+        )
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any]:
@@ -255,19 +277,8 @@ def _read_json(folder: Path | None, name: str) -> dict[str, Any]:
         found = {} if folder is None else json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise JournalError(f"{folder}: {name} is damaged: {error}. Give another folder.") from error
     if not isinstance(found, dict):
         raise JournalError(f"{folder}: {name} is damaged: expected an object. Give another folder.")
     return found
-
-
-def _read(path: Path, *, cut: bool = True) -> tuple[Record, ...]:
-    """Return the whole records of a journal."""
-    records = []
-    for number, line in enumerate(whole_lines(path, cut=cut), 1):
-        try:
-            records.append(Record.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise JournalError(f"{path}, line {number} is damaged: {error!r}. Give another log_dir.") from error
-    return tuple(records)

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import dspy
 
-from ..errors import JournalError
 from ..lm import Limits, Usage
 from ..playbook import Playbook
 from ..program import carried_playbook, named, own_instructions, save_state, with_playbook
 from .engine import Engine
-from .fingerprint import describe_callable, describe_data, describe_program, example_key, hashed, versions
+from .fingerprint import described, example_key, versions
 from .journal import Journal
 from .progress import Progress
 from .results import Results
@@ -77,7 +76,9 @@ class Run:
         limits = Limits(settings.max_metric_calls, settings.max_lm_calls, settings.max_cost, settings.max_seconds)
         self.engine = Engine(settings, student, limits)
         # without labels, nothing that holds one is handed on: not to a role, not to the metric
-        self.trainset = trainset if settings.uses_labels else [example.inputs() for example in trainset]
+        self.trainset = trainset if settings.uses_labels else _inputs(trainset)
+        self.given = {"trainset": self.trainset, "valset": valset if settings.uses_labels else _inputs(valset)}
+        self.unknown: list[str] = []  # parts of the run that show no content
         self.valset = self._useful(trainset, valset)
         self.seed = carried_playbook(student) if settings.playbook is None else settings.playbook
         self.batches = schedule(len(trainset), settings.epochs, settings.batch_size, settings.seed)
@@ -107,7 +108,7 @@ class Run:
                 "Nothing is validated." if len(shared) == len(valset) else "Give a valset of its own rows.",
             )
         useful = [example for position, example in enumerate(valset) if position not in shared]
-        useful = useful if self.settings.uses_labels else [example.inputs() for example in useful]
+        useful = useful if self.settings.uses_labels else _inputs(useful)
         limit, along = self.settings.max_metric_calls, self.settings.validate_when == "along"
         if useful and limit is not None and limit < (2 * len(useful) + 1 if along else 8):
             logger.warning(
@@ -145,14 +146,15 @@ class Run:
     def journal(self) -> Journal:
         """Open the journal under all that this run depends on."""
         settings, engine = self.settings, self.engine
-        roles = [describe_callable(role) for role in (settings.reflect, settings.curate, settings.refine)]
-        prompts = [getattr(role, "predict", None) for role in (engine.reflector, engine.curator)]
-        parts = hashed(
-            program=describe_program(engine.student),
-            trainset=describe_data(self.trainset),
-            valset=describe_data(self.valset),
-            metric=describe_callable(settings.metric),
-            roles=[roles, describe_callable(settings.setup), [p and p.signature.instructions for p in prompts]],
+        parts, self.unknown = described(
+            self.given,
+            program=engine.student,
+            metric=settings.metric,
+            setup=settings.setup,
+            reflection_lm=settings.reflection_lm,
+            reflect=engine.reflector,
+            curate=engine.curator,
+            refine=engine.refiner,
             playbook=self.seed.to_json(),
         )
         return Journal.open(settings.log_dir, parts, self.about, free=settings.FREE)
@@ -166,13 +168,17 @@ class Run:
     def resumed(self, journal: Journal) -> State:
         """Take up what was made before, and log what is to come at most."""
         state = self.restored(journal)
-        self._check_order(journal, state)
         # rollouts are those on record: what a limit leaves to a batch must not depend on a crash before
         rollouts = sum(record.rollouts for record in state.records)
         self.engine.limits.resume(replace(journal.spent(), rollouts=rollouts))
         self.before = recorded(state.records)
         if state.records:
             logger.info("ACE: continuing the run in %s at step %d", journal.folder, state.step + 1)
+            if self.unknown:
+                logger.warning(
+                    "ACE: %s, which cannot be compared: this run goes on assuming it is the same.",
+                    "; ".join(self.unknown),
+                )
         left = sum(len(batch.examples) for batch in self.batches[state.step :])
         rounds, limit = self.settings.max_reflection_rounds, self.engine.limits.rollouts_left()
         most = left * (1 + rounds) + 2 * len(self.valset)
@@ -183,18 +189,6 @@ class Run:
             len(self.batches) - state.step,
         )
         return state
-
-    def _check_order(self, journal: Journal, state: State) -> None:
-        """Raise JournalError unless the records are those of this schedule, one after the other."""
-        step = 0
-        for record in state.records:
-            planned = self.batches[step].examples if record.batch and step < len(self.batches) else ()
-            step += bool(record.batch)
-            if record.step != step or not set(record.batch) <= set(planned):
-                raise JournalError(
-                    f"{journal.folder}, step {record.step}: expected the record of step {step} of this run. A line of "
-                    "journal.jsonl is missing, doubled or swapped; give another log_dir."
-                )
 
     def keep(self, journal: Journal, state: State, record: Record) -> State:
         """Write a record to disk, then into memory, and tell the user."""
@@ -233,6 +227,10 @@ class Run:
         )
         program.detailed_results.keep(journal)
         return program
+
+
+def _inputs(examples: list[dspy.Example]) -> list[dspy.Example]:
+    return [example.inputs() for example in examples]
 
 
 def _line(record: Record, state: State) -> str:

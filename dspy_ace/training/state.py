@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import pydantic
+from annotated_types import Ge
+
+from ..errors import SettingsError, expected
 from ..lm import Usage
 from ..playbook import Delta, Playbook, apply
 from ..program import NO_EVIDENCE, Trajectory
 from .verdict import Verdict, paired, unpaired, verdict
+
+# the types of a journal's line: JSON has lists for tuples, so only what cannot be mistaken is converted
+Natural = Annotated[int, pydantic.Strict(), Ge(0)]
+Score = Annotated[float, pydantic.Strict(), pydantic.AllowInfNan(False)]
+Text = pydantic.InstanceOf[str]  # pydantic's own check refuses lone surrogates, which errors of programs may hold
+CountName = Annotated[str, pydantic.StringConstraints(pattern="^(calls|prompt_tokens|completion_tokens)$")]
+_AS_DELTA = pydantic.PlainValidator(lambda data: data if isinstance(data, Delta) else Delta.from_json(data))
+_FROM_DELTA = pydantic.PlainSerializer(Delta.to_json)
 
 
 @dataclass(frozen=True)
@@ -24,10 +36,10 @@ class Rollout:
         seed: True for a rollout of the seed playbook on the valset, beside one of the last playbook.
     """
 
-    example: str
+    example: Text
     of: Literal["train", "val"] = "train"
-    retry: int = 0
-    seed: bool = False
+    retry: Natural = 0
+    seed: pydantic.StrictBool = False
 
     def __str__(self) -> str:
         return (
@@ -47,8 +59,8 @@ class FailedRollout:
     """
 
     rollout: Rollout
-    kind: str
-    message: str
+    kind: Text
+    message: Text
 
     @property
     def no_evidence(self) -> bool:
@@ -63,7 +75,7 @@ class Validation:
     The valset may have been validated in part: then these are its first rows.
     """
 
-    scores: tuple[float | None, ...]
+    scores: tuple[Score | None, ...]
 
     @property
     def known(self) -> tuple[float, ...]:
@@ -101,56 +113,36 @@ class Record:
             out: equal runs give equal records.
     """
 
-    step: int
-    epoch: int = 0
-    batch: tuple[int, ...] = ()
-    scores: tuple[float, ...] = ()
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    step: Natural
+    epoch: Natural = 0
+    batch: tuple[Natural, ...] = ()
+    scores: tuple[Score, ...] = ()
     failures: tuple[FailedRollout, ...] = ()
     reflections: tuple[Mapping[str, Any], ...] = ()
-    curation: str | None = None
-    delta: Delta = field(default_factory=Delta)
+    curation: Text | None = None
+    delta: Annotated[Delta, _AS_DELTA, _FROM_DELTA] = field(default_factory=Delta)
     rejected: tuple[Mapping[str, Any], ...] = ()
     validation: Validation | None = None
     baseline: Validation | None = None
-    rollouts: int = 0
-    usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rollouts: Natural = 0
+    usage: Mapping[str, Mapping[CountName, Natural]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON data."""
-        scores = {name: found and list(found.scores) for name, found in self._validations().items()}
-        failures = [
-            {**vars(failed.rollout), "kind": failed.kind, "message": failed.message} for failed in self.failures
-        ]
-        return {**vars(self), "delta": self.delta.to_json(), "failures": failures, **scores}
-
-    def _validations(self) -> dict[str, Validation | None]:
-        return {"validation": self.validation, "baseline": self.baseline}
+        """Return the record as plain data, ready for JSON."""
+        return dict(_RECORD.dump_python(self))
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """Return the record that `to_json` wrote. Raises KeyError, TypeError or DeltaError for anything else."""
-        scores = {name: data[name] and Validation(tuple(data[name])) for name in ("validation", "baseline")}
-        return cls(
-            step=int(data["step"]),
-            epoch=int(data["epoch"]),
-            batch=tuple(data["batch"]),
-            scores=tuple(data["scores"]),
-            failures=tuple(
-                FailedRollout(
-                    Rollout(str(item["example"]), item["of"], item["retry"], item["seed"]),
-                    item["kind"],
-                    item["message"],
-                )
-                for item in data["failures"]
-            ),
-            reflections=tuple(data["reflections"]),
-            curation=data["curation"],
-            delta=Delta.from_json(data["delta"]),
-            rejected=tuple(data["rejected"]),
-            **scores,
-            rollouts=int(data["rollouts"]),
-            usage=dict(data["usage"]),
-        )
+    def from_json(cls, data: Any) -> Record:
+        """Return the record that `to_json` wrote. Raises SettingsError, which names the field, for anything else."""
+        try:
+            record: Record = _RECORD.validate_python(data)
+        except pydantic.ValidationError as error:
+            raise expected(error) from None
+        if len(record.scores) != len(record.batch):
+            raise SettingsError(f"scores must be {len(record.batch)}, one an example of batch; got {record.scores}.")
+        return record
 
     @property
     def learned(self) -> bool:
@@ -167,6 +159,9 @@ class Record:
         """For each example of the batch the kind of failure of its first attempt; None for one that has a score."""
         failed = {f.rollout.example: f.kind for f in self.failures if f.rollout.of == "train" and not f.rollout.retry}
         return tuple(failed.get(str(position)) for position in self.batch)
+
+
+_RECORD = pydantic.TypeAdapter(Record)
 
 
 def recorded(records: Sequence[Record]) -> dict[str, Usage]:

@@ -19,7 +19,7 @@ from dspy_ace.program.rollout import rollouts
 from dspy_ace.program.trajectory import Call
 from dspy_ace.program.transcript import images_of
 from dspy_ace.testing import OfflineLM
-from dspy_ace.training import describe_data, hashed
+from dspy_ace.training import example_key
 from modulezoo import MODULES, Later, look_up_later, quiet
 from scripted import scripted
 from scripted_roles import PLAYBOOK, chat, fields_of, reflection_reply, trajectory
@@ -283,4 +283,4 @@ def test_two_images_are_two_examples() -> None:
     """The hash of an example holds an image's data, not its length alone, wherever the image stands."""
     fields: list[Any] = [A, B, [A], [B], dspy.History(messages=[{"p": A}]), dspy.History(messages=[{"p": B}])]
     examples = [dspy.Example(photo=field).with_inputs("photo") for field in fields]
-    assert len({hashed(example=describe_data([example]))["example"] for example in examples}) == len(fields)
+    assert len({example_key(example) for example in examples}) == len(fields)

@@ -43,27 +43,30 @@ FULL = Record(
 )
 
 
-def test_a_record_reads_back_as_it_was_written() -> None:
+def test_a_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
     """Every field survives the disk."""
-    assert Record.from_json(json.loads(line_of(FULL))) == FULL
+    with Journal.open(tmp_path, PRINT) as journal:
+        journal.append(FULL)
+    with Journal.open(tmp_path, PRINT) as journal:
+        assert journal.records == (FULL,)
 
 
 def test_the_disk_format_is_the_golden_one() -> None:
-    """The bytes of version 2: whoever changes them makes a new version that still reads these."""
-    assert line_of(FULL) == (GOLDEN / "journal-v2.jsonl").read_bytes()
+    """The bytes of version 3: whoever changes them makes a new version that still reads these."""
+    assert line_of(FULL) == (GOLDEN / "journal-v3.jsonl").read_bytes()
 
 
 def test_the_run_file_is_the_golden_one(tmp_path: Path) -> None:
-    """run.json of version 2, byte for byte."""
+    """run.json of version 3, byte for byte."""
     about = {"settings": {"batch_size": 8}, "versions": {"dspy": "3.4.1"}}
     Journal.open(tmp_path, PRINT, about).close()
-    assert (tmp_path / "run.json").read_bytes() == (GOLDEN / "run-v2.json").read_bytes()
+    assert (tmp_path / "run.json").read_bytes() == (GOLDEN / "run-v3.json").read_bytes()
 
 
 def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
     """Whatever was cut off the last line, the whole lines before it are read and the next line starts clean."""
     Journal.open(tmp_path, PRINT).close()
-    lines = [line_of(record(0)), line_of(FULL)]
+    lines = [line_of(record(0)), line_of(FULL, 2)]
     path = tmp_path / "journal.jsonl"
     for cut in range(len(lines[1])):
         path.write_bytes(lines[0] + lines[1][:cut])
@@ -84,7 +87,7 @@ def test_folders_that_are_not_this_run_are_refused(tmp_path: Path) -> None:
         Journal.open(tmp_path / "other", PRINT)
     with Journal.open(tmp_path / "run", PRINT) as journal:
         journal.append(record(0))
-    with pytest.raises(JournalError, match="another trainset"):
+    with pytest.raises(JournalError, match="trainset=2; now trainset=9"):
         Journal.open(tmp_path / "run", {**PRINT, "trainset": "9"})
     (tmp_path / "run" / "journal.jsonl").write_bytes(b'{"step": 0}\n')
     with pytest.raises(JournalError, match="line 1 is damaged"):
@@ -145,11 +148,70 @@ for step in range(100):
         assert len(journal.records) == int(kept)
 
 
+SPOILED: dict[str, tuple[Any, list[str]]] = {
+    "score of text": ({"scores": ["1.0"]}, ["scores must be a number", "'1.0'"]),
+    "score that is no number": ({"scores": [float("nan")]}, ["scores must be a finite number"]),
+    "scores too few": ({"scores": []}, ["scores must be 1, one an example of batch"]),
+    "negative step": ({"step": -1}, ["step must be at least 0", "-1"]),
+    "step that is a yes": ({"step": True}, ["step must be a whole number"]),
+    "usage of text": ({"usage": {"task": "x"}}, ["usage must be", "'x'"]),
+    "unknown count": ({"usage": {"task": {"dollars": 1}}}, ["usage", "'dollars'"]),
+    "rejected no list": ({"rejected": {"a": 1}}, ["rejected must be"]),
+    "operation unknown": ({"delta": [{"op": "shout"}]}, ["delta must be", "shout"]),
+    "field unknown": ({"mood": "good"}, ["mood must be"]),
+    "failure without a name": ({"failures": [{"kind": "format", "message": "x"}]}, ["failures must be"]),
+    "step left out": ({"step": 3}, ["is of step 3, after step 1"]),
+    "another number": ({"line": 3}, ["says that it is line 3: a line is missing, doubled or swapped"]),
+    "no number": ({"line": None}, ["says that it is line None"]),
+}
+
+
+@pytest.mark.parametrize("name", list(SPOILED))
+def test_a_line_that_is_none_is_named_with_what_was_expected(tmp_path: Path, name: str) -> None:
+    """The file, the number of the line, the field, what it holds and what to do."""
+    change, words = SPOILED[name]
+    lines = [line_of(record(step), step) for step in (1, 2, 3)]
+    lines[1] = json.dumps({**json.loads(lines[1]), **change}).encode() + b"\n"
+    Journal.open(tmp_path, PRINT).close()
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(JournalError) as caught, Journal.open(tmp_path, PRINT) as journal:
+        journal.replay(State.of(Playbook()))
+    for word in [f"{tmp_path / 'journal.jsonl'}, line 2 ", "cut it before this line", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 1, 2), (0, 2), (0, 2, 1), (1, 0), (1, 2), (0, 0)], ids=str)
+def test_lines_out_of_their_order_are_refused(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """Doubled, missing or swapped lines: also those of validations, which may look alike."""
+    lines = [line_of(Record(0, validation=Validation((1.0,))), number) for number in (1, 2, 3)]
+    Journal.open(tmp_path, PRINT).close()
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(lines[place] for place in order))
+    with pytest.raises(JournalError, match="a line is missing, doubled or swapped"):
+        Journal.open(tmp_path, PRINT)
+
+
+@pytest.mark.parametrize("line", [b"", b"[1]", b"null", b"[" * 100_000, b'{"line": 1', b"\xff", b"\0" * 20], ids=repr)
+def test_a_line_that_is_no_object_is_refused(tmp_path: Path, line: bytes) -> None:
+    """Cut in the middle of the file, nested without end, or no JSON at all."""
+    Journal.open(tmp_path, PRINT).close()
+    (tmp_path / "journal.jsonl").write_bytes(line + b"\n" + line_of(record(1), 2))
+    with pytest.raises(JournalError, match="line 1 is damaged"):
+        Journal.open(tmp_path, PRINT)
+
+
+def test_epochs_may_be_raised_and_not_lowered(tmp_path: Path) -> None:
+    """More epochs go on where a run has ended; the new number is the one that later openings are held against."""
+    for epochs in (1, 2, 3):
+        Journal.open(tmp_path, PRINT, {"settings": {"epochs": epochs}}).close()
+    with pytest.raises(JournalError, match="was made with epochs=3; now epochs=2"):
+        Journal.open(tmp_path, PRINT, {"settings": {"epochs": 2}})
+
+
 def test_records_that_do_not_follow_are_refused(tmp_path: Path) -> None:
     """A journal whose operations do not fit the seed is not replayed."""
     with Journal.open(tmp_path, PRINT) as journal:
         journal.append(record(1, Delete("s-00001")))
-        with pytest.raises(JournalError, match="step 1"):
+        with pytest.raises(JournalError, match=r"journal\.jsonl, line 1 does not follow"):
             journal.replay(State.of(Playbook()))
 
 
