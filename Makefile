@@ -22,9 +22,10 @@ check: $(VENV)/developer  ## linters, types, import contracts
 	$(VENV)/bin/lint-imports
 
 $(VENV)/package: pyproject.toml
-	@echo "Installing dspy_ace with DSPy and scikit-learn into $(VENV): some minutes the first time"
+	@echo "1 of 2: a Python environment of its own, in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -e .
+	@echo "2 of 2: dspy_ace, and what it needs: DSPy and scikit-learn. The first time about 200 MB are downloaded."
+	$(RUN) -m pip install --no-compile --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/developer: $(VENV)/package

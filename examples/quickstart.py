@@ -112,7 +112,7 @@ def next_steps(args: argparse.Namespace) -> None:
         print("  with a real model:    python examples/quickstart.py --model openai/gpt-4o-mini")
     if args.optimizer == "ace":
         print("  the same with GEPA:   python examples/quickstart.py --optimizer gepa")
-    print("  a plain prompt:       python examples/system_prompt.py --help")
+    print("  a prompt of yours:    dspy-ace optimize --help")
     print("  on finance questions: python examples/finance.py --help")
 
 

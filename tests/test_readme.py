@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from paths import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 SHOWN = re.compile(r"```python\n(.*?)```(?:\n(?:It prints:\n)?```text\n(.*?)```)?", re.DOTALL)
+SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 END = "-- end of a block --"
 
 # What each block of the README must have reached, beside what it shows.
@@ -62,6 +65,22 @@ def test_the_blocks_of_the_guides_run_and_show_what_they_print(tmp_path: Path) -
     for (code, shown), words in zip(found, printed, strict=True):
         assert bool(shown.strip()) == bool(words.strip()), f"{code}\nprinted\n{words}"
         assert agrees(shown, words), f"{code}\nprinted\n{words}"
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    """Install, make a prompt better, edit it: the commands run as they stand, with an editor that changes nothing."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__", "office"))
+    commands = re.findall(r"^dspy-ace (.*?)(?:  +#.*)?$", "\n".join(SHELL.findall(README)), re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["optimize", "edit"]
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "dspy_ace", *command.split()], check=False, cwd=tmp_path, capture_output=True,
+            text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT), "EDITOR": "true"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    better = (tmp_path / "better.txt").read_text(encoding="utf-8")
+    assert better.startswith((ROOT / "examples" / "prompt.txt").read_text(encoding="utf-8"))
+    assert "## Playbook" in better
 
 
 def test_what_is_taught_online_is_learned() -> None:

@@ -124,7 +124,7 @@ def test_quickstart_refuses_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("script", ["quickstart", "finance", "system_prompt"])
+@pytest.mark.parametrize("script", ["quickstart", "finance"])
 def test_help(script: str, tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     """Every script explains its options, and refuses a batch of nothing."""
     assert "--model" in run(f"{script}.py", "--help", cwd=tmp_path).stdout
@@ -390,74 +390,6 @@ def test_finance_metric_survives_an_answer_that_is_missing(load: Load) -> None:
         graded = load("finance").make_metric(task)(example, dspy.Prediction())
         assert graded.score == 0.0
         assert "5.0" in graded.feedback
-
-
-# --- system prompt ---
-
-
-def test_system_prompt_out_of_the_box(tmp_path: Path, load: Load) -> None:
-    """Without arguments the improved prompt alone goes to stdout: the old one untouched, the playbook below it."""
-    done = run("system_prompt.py", cwd=tmp_path)
-    old = load("system_prompt").DEFAULT_PROMPT
-    assert done.stdout.startswith(f"{old}\n\n## Playbook\n")
-    assert "] (" in done.stdout
-    assert figure("after", done.stderr) > figure("before", done.stderr)
-    assert "What to do next:" in done.stderr
-
-
-def test_system_prompt_from_files(tmp_path: Path) -> None:
-    """Own cases, field names, prompt file and output file: every character of the old prompt is kept."""
-    prompt = "\tYou answer.\n\n  Indented {braces} and [[ ## markers ## ]].\n"
-    (tmp_path / "prompt.txt").write_text(prompt, encoding="utf-8")
-    colours = {"lemon": "yellow", "grass": "green", "coal": "black"}
-    rows = [{"q": f"What colour has {n} number {i}?", "a": c} for i in range(6) for n, c in colours.items()]
-    data = write_lines(tmp_path / "cases.jsonl", rows)
-    done = run(
-        *("system_prompt.py", "--data", data, "--input-field", "q", "--expected-field", "a", "--metric", "contains"),
-        *("--prompt-file", "prompt.txt", "--out", "better.txt", "--epochs", 1),
-        cwd=tmp_path,
-    )
-    assert done.stdout == "Wrote better.txt\n"
-    better = (tmp_path / "better.txt").read_text(encoding="utf-8")
-    assert better.startswith(prompt)
-    assert better == prompt or "## Playbook" in better
-
-
-def test_system_prompt_mistakes_end_in_one_line(tmp_path: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
-    """Missing files, bad lines, too few cases and an empty prompt are named in one line."""
-
-    def error(*arguments: object) -> str:
-        return refusal(load("system_prompt"), capsys, *arguments)
-
-    data = write_lines(tmp_path / "cases.jsonl", [{"input": "a", "expected": "b"}, ["not", "an", "object"]])
-    assert "cannot read nowhere.jsonl" in error("--data", "nowhere.jsonl")
-    assert "cases.jsonl, line 2: expected an object" in error("--data", data)
-    assert "at least 4 cases" in error("--data", write_lines(data, [{"input": "a", "expected": 1}]))
-    assert "empty" in error("--prompt", "  ")
-    assert "not both" in error("--prompt", "x", "--prompt-file", "y")
-    assert "cannot read y" in error("--prompt-file", "y")
-    assert "it is a folder" in error("--out", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("metric", "expected", "given", "right"),
-    [
-        ("exact", "New  York", "new york\n", True),
-        ("exact", "New York", "newyork", False),
-        ("contains", "42", "It is 42.", True),
-        ("contains", "yes", "no", False),
-        ("number", "1,000", "1000.0", True),
-        ("number", "x", "x", False),
-        ("number", "1", "one", False),
-    ],
-)
-def test_system_prompt_metrics(metric: str, expected: str, given: str, right: bool, load: Load) -> None:
-    """The three comparisons fold case and spaces, look inside, and compare numbers."""
-    graded = load("system_prompt").make_metric(metric)(
-        dspy.Example(input="…", output=expected).with_inputs("input"), dspy.Prediction(output=given)
-    )
-    assert graded.score == float(right)
-    assert right or expected in graded.feedback
 
 
 # --- uncertainty ---
