@@ -141,7 +141,7 @@ def test_a_server_of_ones_own_is_asked(load: Load, monkeypatch: pytest.MonkeyPat
         assert server.calls == 1
 
 
-@pytest.mark.parametrize("script", ["quickstart", "finance", "system_prompt", "agent", "online", "appworld_ace"])
+@pytest.mark.parametrize("script", ["quickstart", "finance", "agent", "online", "appworld_ace"])
 def test_every_script_takes_an_address(script: str, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     """`--api-base` stands in the help of each script."""
     with pytest.raises(SystemExit):
