@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
 
-from ..errors import MetricError, SettingsError
-from ..lm import Meter
+from ..errors import MetricError, SettingsError, brief
 from ..playbook import Playbook
 from ..program import (
+    Call,
     CallTrace,
     Feedback,
     OutOfTimeError,
+    Rollouts,
     Started,
     Trajectory,
     failure_of,
@@ -32,45 +34,118 @@ from ..training import Engine
 from .inbox import Told
 
 _NOTE = "_dspy_ace_call"  # an underscore: a prediction takes it for an attribute, not for a field
+_ID = "dspy_ace_id"
+REMEMBERED = 1000  # calls that can be told by their id alone
 
 
-@dataclass
+@dataclass(frozen=True)
 class Made:
     """One call of the program, remembered on the prediction that it returned or the error that it raised.
 
     Args:
-        meter: the meter of the OnlineACE that made the call. It tells own predictions from those of others.
+        id: names it, also in other processes: what `prediction.dspy_ace_id` holds.
+        owner: the settings of the OnlineACE that made the call. They tell own predictions from those of others.
         trajectory: the call without its prediction, which holds this value itself.
         steps: DSPy's own trace, if the metric takes one; else None, since the trace holds the prediction.
         predictor: the predictor of a program that has one; None: it has several, or did not run.
-        told: acquired by the first thread that tells the call, and never released after that.
-        key: names the call in a store.
+        logged: True if it was made elsewhere, and logged.
     """
 
-    meter: Meter
+    id: str
+    owner: object
     trajectory: Trajectory
-    steps: list[Any] | None
-    predictor: str | None
-    told: threading.Lock = field(default_factory=threading.Lock)
-    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    steps: list[Any] | None = None
+    predictor: str | None = None
+    logged: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Made:
         return self  # a copy of a prediction is the same call: it is told once
 
     def __reduce__(self) -> Any:
-        return type(None), ()  # a pickled prediction loses its note: another process did not make the call
+        return type(None), ()  # a pickled prediction keeps its id alone
 
 
-def made_by(engine: Engine, result: Any) -> Made:
-    """Return the call that returned, or raised, `result`. Raises SettingsError: no call of `engine` did."""
-    made = getattr(result, _NOTE, None) if isinstance(result, (dspy.Prediction, BaseException)) else None
-    if not isinstance(made, Made) or made.meter is not engine.meter:
-        raise SettingsError(
-            f"tell takes a prediction this object made, or an error that a call of it raised; got "
-            f"{type(result).__name__} {result!r:.80}. Give the prediction that online(…) returned, the very object "
-            "(not a copy of its fields), to the object that made it."
-        )
-    return made
+Answered = tuple[Made, Any]
+"""A call, and the prediction that it returned; None if it raised an error."""
+
+
+class Calls:
+    """Finds the call that somebody tells: by its prediction, its error or its id.
+
+    Args:
+        owner: see `Made`.
+    """
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        self._latest: OrderedDict[str, Answered] = OrderedDict()
+
+    def note(self, result: Any, trajectory: Trajectory, steps: list[Any] | None, predictor: str | None) -> Any:
+        """Remember a call on the prediction it returned or the error it raised, and return that.
+
+        A program may return one object twice: then a copy is returned.
+        """
+        made = Made(uuid.uuid4().hex, self.owner, trajectory, steps, predictor)
+        prediction = result if isinstance(result, dspy.Prediction) else None
+        if prediction is not None and getattr(result, _NOTE, None) is not None:
+            result = prediction = copy(prediction)
+            result._store = dict(result._store)
+        object.__setattr__(result, _NOTE, made)
+        object.__setattr__(result, _ID, made.id)
+        self._latest[made.id] = made, prediction
+        while len(self._latest) > REMEMBERED:
+            self._latest.popitem(last=False)
+        return result
+
+    def find(self, given: Any) -> tuple[str | None, Answered | None]:
+        """Return the id of what is told (None: it has none), and the call (None: it is not remembered here)."""
+        if isinstance(given, (dspy.Prediction, BaseException)):
+            made = getattr(given, _NOTE, None)
+            if isinstance(made, Made) and made.owner is self.owner:
+                return made.id, (made, given if isinstance(given, dspy.Prediction) else None)
+            given = getattr(given, _ID, None)
+        return (given, self._latest.get(given)) if isinstance(given, str) and given else (None, None)
+
+    def forget(self, name: str) -> None:
+        """Forget a call that was told."""
+        self._latest.pop(name, None)
+
+
+def logged(rollouts: Rollouts, owner: object, name: str | None, inputs: Any, outputs: Any) -> Answered:
+    """Return a call that was made elsewhere, as the program of `rollouts` would have made it.
+
+    Args:
+        rollouts: know the program.
+        owner, name: of the call, see `Made`; None: it gets a new id.
+        inputs, outputs: its fields, in mappings.
+
+    Raises:
+        SettingsError: these are no mappings of fields, or the program has other fields.
+    """
+    given, answer = _fields("inputs", inputs), _fields("outputs", outputs)
+    only = rollouts.only_predictor
+    trace: tuple[Call, ...] = ()
+    if only is not None:
+        signature = rollouts.predictors[only].signature
+        known = {name: value for name, value in answer.items() if name in signature.output_fields}
+        if type(rollouts.program).__module__.startswith("dspy."):  # the program has the predictor's fields
+            _check_known("inputs", given, signature.input_fields)
+            _check_known("outputs", answer, signature.output_fields)
+        if known and given.keys() <= signature.input_fields.keys():
+            trace = (Call(only, given, known),)
+    trajectory = Trajectory(
+        example=dspy.Example(given).with_inputs(*given),
+        prediction=None,
+        trace=trace,
+        feedback=Feedback(0.0),
+        task=rollouts.task,
+    )
+    return Made(name or uuid.uuid4().hex, owner, trajectory, logged=True), dspy.Prediction(answer)
+
+
+def _check_known(what: str, given: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    if not given.keys() & fields.keys():
+        raise SettingsError(f"{what} must hold fields of the program ({', '.join(fields)}); got {', '.join(given)}.")
 
 
 class Serving:
@@ -79,10 +154,11 @@ class Serving:
     Args:
         engine: the program, the meter that counts its calls as `task`, and `rollout_timeout`.
         playbook, version: the playbook in the program's instructions.
+        calls: remembers the calls.
     """
 
-    def __init__(self, engine: Engine, version: int, playbook: Playbook) -> None:
-        self.version, self.playbook, self._engine = version, playbook, engine
+    def __init__(self, engine: Engine, version: int, playbook: Playbook, calls: Calls) -> None:
+        self.version, self.playbook, self._engine, self._calls = version, playbook, engine, calls
         self.program = with_playbook(engine.student, playbook, cite=True)
         self.rollouts = engine.rollouts(self.program)
 
@@ -138,44 +214,70 @@ class Serving:
                 )
                 steps = list(trace) if self._engine.scorer.by_predictor else None
                 only = self.rollouts.only_predictor if calls else None
-                setattr(ended, _NOTE, Made(meter, trajectory, steps, only))
+                ended = self._calls.note(ended, trajectory, steps, only)
+                result[:] = [ended] if result else []
             ended = None  # an error's traceback holds this frame
             trace.clear()  # it holds the prediction, and callbacks may hold it
 
 
-def told(engine: Engine, made: Made, result: Any, feedback: Any, expected: Any) -> Told:
+def told(engine: Engine, answered: Answered, feedback: Any, expected: Any) -> Told:
     """Return the trajectory of one call with its feedback; see `OnlineACE.tell` for its forms and errors.
 
     Args:
         engine: the metric, its scale, and if labels may be seen.
-        made: the call.
-        result: the prediction it returned, or the error it raised.
-        feedback: see `feedback_given`. None: the metric scores the prediction. Words alone: the metric scores it if
-            `expected` is given, else it is a failure.
+        answered: the call.
+        feedback: see `feedback_given`. Without a score the metric scores the prediction, if it has what it needs. Else
+            the prediction is right if it holds what is expected. Words alone are a failure.
         expected: the right outputs, by field; None: unknown.
     """
-    settings, metric, call = engine.settings, engine.scorer.metric, made.trajectory
+    (made, prediction), settings, metric = answered, engine.settings, engine.scorer.metric
+    call = made.trajectory
     score, words = feedback_given(feedback, settings.perfect_score, settings.failure_score)
     outputs = {} if settings.labels is False else _outputs(expected, call.inputs)
     example = dspy.Example({**outputs, **call.inputs}).with_inputs(*call.inputs)
+    as_expected = _as_expected(prediction, outputs)
     omitted = score is None and not words
     with_labels = metric is not None and expected is not None
-    if call.error is None and score is None and (omitted or with_labels):
-        scored = _scored(engine, made, example, result)
-        score, words = scored.score, words or scored.text
-    elif call.error is not None:
+    if call.error is not None:
         words = words or call.error.message
+    elif as_expected and feedback is False:
+        raise SettingsError(
+            f"The feedback is False, and expected holds what the program answered: {brief(outputs)}. Give the right "
+            "outputs, words that say what was wrong, or True."
+        )
+    elif score is None and (with_labels or (omitted and not outputs)):
+        scored = _scored(engine, made, example, prediction)
+        score, words = scored.score, words or scored.text
+    elif score is None and as_expected:
+        score = settings.perfect_score
+    elif omitted and as_expected is None and outputs:
+        raise SettingsError(f"expected holds {brief(outputs)}, and the program returned {', '.join(prediction)}.")
     heard = Feedback(settings.failure_score if score is None else score, words)
     trajectory = replace(
         call,
         example=example,
-        prediction=result if isinstance(result, dspy.Prediction) else None,
+        prediction=prediction,
         feedback=heard,
         success=call.error is None and heard.score >= settings.perfect_score,
         perfect_score=settings.perfect_score,
     )
-    without_labels = omitted and (call.error is None or metric is None)
-    return Told(trajectory, with_labels or without_labels, key=made.key)
+    label_free = omitted and not outputs and (call.error is None or metric is None)
+    return Told(trajectory, (with_labels or label_free) and not made.logged, key=made.id)
+
+
+def _as_expected(prediction: Any, outputs: Mapping[str, Any]) -> bool | None:
+    """Return True if a prediction holds what is expected in all fields that it has; None if it has none of them."""
+    common = [name for name in outputs if prediction is not None and name in prediction]
+    return all(_same(prediction[name], outputs[name]) for name in common) if common else None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return one.casefold().split() == other.casefold().split()
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001 - values of users may refuse to be compared, as arrays do
+        return False
 
 
 def _scored(engine: Engine, made: Made, example: dspy.Example, result: Any) -> Feedback:
@@ -190,13 +292,18 @@ def _scored(engine: Engine, made: Made, example: dspy.Example, result: Any) -> F
             ) from error
 
 
+def _fields(name: str, given: Any) -> dict[str, Any]:
+    """Return fields by name. Raises SettingsError: they are none."""
+    if not isinstance(given, (Mapping, dspy.Example)) or not len(given):
+        raise SettingsError(f"{name} must be a mapping or dspy.Example of fields by name; got {brief(given)}.")
+    return {str(field): value for field, value in given.items()}
+
+
 def _outputs(expected: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `expected` that are no inputs. Raises SettingsError: there are none."""
     if expected is None:
         return {}
-    if not isinstance(expected, (Mapping, dspy.Example)):
-        raise SettingsError(f"expected is a mapping or dspy.Example of the right outputs; got {expected!r:.100}.")
-    outputs = {str(name): value for name, value in expected.items() if name not in inputs}
+    outputs = {name: value for name, value in _fields("expected", expected).items() if name not in inputs}
     if not outputs:
         raise SettingsError(f"expected holds no output field: got {expected!r:.100}; the inputs are known.")
     return outputs

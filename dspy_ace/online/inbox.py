@@ -8,18 +8,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import dspy
+import pydantic
 
 from ..playbook import Delta, Playbook, Rejected, apply
 from ..program import Call, Failure, Feedback, Trajectory, render_value
-from ..store import PlaybookStore
+from ..store import PlaybookStore, flattened
 
 logger = logging.getLogger("dspy.ace")
 
 CLAIM = 600.0  # seconds for which no other process of a store is given the records that this one learns from
-FORMAT = "dspy_ace.told"
+FORMAT: Literal["dspy_ace.told"] = "dspy_ace.told"
+_LEVELS = 50  # of a value inside a record; one that is nested deeper is kept as text
 _MANY = 1000  # a warning is logged each time that so many more trajectories wait in memory
 
 
@@ -30,14 +32,14 @@ class Told:
     Args:
         trajectory: the call and its feedback.
         scored: True if the metric can score a retry of it.
-        id: its number in the inbox.
-        key: identifies it if it is put again after an error of the store.
+        key: the id of the call.
+        number: of its record in a store; 0: it is in memory.
     """
 
     trajectory: Trajectory
     scored: bool
-    id: int = 0
-    key: str | None = None
+    key: str = ""
+    number: int = 0
 
 
 class Inbox(Protocol):
@@ -45,6 +47,9 @@ class Inbox(Protocol):
 
     def snapshot(self) -> tuple[int, Playbook]:
         """Return the latest version and its playbook."""
+
+    def told(self, key: str) -> bool:
+        """Return True if something was put under this key before."""
 
     def put(self, told: Told, source: str | None) -> str:
         """Keep a trajectory and return its source's name. It cannot be lost any more (in a store: it is on disk)."""
@@ -63,6 +68,12 @@ class Inbox(Protocol):
             meanwhile. What is not forgotten of `told` is taken again.
         """
 
+    def forked(self) -> None:
+        """Leave what was told to the parent process: this is a child."""
+
+    def close(self) -> None:
+        """Let other processes learn from what was taken, and not learned from, here."""
+
 
 class Memory:
     """An inbox of this process alone. It needs no lock: `dict` and `count` are thread-safe, and one thread learns."""
@@ -70,17 +81,22 @@ class Memory:
     def __init__(self, playbook: Playbook) -> None:
         self._latest = 0, playbook
         self._numbers = count(1)
-        self._waiting: dict[int, Told] = {}
+        self._names: dict[str, str] = {}  # the source's name of all that was told, by key
+        self._waiting: dict[str, Told] = {}
 
     def snapshot(self) -> tuple[int, Playbook]:
         """See `Inbox`."""
         return self._latest
 
+    def told(self, key: str) -> bool:
+        """See `Inbox`."""
+        return key in self._names
+
     def put(self, told: Told, source: str | None) -> str:
         """See `Inbox`."""
-        number = next(self._numbers)
-        name = source or f"tell-{number}"
-        self._waiting[number] = replace(told, trajectory=replace(told.trajectory, source=name), id=number)
+        name = source or f"tell-{next(self._numbers)}"
+        self._names[told.key] = name
+        self._waiting[told.key] = replace(told, trajectory=replace(told.trajectory, source=name))
         if (waiting := len(self._waiting)) % _MANY == 0:
             logger.warning("ACE: %d told trajectories wait to be learned from, and take memory.", waiting)
         return name
@@ -97,8 +113,15 @@ class Memory:
         """See `Inbox`."""
         self._latest = base + 1, apply(self._latest[1], delta)
         for one in told:
-            self._waiting.pop(one.id)
+            self._waiting.pop(one.key, None)
         return ()
+
+    def forked(self) -> None:
+        """See `Inbox`."""
+        self._waiting = {}
+
+    def close(self) -> None:
+        """See `Inbox`. There are no other processes."""
 
 
 class Shared:
@@ -117,6 +140,10 @@ class Shared:
         """See `Inbox`."""
         return self._store.snapshot()
 
+    def told(self, key: str) -> bool:
+        """See `Inbox`."""
+        return self._store.told(key) is not None
+
     def put(self, told: Told, source: str | None) -> str:
         """See `Inbox`. A store that fails may have kept the record; put again under the same key, it is there once."""
         number = self._store.tell(_to_record(told), source=source, key=told.key)
@@ -124,83 +151,111 @@ class Shared:
 
     def left(self, most: int | None = None) -> int:
         """See `Inbox`."""
-        return len(self._store.pending(most))
+        return len(self._store.pending(most, kind=FORMAT))
 
     def take(self, limit: int) -> list[Told]:
         """See `Inbox`."""
         now = time.monotonic()
         self._held = [(ends, one) for ends, one in self._held if ends > now]
-        while len(self._held) < limit and (claimed := self._store.claim(limit - len(self._held), CLAIM)):
+        while (more := limit - len(self._held)) > 0 and (claimed := self._store.claim(more, CLAIM, kind=FORMAT)):
             for tell in claimed:
                 told = _from_record(tell.record, tell.source, tell.id, self._task)
                 if told is None:
-                    logger.warning("ACE: record %d of the store was not told by OnlineACE: it is left there.", tell.id)
+                    logger.warning("ACE: the told record %d of the store cannot be read: it is left there.", tell.id)
                 else:
                     self._held.append((now + CLAIM, told))
         return [one for _, one in self._held[:limit]]
 
     def learned(self, base: int, delta: Delta, told: Sequence[Told]) -> tuple[Rejected, ...] | None:
         """See `Inbox`. The delta is appended and the records are removed in one transaction."""
-        ids = {one.id for one in told}
+        ids = {one.number for one in told}
         rejected: tuple[Rejected, ...] = ()
         if delta.operations:
             rejected = self._store.append(delta, base, taken=sorted(ids)).rejected
             if len(rejected) == len(delta.operations):  # all was left out: was the whole delta refused?
-                pending = {tell.id for tell in self._store.pending()}
+                pending = {tell.id for tell in self._store.pending(kind=FORMAT)}
                 if pending & ids:
-                    self._held = [(ends, one) for ends, one in self._held if one.id in pending]
+                    self._held = [(ends, one) for ends, one in self._held if one.number in pending]
                     return None
         else:
             self._store.taken(sorted(ids))
-        self._held = [(ends, one) for ends, one in self._held if one.id not in ids]
+        self._held = [(ends, one) for ends, one in self._held if one.number not in ids]
         return rejected
+
+    def forked(self) -> None:
+        """See `Inbox`."""
+        self._held = []
+
+    def close(self) -> None:
+        """See `Inbox`."""
+        held, self._held = self._held, []
+        if held:
+            self._store.release([one.number for _, one in held])
+
+
+class _Record(pydantic.BaseModel):
+    """A told trajectory as a store keeps it: plain JSON data.
+
+    Values that JSON cannot hold are kept as text; then no retry can be made from the record (`scored`).
+    """
+
+    format: Literal["dspy_ace.told"]
+    inputs: dict[str, Any]
+    expected: dict[str, Any]
+    prediction: dict[str, Any] | None
+    trace: tuple[Call, ...]
+    score: pydantic.FiniteFloat
+    feedback: str
+    shown: tuple[str, ...]
+    cited: tuple[str, ...]
+    error: Failure | None
+    success: bool
+    perfect_score: float = 1.0
+    scored: bool
 
 
 def _to_record(told: Told) -> dict[str, Any]:
-    """Return plain JSON data. Other values are kept as text; then no retry can be made from the record."""
+    """Return a trajectory as JSON data, see `_Record`."""
     t = told.trajectory
-    inputs, exact = _plain_fields(t.inputs)
-    expected, exact_too = _plain_fields(t.expected)
-    prediction = None if t.prediction is None else _plain_fields(dict(t.prediction.items()))[0]
-    return {
-        "format": FORMAT,
-        "inputs": inputs,
-        "expected": expected,
-        "prediction": prediction,
-        "trace": [
-            {"predictor": c.predictor, "inputs": _plain_fields(c.inputs)[0], "outputs": _plain_fields(c.outputs)[0]}
-            for c in t.trace
-        ],
-        "score": t.feedback.score,
-        "feedback": t.feedback.text,
-        "shown": list(t.shown),
-        "cited": list(t.cited),
-        "error": None if t.error is None else {"kind": t.error.kind, "message": t.error.message},
-        "success": t.success,
-        "perfect_score": t.perfect_score,
-        "scored": told.scored and exact and exact_too,
-    }
+    (inputs, exact), (expected, exact_too) = _plain_fields(t.inputs), _plain_fields(t.expected)
+    record = _Record(
+        format=FORMAT,
+        inputs=inputs,
+        expected=expected,
+        prediction=None if t.prediction is None else _plain_fields(dict(t.prediction.items()))[0],
+        trace=tuple(Call(c.predictor, _plain_fields(c.inputs)[0], _plain_fields(c.outputs)[0]) for c in t.trace),
+        score=t.feedback.score,
+        feedback=t.feedback.text,
+        shown=t.shown,
+        cited=t.cited,
+        error=t.error,
+        success=t.success,
+        perfect_score=t.perfect_score,
+        scored=told.scored and exact and exact_too,
+    )
+    return record.model_dump()
 
 
-def _from_record(record: Mapping[str, Any], source: str, number: int, task: Mapping[str, str]) -> Told | None:
-    """Read a record of `_to_record`; return None for anything else."""
-    if record.get("format") != FORMAT:
+def _from_record(data: Mapping[str, Any], source: str, number: int, task: Mapping[str, str]) -> Told | None:
+    """Read a record of `_to_record`; return None for anything else: one bad record must not stop the learning."""
+    try:
+        record = _Record.model_validate(data)
+    except pydantic.ValidationError:
         return None
-    inputs, outputs = record["inputs"], record["prediction"]
     trajectory = Trajectory(
-        example=dspy.Example({**record["expected"], **inputs}).with_inputs(*inputs),
-        prediction=None if outputs is None else dspy.Prediction(**outputs),
-        trace=tuple(Call(**call) for call in record["trace"]),
-        feedback=Feedback(record["score"], record["feedback"]),
+        example=dspy.Example({**record.expected, **record.inputs}).with_inputs(*record.inputs),
+        prediction=None if record.prediction is None else dspy.Prediction(record.prediction),
+        trace=record.trace,
+        feedback=Feedback(record.score, record.feedback),
         source=source,
         task=task,
-        shown=tuple(record["shown"]),
-        cited=tuple(record["cited"]),
-        error=None if record["error"] is None else Failure(**record["error"]),
-        success=record["success"],
-        perfect_score=record.get("perfect_score", 1.0),
+        shown=record.shown,
+        cited=record.cited,
+        error=record.error,
+        success=record.success,
+        perfect_score=record.perfect_score,
     )
-    return Told(trajectory, record["scored"], number)
+    return Told(trajectory, record.scored, number=number)
 
 
 def _plain_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -212,6 +267,7 @@ def _plain_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 def _plain(value: Any) -> tuple[Any, bool]:
     try:
         again = json.loads(json.dumps(value, allow_nan=False))
+        exact = flattened(_LEVELS, again) == value
     except (TypeError, ValueError, RecursionError):
-        return render_value(value), False
-    return (again, True) if again == value else (render_value(value), False)
+        exact = False
+    return (again, True) if exact else (render_value(value), False)

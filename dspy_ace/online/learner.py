@@ -32,6 +32,7 @@ class Learner:
     Args:
         engine: the roles, usage and limits.
         inbox: the told trajectories and the playbook.
+        seed: the playbook that it begins with.
         serve: called with each new version and its playbook.
 
     Attributes:
@@ -39,9 +40,8 @@ class Learner:
         stopped: the reason why nothing is learned any more; None: learning goes on.
     """
 
-    def __init__(self, engine: Engine, inbox: Inbox, serve: Callable[[int, Playbook], None]) -> None:
-        self.engine, self.inbox, self._serve = engine, inbox, serve
-        self._seed = inbox.snapshot()[1]
+    def __init__(self, engine: Engine, inbox: Inbox, seed: Playbook, serve: Callable[[int, Playbook], None]) -> None:
+        self.engine, self.inbox, self._seed, self._serve = engine, inbox, seed, serve
         self.records: deque[Record] = deque(maxlen=KEPT)
         self.stopped: str | None = None
         self._one_at_a_time = threading.RLock()  # on_step may call learn() or close()
@@ -223,7 +223,7 @@ class Background:
         self.ensure()
 
     def ensure(self) -> None:
-        """Start the thread if it does not run: at first, and in a forked process, where no other thread lives on."""
+        """Start the thread if it does not run."""
         if self._thread.is_alive() or self._ending.is_set():
             return
         with self._starting:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Any, Literal
@@ -14,7 +16,8 @@ from typing import Annotated, Any, Literal
 import dspy
 from annotated_types import Ge
 
-from ..errors import MetricError, RunError, SettingsError, brief, checked
+from ..errors import MetricError, RunError, SettingsError, StoreError, brief, checked
+from ..lm import Spent
 from ..output import redacting
 from ..playbook import Playbook
 from ..program import Metric, ThreadPool, carried_playbook, own_instructions, with_playbook
@@ -37,9 +40,10 @@ from ..training import (
     failures_of,
     roll_out_in_waves,
 )
-from .calls import Serving, made_by, told
-from .inbox import Inbox, Memory, Shared
+from .calls import Calls, Serving, logged, told
+from .inbox import Inbox, Memory, Shared, Told
 from .learner import Background, Learner
+from .rows import Columns, read_rows
 
 logger = logging.getLogger("dspy.ace")
 
@@ -148,25 +152,48 @@ class OnlineACE:
         seed = carried_playbook(program) if playbook is None else playbook
         _check_store(store, playbook, learn, seed)
 
-        self._engine = Engine(settings, program)
+        self._settings, self._student, self._context = settings, program, copy_context()
         self._inbox: Inbox = Memory(seed) if store is None else Shared(store, own_instructions(program))
-        self._serving, self._swapping = Serving(self._engine, *self._inbox.snapshot()), threading.Lock()
-        self._learner = Learner(self._engine, self._inbox, self._serve)
-        self._background: Background | None = None
+        self._calls = Calls(settings)
+        self._unsure: set[str] = set()  # calls whose tell failed: a store may hold them all the same
+        self._learns, self._poll = learn, None if store is None else poll_seconds
         self._closed = self._ended = False
         redaction = ExitStack()
         redaction.enter_context(redacting(redact))
         self._redaction = weakref.finalize(self, redaction.close)  # until `close`, in calls and threads alike
+        self._start(*self._inbox.snapshot())
         # a store keeps what was told; what is in memory and not learned from is warned of when it is lost
         self._farewell = weakref.finalize(self, _warn_of_left, self._inbox) if store is None else None
         if store is not None:
             store.watch(self.refresh)  # what is forgotten leaves the prompts of this process at once
         if learn == "background" and isinstance(self._engine.refiner, GrowAndRefine):
             self._engine.refiner(self.playbook)  # its first comparison is long: not beside calls that wait
-        if learn != "manual":
-            poll = None if store is None else poll_seconds
-            self._background = Background(self._learner, self.refresh, poll, learns=learn == "background")
+        if self._background is not None:
             self._background.ensure()
+        _alive.add(self)
+
+    def _start(self, version: int, playbook: Playbook) -> None:
+        """Make what holds locks and threads: at first, and again in a forked child."""
+        self._engine = Engine(self._settings, self._student)
+        self._swapping = threading.Lock()
+        self._serving = Serving(self._engine, version, playbook, self._calls)
+        self._learner = Learner(self._engine, self._inbox, playbook, self._serve)
+        self._background: Background | None = None
+        if self._learns != "manual":
+            learns = self._learns == "background"
+            self._background = Background(self._learner, self.refresh, self._poll, learns=learns)
+
+    def _forked(self) -> None:
+        """Begin anew in a forked child: the threads that could free the locks, and end the step, are the parent's.
+
+        What was told before and not learned from is left to the parent. What was spent before counts here as well.
+        """
+        limits = self._engine.limits
+        self._inbox.forked()
+        self._start(self.version, self.playbook)
+        self._engine.limits.resume(Spent(limits.rollouts, limits.calls, limits.dollars, limits.seconds))
+        if self._closed and self._background is not None:
+            self._background.end()
 
     def __call__(self, **inputs: Any) -> Any:
         """Run the program. What it raises passes through, and can be told like a prediction.
@@ -184,19 +211,25 @@ class OnlineACE:
 
     def tell(
         self,
-        prediction: Any,
+        prediction: Any = None,
         feedback: Any = None,
         *,
+        inputs: Mapping[str, Any] | dspy.Example | None = None,
+        outputs: Mapping[str, Any] | dspy.Example | None = None,
         expected: Mapping[str, Any] | dspy.Example | None = None,
         source: str | None = None,
     ) -> str:
         """Say how good a prediction was; it will be learned from. With a store it is on disk when this returns.
 
         Args:
-            prediction: what a call of this object returned, the very object; or the error that it raised.
+            prediction: what a call of this object returned, or the error that it raised; or its id,
+                `prediction.dspy_ace_id`, a text that survives JSON and pickle. The last 1,000 calls of this process are
+                found by their id alone; with any other give `inputs` and `outputs`.
             feedback: a bool (right or wrong), a number (`perfect_score` is right), words, or
-                `dspy.Prediction(score=…, feedback=…)`. None: the metric scores it; without a metric it is a success
-                unless it is an error. Words alone are a failure, unless metric and `expected` say otherwise.
+                `dspy.Prediction(score=…, feedback=…)`. Without a score the metric scores the prediction, if it is
+                omitted or `expected` is given. Without a metric the prediction is right if it holds what is expected,
+                words alone are a failure, and with nothing at all it is right unless it is an error.
+            inputs, outputs: of a call that is not remembered here, by field, as it was logged. It is never tried again.
             expected: the right outputs, by field.
             source: who or what it comes from, such as a user's id. The bullets learned from it carry the name, and
                 can be forgotten by it. None: `tell-` and a number.
@@ -205,27 +238,102 @@ class OnlineACE:
             The name of the source.
 
         Raises:
-            SettingsError: not a prediction of this object, told twice or after `close`, or no feedback.
+            SettingsError: no such call, told twice or after `close`, or no feedback.
             MetricError: the metric cannot score it. It can be told again after this and any other error.
+
+        Example:
+            >>> online.tell(prediction, "The amount is in thousands.", source="user-17")  # doctest: +SKIP
+            >>> online.tell(prediction.dspy_ace_id, True)  # doctest: +SKIP
+            >>> online.tell(inputs={"question": "…"}, outputs={"answer": "7"}, feedback=False)  # doctest: +SKIP
         """
+        return self._put(self._told(prediction, feedback, inputs, outputs, expected), source)
+
+    def tell_rows(
+        self,
+        rows: Any,
+        *,
+        inputs: Columns,
+        outputs: Columns,
+        feedback: Columns | None = None,
+        expected: Columns | None = None,
+        key: str | None = None,
+        source: str | None = None,
+    ) -> list[str | None]:
+        """Tell calls that were logged, as `tell(inputs=…, outputs=…)` does. No program is run and no LM is called.
+
+        All rows are checked before the first is told. `learn`, or the background, learns from them: one reflection a
+        row at most, and one curation a batch.
+
+        Args:
+            rows: mappings, such as a list of dicts, `csv.DictReader(…)` or a dataset; a pandas or polars frame; or the
+                path of a file with a JSON object a line, or with a JSON array of objects.
+            inputs, outputs, expected: the columns with the fields of the program: the name of one, a list of names, or
+                a mapping from fields to columns. A column that holds an object, named alone, gives all its entries.
+                A name leads into objects, lists and JSON texts by dots: "request.kwargs.question", "scores.0.value".
+            feedback: the column with a bool, a number or words; or `{"score": column, "feedback": column}`.
+            key: the column with a name for each row, such as its trace's id. A row that was told before is left out.
+            source: the column with the source, see `tell`.
+
+        Returns:
+            The name of the source of each row; None for a row that was left out: it was told before, or it has no
+            output, or neither feedback nor expected outputs.
+
+        Raises:
+            SettingsError: a row is no mapping, or lacks a column; a file cannot be read; as for `tell`. None was told.
+            MetricError: the metric cannot score a row. None was told.
+
+        Example:
+            >>> online.tell_rows("log.jsonl", inputs="question", outputs="answer", feedback="comment")  # doctest: +SKIP
+        """
+        columns = {"inputs": inputs, "outputs": outputs, "feedback": feedback, "expected": expected}
+        found: list[tuple[Told, str | None] | None] = []
+        for number, row in enumerate(read_rows(rows, **columns, key=key, source=source)):
+            if row.empty or (row.key is not None and self._inbox.told(row.key)):
+                found.append(None)
+                continue
+            try:
+                told = self._told(row.key, row.feedback, row.inputs, row.outputs, row.expected)
+            except (SettingsError, MetricError) as error:
+                raise type(error)(f"Row {number}: {error}") from error
+            found.append((told, row.source))
+        names = [None if each is None else self._put(*each) for each in found]
+        if left := names.count(None):
+            logger.warning(
+                "ACE: %d of %d rows were left out: told before, or without feedback or outputs.", left, len(names)
+            )
+        return names
+
+    def _told(self, call: Any, feedback: Any, inputs: Any, outputs: Any, expected: Any) -> Told:
+        """Return what is to be put into the inbox, see `tell`."""
         if self._closed:
             raise SettingsError("This OnlineACE is closed and learns no more; tell it before close().")
+        name, answered = self._calls.find(call)
+        if name is not None and name not in self._unsure and self._inbox.told(name):
+            raise SettingsError("This call was told before; each is learned from once.")
+        if answered is None:
+            if outputs is None and isinstance(call, dspy.Prediction):
+                outputs = call
+            if inputs is None or outputs is None:
+                raise SettingsError(_UNKNOWN_ID.format(name) if name else _UNKNOWN.format(brief(call)))
+            answered = logged(self._serving.rollouts, self._settings, name, inputs, outputs)
+        return told(self._engine, answered, feedback, expected)
+
+    def _put(self, told: Told, source: str | None) -> str:
         if source is not None and (not isinstance(source, str) or not source):
             raise SettingsError(f"source is a name (str), or None; got {source!r:.80}.")
-        made = made_by(self._engine, prediction)
-        record = told(self._engine, made, prediction, feedback, expected)
-        if not made.told.acquire(blocking=False):
-            raise SettingsError("This prediction was told before; each is learned from once.")
-        with ExitStack() as on_failure:
-            on_failure.callback(made.told.release)  # nothing was told then, so it may be told again
-            name = self._inbox.put(record, source)
-            on_failure.pop_all()
+        self._unsure.add(told.key)
+        name = self._inbox.put(told, source)
+        self._unsure.discard(told.key)
+        self._calls.forget(told.key)
         if self._background is not None:
             self._background.wake()
         return name
 
     def learn(self) -> Step | None:
-        """Learn now from what was told, a batch at most. Return None if nothing waits, or a limit is reached.
+        """Learn now from what was told, a batch at most.
+
+        Returns:
+            None if nothing waits that no other process learns from, or if a limit is reached (`stopped`).
 
         Raises:
             RunError: the LM, or a role, does not work; what was told waits for the next call.
@@ -310,6 +418,8 @@ class OnlineACE:
             while self.learn() is not None:
                 pass
         self._ended = True
+        with suppress(StoreError):  # it may be closed; what it holds is given to others ten minutes later
+            self._inbox.close()
         self._redaction()
         if self._farewell is not None:
             self._farewell()
@@ -361,12 +471,33 @@ class OnlineACE:
         """Put a newer playbook into use: calls that begin from now on meet it, and no call waits for it."""
         with self._swapping:
             if version > self._serving.version:
-                self._serving = Serving(self._engine, version, playbook)
+                self._serving = Serving(self._engine, version, playbook, self._calls)
 
     def _keep_thread(self) -> None:
-        """Start the background thread again where it is lost: a forked process has no other threads."""
+        """Start the background thread where it does not run: a forked process has no other threads."""
         if self._background is not None:
             self._background.ensure()
+
+
+_alive: weakref.WeakSet[OnlineACE] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for online in list(_alive):
+        online._context.copy().run(online._forked)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+_UNKNOWN_ID = (
+    "No call {0!r} is remembered here: another object or process made it, or 1,000 calls came after it. Pass what was "
+    "logged of it: tell({0!r}, feedback, inputs={{…}}, outputs={{…}})."
+)
+_UNKNOWN = (
+    "tell takes a prediction this object made, an error that a call of it raised, the id of one "
+    "(prediction.dspy_ace_id), or inputs={{…}} and outputs={{…}} of a call that was logged; got {0}."
+)
 
 
 def _check_store(store: Any, playbook: Playbook | None, learn: str, seed: Playbook) -> None:

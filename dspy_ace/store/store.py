@@ -181,7 +181,8 @@ class PlaybookStore:
         """Keep a record to learn from, and return its id. It is on disk when this returns.
 
         Args:
-            record: plain JSON data by name, such as `{"question": "…", "score": 0.0}`.
+            record: plain JSON data by name, such as `{"question": "…", "score": 0.0}`. What is nested more than 100
+                levels deep is kept as JSON text.
             source: who or what it comes from, such as a user's id; None: `tell-` and its id.
             key: any text that identifies this record, for a retry. Told again under the same key it is kept once and
                 has the same id.
@@ -193,11 +194,9 @@ class PlaybookStore:
         checked("source", source, str | None)
         checked("key", key, str | None)
         plain = dict(checked("record", record, InstanceOf[Mapping[Any, Any]]))
-        if not _fits(plain, MAX_DEPTH):
-            raise SettingsError(f"record must not be nested more than {MAX_DEPTH} levels deep; this one is.")
         try:
-            written = json.dumps(redacted(plain), allow_nan=False)
-        except (TypeError, ValueError) as error:
+            written = json.dumps(redacted(flattened(MAX_DEPTH, plain)), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
             raise SettingsError(f"record must be plain JSON data, by name; this one is not: {error}.") from error
         with self._transaction(write=True) as run:
             _, told = tables.head(run, lock=True)
@@ -412,10 +411,24 @@ def _replayed(playbook: Playbook, events: Sequence[StoredEvent]) -> Playbook:
         raise StoreError(f"The store is damaged after version {start}: {error}. Take it from a backup.") from error
 
 
-def _fits(data: Any, levels: int) -> bool:
-    """Return True if JSON data is nested at most so many levels deep: then everybody can read it, in any stack."""
-    inner = data.values() if isinstance(data, dict) else data if isinstance(data, (list, tuple)) else ()
-    return not inner or (levels > 0 and all(_fits(each, levels - 1) for each in inner))
+def flattened(levels: int, data: Any) -> Any:
+    """Return JSON data in which nothing is nested deeper than so many levels: so everybody can read it, in any stack.
+
+    What is deeper is replaced by its JSON text.
+    """
+    whole = [data]
+    places: list[tuple[Any, Any]] = [(whole, 0)]  # level by level: a recursion would need a stack itself
+    for _ in range(levels):
+        below: list[tuple[Any, Any]] = []
+        for holder, at in places:
+            if isinstance(holder[at], (dict, list, tuple)):
+                holder[at] = inner = dict(holder[at]) if isinstance(holder[at], dict) else list(holder[at])
+                below += [(inner, name) for name in (inner if isinstance(inner, dict) else range(len(inner)))]
+        places = below
+    for holder, at in places:
+        if isinstance(holder[at], (dict, list, tuple)) and holder[at]:
+            holder[at] = json.dumps(holder[at], allow_nan=False)
+    return whole[0]
 
 
 def _check_version(version: int, latest: int) -> None:

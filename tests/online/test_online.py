@@ -14,6 +14,7 @@ import pytest
 
 from dspy_ace import ACE, Bullet, Playbook, PlaybookStore, with_playbook
 from dspy_ace.errors import SettingsError
+from dspy_ace.online import calls
 from dspy_ace.online.online import OnlineACE
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
@@ -164,17 +165,19 @@ def test_usage_reaches_the_caller(offline: OfflineLM) -> None:
     assert tracker.get_total_tokens() == prediction.get_lm_usage()
 
 
-def test_what_is_let_go_is_forgotten(offline: OfflineLM) -> None:
-    """Predictions that nobody tells are collected with all they remember; told ones when they are learned from."""
+def test_what_is_let_go_is_forgotten(offline: OfflineLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of predictions that nobody tells the latest are kept; told ones are when they are learned from, and then go."""
+    monkeypatch.setattr(calls, "REMEMBERED", 2)
     notebook = Notebook()
     with noted(notebook, metric=desk_metric) as program:
-        untold = [weakref.ref(program(message=f"Hello {n}")) for n in range(3)]
+        untold = [weakref.ref(program(message=f"Hello {n}")) for n in range(4)]
+        gc.collect()
+        assert [ref() is None for ref in untold] == [True, True, False, False]
         told = program(message="Told")
         kept = weakref.ref(told)
         program.tell(told, 0)
         del told
         gc.collect()
-        assert [ref() for ref in untold] == [None] * 3
         assert kept() is not None
         program.learn()
         notebook.seen.clear()

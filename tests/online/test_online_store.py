@@ -14,13 +14,13 @@ import pytest
 from dspy.utils.exceptions import LMServerError
 
 from dspy_ace import Playbook, PlaybookStore
-from dspy_ace.errors import RunError, StoreError
+from dspy_ace.errors import RunError, SettingsError, StoreError
 from dspy_ace.online import inbox
 from dspy_ace.online.online import OnlineACE
 from dspy_ace.playbook import Add, Delta
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
-from online_helpers import Notebook, noted, until
+from online_helpers import Desk, Notebook, noted, until
 from paths import HELPERS, ROOT
 
 
@@ -176,6 +176,89 @@ def test_what_is_told_again_after_a_lost_answer_is_there_once(offline: OfflineLM
         assert [told.source for told in store.pending()] == ["tell-1", "tell-2"]
 
 
+def test_an_id_is_told_in_any_process_once(offline: OfflineLM, tmp_path: Path) -> None:
+    """Where the call is not remembered, what was logged of it is asked for; a second tell is known everywhere."""
+    with PlaybookStore(tmp_path / "memory.db") as store, PlaybookStore(tmp_path / "memory.db") as mine:
+        notebook = Notebook()
+        with noted(notebook, store=store, program=Desk()) as one, noted(Notebook(), store=mine, program=Desk()) as two:
+            first, second = one(message="Hello"), one(message="Bye")
+            with pytest.raises(SettingsError, match=r"inputs=\{…\}, outputs=\{…\}"):
+                two.tell(first.dspy_ace_id, "No.")
+            logged: Any = {"inputs": {"message": "Hello"}, "outputs": {"desk": first.desk}}
+            two.tell(first.dspy_ace_id, "No.", source="a", **logged)
+            for program in (one, two):
+                with pytest.raises(SettingsError, match="told before"):
+                    program.tell(first.dspy_ace_id, "No.", **logged)
+            one.tell(second.dspy_ace_id, "No.", source="b")
+            with pytest.raises(SettingsError, match="told before"):
+                two.tell(second.dspy_ace_id, "No.", **logged)
+            while one.learn() is not None:
+                pass
+        assert [(seen.source, seen.inputs["message"]) for seen in notebook.seen] == [("a", "Hello"), ("b", "Bye")]
+        with noted(Notebook(), store=store) as later, pytest.raises(SettingsError, match="told before"):
+            later.tell(first.dspy_ace_id, "No.", **logged)
+
+
+def test_what_a_closed_learner_had_claimed_is_there_for_the_next(offline: OfflineLM, tmp_path: Path) -> None:
+    """A learner that ends after a failed step leaves no claims behind: the next one learns at once."""
+    broken, notebook = Notebook(), Notebook()
+    broken.broken = LMServerError(message="503")
+    with PlaybookStore(tmp_path / "memory.db") as store:
+        with noted(broken, store=store) as first:
+            first.tell(first(message="Hello"), 0)
+            with pytest.raises(RunError):
+                first.learn()
+        with noted(notebook, store=store) as second:
+            assert second.learn() is not None
+
+
+def test_a_record_that_cannot_be_read_stops_no_learner(
+    offline: OfflineLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Records with the name of ours and another content are left in the store, with a warning; the rest is learned."""
+    notebook = Notebook()
+    with PlaybookStore(tmp_path / "memory.db") as store:
+        with noted(notebook, store=store, batch_size=1) as program:
+            program.tell(program(message="first"), 0)
+            whole = store.pending()[0].record
+            for harm in (
+                {"score": "none"},
+                {"trace": [1]},
+                {"inputs": None},
+                {"error": {"kind": "odd", "message": ""}},
+            ):
+                store.tell({**whole, **harm}, source="odd")
+            store.tell({"format": whole["format"]}, source="odd")
+            program.tell(program(message="last"), 0)
+            while program.learn() is not None:
+                pass
+        assert [seen.inputs["message"] for seen in notebook.seen] == ["first", "last"]
+        assert [tell.source for tell in store.pending()] == ["odd"] * 5
+        assert store.forget(sources={"odd"}).tells == 5
+
+
+def test_inputs_of_any_depth_can_be_told(offline: OfflineLM, tmp_path: Path) -> None:
+    """What is nested deeper than others could read is kept as text; it is told and learned from like the rest."""
+    deep: Any = "bottom"
+    for _ in range(400):
+        deep = {"in": deep}
+
+    class Deep(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+        def __init__(self) -> None:
+            super().__init__()
+            self.route = dspy.Predict("message -> desk")
+
+        def forward(self, message: str, context: Any) -> Any:
+            return self.route(message=message)
+
+    notebook = Notebook()
+    with PlaybookStore(tmp_path / "memory.db") as store, noted(notebook, store=store, program=Deep()) as program:
+        program.tell(program(message="Hello", context=deep), 0)
+        program.tell(program(message="Hello", context={"a": [1]}), 0)
+        assert program.learn() is not None
+    assert {type(seen.inputs["context"]) for seen in notebook.seen} == {str, dict}
+
+
 def test_a_batch_of_foreign_records_does_not_hide_what_was_told(offline: OfflineLM, tmp_path: Path) -> None:
     """However many records of other programs come first, `learn` finds the one that was told here."""
     with PlaybookStore(tmp_path / "memory.db") as store:
@@ -209,7 +292,7 @@ def test_records_of_others_and_values_that_are_no_json(offline: OfflineLM, tmp_p
             program.tell(program(message={1, 2}), expected={"desk": "Maple"})
             program.tell(program(message="plain"), expected={"desk": "Maple"})
             program.learn()
-            assert program.pending == 1
+            assert (program.pending, len(store.pending())) == (0, 1)
     inputs = [seen.inputs["message"] for seen in notebook.seen]
     assert sorted(inputs) == ["plain", "plain", "{1, 2}"] or sorted(inputs) == ["plain", "{1, 2}"]
     assert [example.message for example in traced] == [{1, 2}, "plain", "plain"]

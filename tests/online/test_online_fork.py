@@ -1,0 +1,95 @@
+"""OnlineACE in a process that forks: the child goes on, whatever the parent's threads were doing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dspy_ace import PlaybookStore
+from paths import HELPERS, ROOT
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+FORKS = """
+import os, sys, threading
+import dspy
+import litellm
+from dspy_ace import PlaybookStore
+from dspy_ace.errors import SettingsError
+from dspy_ace.testing import OfflineLM
+from online_helpers import Notebook, noted, until
+
+litellm.register_model({"offline/reader": {"input_cost_per_token": 1e-9, "output_cost_per_token": 1e-9}})
+dspy.configure(lm=OfflineLM(max_tokens=100))
+dspy.disable_logging()
+store = PlaybookStore(sys.argv[1]) if len(sys.argv) > 1 else None
+busy, end = threading.Event(), threading.Event()
+
+class Slow(Notebook):
+    def __call__(self, playbook, trajectory):
+        if os.getpid() == parent:
+            busy.set()
+            end.wait(60)
+        return super().__call__(playbook, trajectory)
+
+parent = os.getpid()
+online = noted(Slow(), store=store, learn="background", batch_size=2, max_cost=1.0, num_threads=2, poll_seconds=0.05)
+before = online(message="before")
+told = [online(message=f"of the parent {n}") for n in range(3)]
+for prediction in told:
+    online.tell(prediction, "No.", source="parent")
+busy.wait(60)  # a step is under way, and holds what it takes
+
+child = os.fork()
+if child == 0:
+    code = 1
+    try:
+        online.tell(before.dspy_ace_id, "No.", source="child")  # made by the parent, told here
+        try:
+            online.tell(told[0], "No.")
+        except SettingsError:
+            code = 2
+        online.tell(online(message="of the child"), "No.", source="child, too")
+        mine = [f"of {message}." for message in ("before", "of the child")]
+        until(lambda: all(any(m in bullet.content for bullet in online.playbook) for m in mine), 30)
+        online.close()
+        code -= 2
+    finally:
+        os._exit(code)
+status = os.waitpid(child, 0)[1]
+end.set()
+assert os.waitstatus_to_exitcode(status) == 0
+online.close(learn=True)
+print(sorted(bullet.content for bullet in (store.playbook() if store else online.playbook)))
+"""
+
+
+def forked(*arguments: str) -> list[str]:
+    """Run the script; what it printed last."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(ROOT)])},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: list[str] = eval(done.stdout.splitlines()[-1])
+    return [content.split(": ")[1] for content in found]
+
+
+def test_a_child_that_is_forked_in_the_middle_of_a_step_learns_and_closes() -> None:
+    """It is called, told and learns beside its parent; what the parent was told before is the parent's."""
+    ledger = [f"keep to the ledger of of the parent {n}." for n in range(3)]
+    assert forked() == ledger
+
+
+def test_parent_and_child_learn_into_one_store(tmp_path: Path) -> None:
+    """Each told record is learned from once, by the one or the other."""
+    learned = forked(str(tmp_path / "memory.db"))
+    told = ["before", "of the child", *(f"of the parent {n}" for n in range(3))]
+    assert sorted(learned) == sorted(f"keep to the ledger of {message}." for message in told)
+    with PlaybookStore(tmp_path / "memory.db") as store:
+        assert store.pending() == ()
