@@ -33,14 +33,6 @@ APPWORLD = (
     ("ReAct + ACE, online, no labels", 59.5),
 )
 
-COSTS = (
-    # benchmark, method, seconds, second figure with its unit
-    ("AppWorld, offline", "GEPA", 53_898, "1,434 rollouts"),
-    ("AppWorld, offline", "ACE", 9_517, "357 rollouts"),
-    ("FiNER, online", "Dynamic Cheatsheet", 65_104, "$17.7"),
-    ("FiNER, online", "ACE", 5_503, "$2.9"),
-)
-
 
 def published(task: str | None = None) -> list[dict[str, object]]:
     """Published rows, as a report shows them: benchmark, method, score in percent, source.

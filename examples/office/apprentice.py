@@ -16,7 +16,7 @@ import ast
 import json
 import re
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dspy_ace.testing import OfflineLM
@@ -77,13 +77,13 @@ def _step(ask: Ask) -> dict[str, Any] | None:
     if "next_tool_name" not in ask.asks_for or not tools:
         return None
     advice = read_advice(ask.instructions, tools)
-    call, memory = next_call(question_of(ask), tools, advice, steps_in(ask.values.get("trajectory", "")))
+    call, worker = next_call(question_of(ask), tools, advice, steps_in(ask.values.get("trajectory", "")))
     values: dict[str, Any] = {
         "next_tool_name": call.tool if call else "finish",
         "next_tool_args": dict(call.arguments) if call else {},
     }
-    cited = list(dict.fromkeys(said.source for said in memory.used if said.source))
-    thought = memory.thought if call else "All that was asked for was done."
+    cited = list(dict.fromkeys(said.source for said in worker.used if said.source))
+    thought = worker.thought if call else "All that was asked for was done."
     return {f.name: values.get(f.name, cited if _CITES.search(f.name) else thought) for f in ask.outputs}
 
 
@@ -135,35 +135,30 @@ def _given(text: str) -> dict[str, Any]:
     return {}
 
 
-@dataclass
-class Memory:
-    """Rows of the last list, and the advice that was followed."""
-
-    rows: list[str] = field(default_factory=list)
-    used: list[Advice] = field(default_factory=list)
-    thought: str = ""
-
-
 def next_call(
     task: str, tools: Mapping[str, Tool], advice: Sequence[Advice], steps: Sequence[Step]
-) -> tuple[Call | None, Memory]:
-    """Return the call that comes after `steps` (None: the work is done), and the memory of the work so far."""
-    worker = _Worker(tools, advice, Memory())
+) -> tuple[Call | None, Worker]:
+    """Return the call that comes after `steps` (None: the work is done), and who has worked so far."""
+    worker = Worker(tools, advice)
     work = worker.work(task)
     try:
         call = next(work)
         for step in steps:
             call = work.send(step.observation)
     except StopIteration:
-        return None, worker.memory
-    return call, worker.memory
+        return None, worker
+    return call, worker
 
 
-@dataclass(frozen=True)
-class _Worker:
-    tools: Mapping[str, Tool]
-    advice: Sequence[Advice]
-    memory: Memory
+class Worker:
+    """Somebody at work, who remembers the rows of the last list, the advice followed, and the latest thought."""
+
+    def __init__(self, tools: Mapping[str, Tool], advice: Sequence[Advice]) -> None:
+        self.tools = tools
+        self.advice = advice
+        self.rows: list[str] = []
+        self.used: list[Advice] = []
+        self.thought = ""
 
     def work(self, task: str) -> Work:
         """Do a task sentence by sentence."""
@@ -171,7 +166,7 @@ class _Worker:
             tool = _tool(sentence, self.tools)
             if tool is not None:
                 arguments = self.arguments(tool, sentence)
-                self.memory.thought = f"{tool.name} fits: {sentence}"
+                self.thought = f"{tool.name} fits: {sentence}"
                 for other in self.tools:
                     first = self.heed(other, tool.name, sentence, arguments)
                     if first is not None and first.value:
@@ -181,18 +176,18 @@ class _Worker:
 
     def carry_out(self, tool: Tool, sentence: str, arguments: dict[str, Any]) -> Work:
         """Make a call as often as advice says."""
-        given = {**dict.fromkeys(_required(tool), self.memory.thought), **arguments}
+        given = {**dict.fromkeys(_required(tool), self.thought), **arguments}
         often = self.heed(TIMES, tool.name, sentence, arguments)
         for _ in range(often.value if often else 1):
             observation = yield Call(tool.name, given)
             rows = [line[2:].strip() for line in observation.splitlines() if line.startswith("- ")]
-            self.memory.rows = rows or self.memory.rows
+            self.rows = rows or self.rows
 
     def heed(self, topic: str, tool: str, sentence: str, arguments: Mapping[str, Any]) -> Advice | None:
         """Return the advice on a topic, and remember that it was followed."""
         said = chosen(self.advice, topic, tool, sentence, arguments)
         if said is not None:
-            self.memory.used.append(said)
+            self.used.append(said)
         return said
 
     def arguments(self, tool: Tool, sentence: str) -> dict[str, Any]:
@@ -202,7 +197,7 @@ class _Worker:
         for name in _required(tool):
             beside = next((pair for pair in quoted if pair[0] and stem(pair[0]) == stem(name)), None)
             if beside:
-                filled[name] = beside[1]
+                filled[name] = self.name(beside[1], tool.name, sentence)
                 quoted.remove(beside)
         for name in [name for name in _required(tool) if name not in filled]:
             number = dict(tool.arguments[name] or {}).get("type") in ("integer", "number")
@@ -212,7 +207,7 @@ class _Worker:
             elif quoted and not number:
                 filled[name] = self.name(quoted.pop(0)[1], tool.name, sentence)
             else:
-                said = _figure(_QUOTES.sub(" ", sentence), self.memory.rows)
+                said = _figure(_QUOTES.sub(" ", sentence), self.rows)
                 filled[name] = next(iter(numbers(said)), 0) if number else said
         return filled
 
