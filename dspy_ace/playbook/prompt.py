@@ -20,11 +20,19 @@ Lessons learned on earlier cases of this task, one block each: [id] (section) le
 the bullets that apply to the case at hand and follow them; a bullet that fits the case exactly goes before a
 general one. Ignore bullets that do not apply."""
 
-# A block is recognised by its title and these words, however its lines are wrapped. Programs are saved with them:
-# whoever words the header anew keeps these here as an alternative.
-_MARK = r"\s+".join(["##", "Playbook", *["Lessons", "learned", "on", "earlier", "cases", "of", "this", "task"]])
+# A block is recognised by its title and these words, however its lines are wrapped; by the words alone; or by the title
+# right above a bullet. Programs are saved with them: whoever words the header anew keeps these here as an alternative.
+_WORDS = r"\s+".join(("Lessons", "learned", "on", "earlier", "cases", "of", "this", "task"))
+_TITLE = r"\#{1,6}[^\S\n]+Playbook:?"
+_ID = rf"\[\s*{ID_PATTERN}\s*\]"
 _OPENS = re.compile(rf"\[\s*({ID_PATTERN})\s*\][^\S\n]*(?:\((.*?)\)(?=\s|$))?[^\S\n]*(.*)")
-_HEADER = re.compile(rf"(?:\A|\n?\n){_MARK}\b.*?(?=\n[^\S\n]*\n|\n\[\s*{ID_PATTERN}\s*\]|\Z)", re.DOTALL)
+_LISTED = re.compile(rf"^[-*•]\s+(?:\*\*)?({_ID})(?:\*\*)?(?=[^\S\n]*\()|^\*\*({_ID})\*\*(?=[^\S\n]*\()", re.MULTILINE)
+_HEADER = re.compile(
+    rf"""(?:\A|(?:\n[ \t]*)?\n)
+    (?:{_TITLE}\s+{_WORDS}\b | {_WORDS},\s+one\s+block\s+each\b | {_TITLE}(?=\s*\n{_ID}[^\S\n]*\())
+    .*?(?=\n[^\S\n]*\n|\n{_ID}|\Z)""",
+    re.DOTALL | re.VERBOSE,
+)
 
 
 class ShownBullet(NamedTuple):
@@ -47,18 +55,24 @@ def take_out(instructions: str) -> tuple[str, list[ShownBullet] | None]:
 
     A block begins with the header, at the top or on a line of its own. It ends with its last bullet: the last line
     that opens with an id, and the indented lines below it. What stands behind that is kept; a line between two
-    bullets, as a hand edit may leave it, belongs to the bullet above it.
+    bullets, as a hand edit may leave it, belongs to the bullet above it. Bullets may be the items of a list.
 
     Returns:
         The instructions without any block, and the bullets of the last block; None: there was no block.
     """
-    own, *blocks = _HEADER.split(instructions)
-    shown: list[ShownBullet] | None = None
+    found = _HEADER.search(instructions)
+    text = instructions
+    if found is None or "\r" in found[0]:  # an editor has changed all line ends
+        text = instructions.replace("\r\n", "\n").replace("\r", "\n")
+    own, *blocks = _HEADER.split(text)
+    if not blocks:
+        return instructions, None
+    shown: list[ShownBullet] = []
     for block in blocks:
-        lines = block.split("\n")
+        lines = _LISTED.sub(r"\1\2", block).split("\n")
         starts = [at for at, line in enumerate(lines) if _OPENS.match(line)]
         end = _end(lines, starts[-1]) if starts else 1
-        shown = [_read("\n".join(lines[a:b]).rstrip()) for a, b in zip(starts, [*starts[1:], end], strict=False)]
+        shown = [_read([*map(str.rstrip, lines[a:b])]) for a, b in zip(starts, [*starts[1:], end], strict=False)]
         rest = "".join(f"\n{line}" for line in lines[end:])
         own += rest if own else rest.lstrip("\n")
     return own, shown
@@ -75,7 +89,8 @@ def _end(lines: list[str], last: int) -> int:
     return end
 
 
-def _read(block: str) -> ShownBullet:
+def _read(lines: list[str]) -> ShownBullet:
+    block = "\n".join(lines).rstrip()
     first, *rest = block.split("\n")
     found = _OPENS.match(first)
     assert found is not None  # noqa: S101 - blocks are cut where it matches
@@ -87,8 +102,8 @@ def playbook_of(program: Any) -> Playbook:
     """Read the playbook in a program's instructions back: what its prompts say is the truth.
 
     Counters, sources and the text before it was made safe for a prompt do not stand in prompts. They are taken from
-    `program.playbook` where that is at hand and knows the bullet. A bullet that stands in the prompts of all predictors
-    is for all; one that stands in some of them is for each of these, under an id of its own.
+    `program.playbook`, or that of a compiled part, where it is at hand and knows the bullet. One that stands in the
+    prompts of all predictors is for all; one that stands in some of them is for each of these, under an id of its own.
 
     Args:
         program: a DSPy program, compiled, loaded or edited by hand.
@@ -111,7 +126,18 @@ def playbook_of(program: Any) -> Playbook:
         for bullet in bullets:
             where.setdefault(bullet, []).append(name)
     unseen = [bullet for bullet in known if not any(bullet.is_for(name) for name in shown)]
-    return _joined(known, unseen, _scoped(known, where, list(taken), list(shown)))
+    parts = {(b.id, b.block): b for name in shown for b in _of_part(program, name)} if kept is None else {}
+    return _joined(known, parts, unseen, _scoped(known, where, list(taken), list(shown)))
+
+
+def _of_part(program: Any, predictor: str) -> Playbook:
+    """Return the playbook that a compiled part of the program carries; an empty one if that of `predictor` has none."""
+    part = program
+    for name in predictor.split("."):
+        part = getattr(part, name, None)
+        if isinstance(found := getattr(part, "playbook", None), Playbook):
+            return found
+    return Playbook()
 
 
 def _scoped(
@@ -128,12 +154,17 @@ def _scoped(
     return scoped
 
 
-def _joined(known: Playbook, unseen: list[Bullet], scoped: list[tuple[ShownBullet, str | None]]) -> Playbook:
+def _joined(
+    known: Playbook,
+    parts: Mapping[tuple[str, str], Bullet],
+    unseen: list[Bullet],
+    scoped: list[tuple[ShownBullet, str | None]],
+) -> Playbook:
     """Return the playbook of these bullets; where two have one id, the second gets a new number."""
     bullets = {bullet.id.casefold(): bullet for bullet in unseen}
     high_water = max([known.high_water, *(int(shown.id.rpartition("-")[2]) for shown, _ in scoped)])
     for shown, predictor in scoped:
-        name, before = shown.id, known.get(shown.id)
+        name, before = shown.id, known.get(shown.id) or parts.get((shown.id, shown.block))
         if not shown.content.strip():
             continue
         if name.casefold() in bullets:

@@ -133,6 +133,9 @@ def _instructed(
             predictor.__dict__["_dspy_ace_selection"] = (playbook, name, getattr(program, _SELECTS))
         if cite:
             ask_for_citations(predictor, name, playbook)
+    for _, part in program.named_sub_modules():  # what a compiled part carries stands in no prompt any more
+        if part is not program and isinstance(getattr(part, "playbook", None), Playbook):
+            del part.playbook
     program.playbook = playbook
     return program
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -189,7 +190,7 @@ def letters(text: str) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-@settings(max_examples=10_000 if settings.default.max_examples > 100 else 100)  # type: ignore[union-attr]
+@settings(max_examples=int(os.environ.get("DSPY_ACE_TRIALS", 4 * settings.default.max_examples)))  # type: ignore[union-attr]
 @given(playbooks(min_size=1), EDITS, st.booleans())
 def test_no_edit_loses_anything_in_silence(
     playbook: Playbook, edits: list[tuple[str, int, str]], counters: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,48 @@ def test_compiling_a_loaded_program_goes_on_with_its_playbook(by_hand: bool, tmp
     assert any(text.count("[str-00001]") == 1 for text in prompts(program).values())
 
 
+def by_line(change: Any) -> Any:
+    return lambda text: "\n".join(map(change, text.split("\n")))
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+@pytest.mark.parametrize("own", ["Route it.", "## Playbook\nOur own, by hand.\n\n## Rules\n- [rfc-1] Be kind.", ""])
+@pytest.mark.parametrize(
+    ("edit", "left"),
+    [
+        (lambda text: text.replace("\n", "\r\n"), "{}"),
+        (lambda text: text.replace("\n", "\r"), "{}"),
+        (by_line(lambda line: f"{line}  "), None),
+        (by_line(lambda line: f"    {line}"), "{}"),
+        (lambda text: f"<task>\n{text}\n</task>\nAnswer in one word.", "<task>\n{}\n</task>\nAnswer in one word."),
+        (lambda text: f"{text}\n\n{text}", None),
+        (lambda text: text.replace(f"{TITLE}\nLessons", "Lessons"), "{}"),
+        (lambda text: text.replace(f"{TITLE}\nLessons", "### Playbook:\nLessons"), "{}"),
+        (lambda text: re.sub(r"Lessons learned.*?apply\.\n\n?", "", text, flags=re.DOTALL), "{}"),
+        (lambda text: text.replace("[str-", "- [str-"), "{}"),
+        (lambda text: re.sub(r"(\[str-\d+\])", r"* **\1**", text), "{}"),
+        (lambda text: text.replace("\n[str-", "\n\n\n[str-"), "{}"),
+    ],
+)
+def test_a_block_is_known_after_a_hand_edit(edit: Any, left: str | None, own: str, at_hand: bool) -> None:
+    """Line ends, spaces, title, lists, text around it: no bullet is lost, and another playbook takes its place."""
+    student = dspy.Predict(Route.with_instructions("x"))
+    student.signature.instructions = own
+    program = with_playbook(student, OLD)
+    text = edit(program.signature.instructions)
+    program = program if at_hand else dspy.Predict(Route)
+    program.signature = program.signature.with_instructions("x")
+    program.signature.instructions = text
+    read = Playbook.from_program(program)
+    assert [(b.id, b.content, b.helpful) for b in read] == [(b.id, b.content, b.helpful if at_hand else 0) for b in OLD]
+    again = with_playbook(program, NEW).signature.instructions
+    assert again.count("Lessons learned on earlier cases") == 1
+    assert "Harbor" not in again
+    assert "Lantern" not in again
+    if left is not None and own:
+        assert with_playbook(program, Playbook()).signature.instructions == left.format(own)
+
+
 def test_a_compiled_part_of_a_program_is_read_and_replaced() -> None:
     """The outer program has no playbook of its own: that of its part is found, and replaced in its prompt."""
     student = Two(with_playbook(dspy.ChainOfThought(Route), OLD))
@@ -117,3 +160,16 @@ def test_a_compiled_part_of_a_program_is_read_and_replaced() -> None:
     assert prompts(with_playbook(student, read)) == prompts(student)
     assert prompts(with_playbook(student, NEW)) == prompts(with_playbook(Two(), NEW))
     assert Playbook.from_program(with_playbook(student, NEW)) == NEW
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_what_a_compiled_part_carries_is_used(loads: bool, tmp_path: Path) -> None:
+    """Its votes are kept while its values are at hand; once the whole has a playbook, the part has none of its own."""
+    part = with_playbook(dspy.ChainOfThought(Route), OLD)
+    student = Two(loaded(part, lambda: dspy.ChainOfThought(Route), tmp_path) if loads else part)
+    read = Playbook.from_program(student)
+    assert [(b.id, b.helpful) for b in read] == [("str-00001", 0 if loads else 4), ("str-00002", 0)]
+    program = with_playbook(student, read.edit("str-00002", "Parcels go to Summit."))
+    assert not hasattr(program.route, "playbook")
+    assert hasattr(student.route, "playbook") != loads
+    assert Playbook.from_program(program) == program.playbook
