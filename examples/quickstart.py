@@ -34,6 +34,11 @@ from routing_task import DESKS, RouteMessage, make_split, metric
 from dspy_ace import ACE, AceError
 from dspy_ace.testing import OfflineLM
 
+OFFLINE_LESSONS = """\
+The stand-in's lessons are lists of words. A real model's are sentences, such as:
+"A refund of 500 or less goes to Harbor, a larger one to Quarry, whatever the item is. Read the amount first."
+"""
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
@@ -83,11 +88,14 @@ def check(args: argparse.Namespace) -> Path:
     return folder
 
 
-def report(program: Any, calls: int) -> None:
+def report(program: Any, calls: int, offline: bool) -> None:
     """What was learned and what it cost."""
     playbook = getattr(program, "playbook", None)
     if playbook is not None:
-        print(f"\nThe playbook ({len(playbook)} bullets):\n{playbook.to_text()}\n")
+        print(f"\nThe playbook ({len(playbook)} bullets):")
+        if offline:
+            print(OFFLINE_LESSONS)
+        print(f"{playbook.to_text()}\n")
         print(f"The run:\n{program.detailed_results}")
     else:
         for name, predictor in program.named_predictors():
@@ -137,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         fail(str(error))
     calls = counter.calls - start
     after = score(program, split.test, metric, args.threads)
-    report(program, calls)
+    report(program, calls, args.model == "offline")
 
     print("\nThe right desk on the test messages")
     show_mean("before:", before)

@@ -67,6 +67,14 @@ def test_the_blocks_of_the_guides_run_and_show_what_they_print(tmp_path: Path) -
         assert agrees(shown, words), f"{code}\nprinted\n{words}"
 
 
+def test_the_block_for_weights_and_biases_runs(tmp_path: Path) -> None:
+    """It logs to a run that is kept on disk, without an account and without the network."""
+    pytest.importorskip("wandb")
+    first = SHOWN.findall(GUIDES)[0][0]
+    code, shown = re.findall(r"```python wandb\n(.*?)```\n```text\n(.*?)```", GUIDES, re.DOTALL)[0]
+    assert run([first, code], tmp_path)[1].strip() == shown.strip()
+
+
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     """Install, make a prompt better, edit it: the commands run as they stand, with an editor that changes nothing."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__", "office"))
