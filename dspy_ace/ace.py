@@ -198,15 +198,14 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         run = Run(settings, student, trainset, valset)
         with (
             redacting(settings.redact),
-            CtrlC() as ctrl_c,
+            CtrlC(run.engine.limits.stop) as ctrl_c,
             run.journal() as journal,
             run.engine.scope(),
             run.showing(journal),
         ):
             state = run.resumed(journal)
             try:
-                with ThreadPool(run.engine.num_threads) as pool:
-                    state, stopped = _loop(run, state, journal, pool, ctrl_c)
+                state, stopped = _loop(run, state, journal, ThreadPool(run.engine.num_threads), ctrl_c)
             except (RunError, MetricError) as error:
                 error.program = run.finished(run.restored(journal), f"stopped by an error: {error}", journal)
                 raise

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
 from ..errors import SettingsError
@@ -56,7 +56,7 @@ class Limits:
     Attributes:
         rollouts, calls, dollars: spent so far.
         reached: the reason why a call or rollout was refused first; None: none was.
-        keep: told what is spent before each LM call under a limit, so that a process that dies has told of it.
+        keep: called with what is spent, before a rollout or call is made: a process that is killed has told of it.
 
     Example:
         >>> limits = Limits(max_rollouts=2)
@@ -78,6 +78,7 @@ class Limits:
         self.reached: str | None = None
         self._seconds_before, self._started = 0.0, math.inf
         self.keep: Callable[[Spent], None] | None = None
+        self._told = Spent()
         self._open: dict[Request, float] = {}  # calls under way → dollars reserved
         self._stopped = False
         self._kept_calls, self._kept_dollars = 0, 0.0
@@ -122,6 +123,7 @@ class Limits:
             if self.max_rollouts is not None and self.rollouts + count > self.max_rollouts:
                 raise self._refused(f"max_rollouts={self.max_rollouts} is reached")
             self.rollouts += count
+            self._tell()
 
     def rollouts_left(self) -> int | None:
         """Return how many rollouts may still be made; None: any number."""
@@ -182,8 +184,7 @@ class Limits:
                 )
             self.calls += call.requests
             self._open[call] = bound
-            if self.keep is not None and (self.max_lm_calls, self.max_cost, self.max_seconds) != (None, None, None):
-                self.keep(self.spent)
+            self._tell()
             return True
 
     def settle(self, call: Request, requests: int, dollars: float | None) -> None:
@@ -192,6 +193,16 @@ class Limits:
             bound = self._open.pop(call)
             self.calls += requests - call.requests
             self.dollars += bound if dollars is None else dollars
+
+    def _tell(self) -> None:
+        """Tell what is spent of the limits that are set, a hundredth of each ahead: not every call waits for a disk."""
+        limits = (self.max_rollouts, self.max_lm_calls, self.max_cost, self.max_seconds)
+        now, told = astuple(self.spent), astuple(self._told)
+        if self.keep is None or not any(limit and n > t for limit, n, t in zip(limits, now, told, strict=True)):
+            return
+        ahead = (type(n)(n + (limit or 0) / 100) for limit, n in zip(limits, now, strict=True))
+        self._told = Spent(*ahead)
+        self.keep(self._told)
 
     def _refused(self, reason: str) -> LimitReachedError:
         self.reached = self.reached or reason

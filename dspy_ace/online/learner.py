@@ -110,8 +110,8 @@ class Learner:
         state = State(playbook, self._seed, () if self._in_doubt else tuple(self.records))
         self._reflector.outcomes, self._curator.outcomes = [], []
         self._in_doubt = True
-        with engine.scope(), dspy.context(trace=[]), ThreadPool(engine.num_threads) as pool:
-            step = learn_from(engine, state, reflect_on_batch(engine, state, batch, pool))
+        with engine.scope(), dspy.context(trace=[]):
+            step = learn_from(engine, state, reflect_on_batch(engine, state, batch, ThreadPool(engine.num_threads)))
         self._in_doubt = False
         return step
 

@@ -390,8 +390,8 @@ class OnlineACE:
             first = engine.roll_out(rollouts, one[1], one[0])
             return Attempt(first, failures=failures_of(Rollout(first.source), first), rollouts=1)
 
-        with ThreadPool(engine.num_threads) as pool:
-            attempts = roll_out_in_waves(roll_out, list(zip(names, examples, strict=True)), pool, records)
+        pool = ThreadPool(engine.num_threads)
+        attempts = roll_out_in_waves(roll_out, list(zip(names, examples, strict=True)), pool, records)
         self._learner.from_attempts(attempts, positions)
         return [attempt.trajectory.feedback.score for attempt in attempts if attempt.trajectory is not None]
 

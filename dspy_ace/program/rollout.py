@@ -58,8 +58,7 @@ def rollouts(
     """
     scorer = metric if isinstance(metric, Scorer) else Scorer(metric)
     run = Rollouts(program, scorer, meter or Meter(), **settings)
-    with ThreadPool(min(num_threads, max(1, len(examples)))) as pool:
-        return pool.map(lambda place: run.one(examples[place], str(place)), range(len(examples)))
+    return ThreadPool(num_threads).map(lambda place: run.one(examples[place], str(place)), range(len(examples)))
 
 
 class Rollouts:

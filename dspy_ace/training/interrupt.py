@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -13,10 +14,14 @@ class CtrlC:
     Each press raises KeyboardInterrupt as ever. Other code may turn that into an error of its own (pydantic does while
     it builds a model) or catch it; the count tells. Only the main thread is interrupted, and a signal handler that is
     not Python's own is left alone.
+
+    Args:
+        stop: called with the reason at each press, so that work in other threads ends as well.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[str], None] = lambda _: None) -> None:
         self.count = 0
+        self._stop = stop
         self._installed = False
 
     def __enter__(self) -> CtrlC:
@@ -32,4 +37,5 @@ class CtrlC:
 
     def _pressed(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal module's
         self.count += 1
+        self._stop("interrupted by the user")
         raise KeyboardInterrupt

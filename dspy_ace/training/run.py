@@ -168,9 +168,11 @@ class Run:
     def resumed(self, journal: Journal) -> State:
         """Take up what was made before, and log what is to come at most."""
         state = self.restored(journal)
-        # rollouts are those on record: what a limit leaves to a batch must not depend on a crash before
-        rollouts = sum(record.rollouts for record in state.records)
-        self.engine.limits.resume(replace(journal.spent(), rollouts=rollouts))
+        spent, on_record = journal.spent(), sum(record.rollouts for record in state.records)
+        limited = self.settings.max_metric_calls is not None  # then those of a step that a crash lost are known too
+        rollouts = max(spent.rollouts, on_record) if limited else on_record
+        self.engine.limits.resume(replace(spent, rollouts=rollouts))
+        self.engine.limits.keep = journal.keep_spent
         self.before = recorded(state.records)
         if state.records:
             logger.info("ACE: continuing the run in %s at step %d", journal.folder, state.step + 1)

@@ -28,6 +28,5 @@ def step_of(
     student = student or dspy.Predict("question -> answer")
     engine = Engine(LearningSettings.of(reflect=reflect, curate=curate, **given), student)
     state, rounds = State.of(playbook), engine.settings.max_reflection_rounds
-    with ThreadPool(num_threads) as pool:
-        attempts = reflect_on_batch(engine, state, [(Attempt(t), rounds) for t in batch], pool)
+    attempts = reflect_on_batch(engine, state, [(Attempt(t), rounds) for t in batch], ThreadPool(num_threads))
     return learn_from(engine, state, attempts)

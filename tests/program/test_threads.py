@@ -23,8 +23,8 @@ def test_an_error_drops_the_calls_that_have_not_begun() -> None:
         threading.Event().wait(0.05)  # the caller notices the error meanwhile
         return item
 
-    with pytest.raises(ValueError, match="the first"), ThreadPool(2) as pool:
-        pool.map(call, range(100))
+    with pytest.raises(ValueError, match="the first"):
+        ThreadPool(2).map(call, range(100))
     assert len(begun) < 10
 
 
@@ -36,6 +36,6 @@ def test_one_thread_stops_at_the_error() -> None:
         begun.append(item)
         return 1 // item
 
-    with pytest.raises(ZeroDivisionError), ThreadPool(1) as pool:
-        pool.map(call, [2, 0, 1])
+    with pytest.raises(ZeroDivisionError):
+        ThreadPool(1).map(call, [2, 0, 1])
     assert begun == [2, 0]

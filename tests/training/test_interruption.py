@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from dspy_ace.errors import MetricError
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from dspy_ace.training.state import FailedRollout, Rollout
+from paths import ROOT
 from runs import Nursery, client, compiled, unasked
 from tasks import Route, desk_metric, messages
 
@@ -283,3 +286,53 @@ def test_a_metric_that_raises_for_one_example_costs_that_example_alone(position:
     assert FailedRollout(Rollout(str(bad)), "metric", "OwnError: no reference for this one") in failures
     assert sum(len(record.scores) for record in results.records) == 16
     assert sum(len(record.reflections) for record in results.records) == 16 - copies - unasked(results.records)
+
+
+WAITING = """
+import sys, threading, dspy
+from dspy_ace import ACE
+from scripted import rate_limited, scripted
+
+class Waits(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.ask = dspy.Predict("message -> desk")
+
+    def forward(self, message):
+        print("begun", flush=True)
+        if sys.argv[1] == "hangs":
+            threading.Event().wait()
+        return self.ask(message=message)
+
+lm = scripted(rate_limited(retry_after=86_400.0))
+lm.num_retries = 3
+dspy.configure(lm=lm)
+trainset = [dspy.Example(message=str(n), desk="x").with_inputs("message") for n in range(4)]
+program = ACE(lambda example, prediction: 0.0, num_threads=2).compile(Waits(), trainset)
+print(program.detailed_results.stopped, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(dspy, "lm15"), reason="before DSPy 3.4 a custom LM has no retries")
+@pytest.mark.parametrize(("way", "presses"), [("hangs", 2), ("waits a day for a retry", 1)])
+def test_ctrl_c_ends_every_wait(way: str, presses: int) -> None:
+    """A retry that the provider wants in a day ends with the first Ctrl-C, a call that hangs with the second."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, way], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        for _ in range(presses):
+            time.sleep(0.7)
+            process.send_signal(signal.SIGINT)
+        try:
+            said, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    if presses == 1:
+        assert "interrupted by the user" in said
+        assert process.returncode == 0
+    else:
+        assert errors.rstrip().endswith("KeyboardInterrupt")
