@@ -24,6 +24,8 @@ from typing import IO, Any
 import dspy
 
 from dspy_ace import ACE, Usage
+from dspy_ace.errors import AceError
+from dspy_ace.lm import calls
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.backend import Backend, Served
 from dspy_ace.testing.noise import Dice
@@ -124,7 +126,10 @@ def faulty(chances: Mapping[str, float], seed: int = 0) -> Iterator[OfflineServe
 
 
 class Nursery:
-    """A process that forks runs against one server: `with Nursery(server) as nursery: nursery.start(log_dir=…)`."""
+    """A process that forks runs against one server: `with Nursery(server) as nursery: nursery.start(log_dir=…)`.
+
+    `url` and `model` in the settings name another server and model; retries are not waited for.
+    """
 
     def __init__(self, server: OfflineServer) -> None:
         self.server = server
@@ -166,7 +171,8 @@ class Nursery:
 
 def _child(url: str, settings: dict[str, Any]) -> dict[str, Any]:
     """One run; what became of it."""
-    lm = client(url)
+    calls.LONGEST_WAIT = 0.0
+    lm = client(settings.pop("url", url), **settings.pop("client", {}))
     heard: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
@@ -176,6 +182,8 @@ def _child(url: str, settings: dict[str, Any]) -> dict[str, Any]:
         program = compiled(lm, **settings)
     except KeyboardInterrupt:
         return {"raised": "KeyboardInterrupt", "heard": heard}
+    except AceError as error:
+        return {"raised": str(error), "heard": heard}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to interrupt anything
     results = program.detailed_results
     return {

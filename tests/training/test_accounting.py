@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
+import random
+import signal
+import statistics
 import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +19,11 @@ import dspy
 import pytest
 
 from dspy_ace import Curator, Playbook, Usage
-from dspy_ace.lm import calls
+from dspy_ace.lm import calls, price_of
 from dspy_ace.testing import OfflineLM
-from dspy_ace.testing.server import serve
-from runs import TRAIN, VAL, billed, booked, client, compiled, faulty
+from dspy_ace.testing.backend import Backend, Served
+from dspy_ace.testing.server import OfflineServer, serve
+from runs import TRAIN, VAL, Nursery, billed, booked, client, compiled, faulty
 from tasks import RULES, Route, desk_metric
 
 pytestmark = [
@@ -168,3 +175,72 @@ def _without_cached_calls(used: Usage) -> Usage:
         used.calls - used.cached_calls, 0, used.failed_calls, used.prompt_tokens, used.cached_tokens,
         used.completion_tokens,
     )  # fmt: skip
+
+
+class Clocked(Backend):
+    """The offline model, which notes when it is asked."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend.knobs, backend.answerers, backend.log, backend.cache)
+        self.asked: list[float] = []
+
+    def serve(self, *args: Any, **kwargs: Any) -> Served:
+        self.asked.append(time.monotonic())
+        return super().serve(*args, **kwargs)
+
+
+PRICED = "openai/gpt-4o-mini"
+TRIALS = int(os.environ.get("DSPY_ACE_TRIALS", "8"))
+LIMITS: dict[str, Callable[[random.Random], float]] = {
+    "max_lm_calls": lambda dice: dice.randint(10, 120),
+    "max_metric_calls": lambda dice: dice.randint(5, 60),
+    "max_cost": lambda dice: dice.uniform(0.01, 0.03),
+    "max_seconds": lambda dice: dice.uniform(0.5, 2.0),
+}
+
+
+def spent(name: str, server: OfflineServer, begun: list[float]) -> float:
+    """What all processes of a run used of a limit, by the server's log; `begun`: when each process started."""
+    if name == "max_lm_calls":
+        return server.calls
+    if name == "max_metric_calls":  # without faults, and with a program of one call
+        return billed(server)["task"].calls
+    if name == "max_cost":
+        price = price_of(PRICED)
+        assert price is not None
+        paid = [r for r in server.log if r.fault is None]
+        return sum(price.of(r.prompt_tokens, r.cached_tokens, r.completion_tokens) for r in paid)
+    assert isinstance(server.backend, Clocked)
+    spans = zip(begun, [*begun[1:], math.inf], strict=True)
+    asked = [[at for at in server.backend.asked if start <= at < end] for start, end in spans]
+    return sum(times[-1] - times[0] for times in asked if times)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+def test_no_limit_is_exceeded_by_any_run(tmp_path: Path) -> None:
+    """Limits, threads, faults and `kill -9` at random: by the server's log never above, and nearly all of it used."""
+    used: list[float] = []
+    with serve() as nobody, Nursery(nobody) as nursery:
+        for trial in range(TRIALS):
+            dice, name = random.Random(trial), list(LIMITS)[trial % len(LIMITS)]
+            limit, folder, begun = LIMITS[name](dice), tmp_path / str(trial), list[float]()
+            faults = {} if name == "max_metric_calls" else {"rate_limit": 0.15, "server_error": 0.05}
+            settings = {"epochs": 20, "max_reflection_rounds": 2, "log_dir": str(folder), name: limit}
+            settings |= {"client": {"model": PRICED, "max_tokens": 200}, "num_threads": dice.randint(1, 8)}
+            with serve(faults=faults, seed=trial, slips=0.3, latency=0.01) as server:
+                server.backend = Clocked(server.backend)
+                for kill in [*(dice.uniform(0.1, 1.0) for _ in range(dice.randint(0, 2))), None]:
+                    begun.append(time.monotonic())
+                    child = nursery.start(url=server.url, **settings)
+                    if kill is not None:
+                        time.sleep(kill)
+                        os.kill(child, signal.SIGKILL)
+                    ended = nursery.wait()
+                share = spent(name, server, begun) / limit
+            print(f"{trial} {name}={limit:.4g}, {len(begun)} processes: {share:.3f} used, {ended.get('stopped')}")
+            assert share <= 1.0
+            if name in ended.get("stopped", ""):
+                used.append(share)
+    assert len(used) >= TRIALS / 2
+    assert statistics.median(used) >= 0.9
