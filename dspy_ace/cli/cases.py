@@ -19,8 +19,14 @@ from dspy.evaluate.metrics import f1_score
 from ..errors import SettingsError, brief
 from ..program import Feedback, ReadyMade
 
-EXPECTED = ("expected", "answer", "output", "label", "target", "gold", "response", "completion", "category", "class")
-INPUTS = ("input", "question", "prompt", "query", "text", "message", "context", "passage", "sentence", "instruction")
+EXPECTED = (
+    *("expected", "answer", "output", "label", "target", "gold", "response", "completion", "solution", "category"),
+    *("class", "answers", "outputs", "labels", "sentiment"),
+)
+INPUTS = (
+    *("input", "question", "prompt", "query", "text", "message", "context", "passage", "sentence", "instruction"),
+    *("inputs", "document", "review", "title"),
+)
 ROW_NAMES = ("", "id", "index", "idx", "row", "uid", "unnamed: 0")  # columns that number the rows
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
@@ -153,12 +159,15 @@ def cases_of(rows: Rows, inputs: Sequence[str] = (), expected: str | None = None
     if wanted in given or not given:
         raise SettingsError(f"{wanted!r} cannot be input and expected answer; columns are {', '.join(columns)}.")
     fields = _fields([*given, wanted])
-    full = [row for row in rows if row[wanted] and any(row[name] for name in given)]
+    filled = [row for row in rows if row[wanted] and any(row[name] for name in given)]
+    full = list({tuple(row[name] for name in fields): row for row in filled}.values())
     notes = [f"Input: {', '.join(given)}. Expected: {wanted}."]
-    if len(full) < len(rows):
-        notes.append(f"{len(rows) - len(full)} of {len(rows)} rows have an empty cell there and are left out.")
+    if len(filled) < len(rows):
+        notes.append(f"{len(rows) - len(filled)} of {len(rows)} rows have an empty cell there and are left out.")
+    if len(full) < len(filled):
+        notes.append(f"{len(filled) - len(full)} rows repeat another one and are left out.")
     if len(full) < 4:
-        raise SettingsError(f"At least 4 filled rows are needed, to learn from and to check on; there are {len(full)}.")
+        raise SettingsError(f"At least 4 different rows are needed, to learn from and to check on; got {len(full)}.")
     if len(full) < 20:
         notes.append(f"{len(full)} rows are few: they can hardly show a difference.")
     made = [dspy.Example({fields[name]: row[name] for name in fields}) for row in full]

@@ -156,10 +156,10 @@ def _compiled(
 
 def _split(cases: Cases, most: int, seed: int) -> tuple[list[dspy.Example], list[dspy.Example]]:
     """Shuffle the rows and part them: two thirds to learn from, at most 60 to check on."""
-    rows = list({tuple(sorted(example.items())): example for example in cases.examples}.values())
+    rows = list(cases.examples)
     random.Random(seed).shuffle(rows)  # noqa: S311 - a seeded order, not a secret
     if len(rows) > most:
-        say(f"{most} of {len(rows)} different rows are used; --rows sets the number.")
+        say(f"{most} of {len(rows)} rows are used; --rows sets the number.")
     rows = rows[:most]
     cut = max(1, min(60, len(rows) // 3))
     return rows[cut:], rows[:cut]

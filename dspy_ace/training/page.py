@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..lm import Usage
 from ..pages import Chart, Grid, Line, render
-from ..playbook import Bullet, Delta, Operation, Playbook, apply, counted, playbook_block
+from ..playbook import Bullet, Delta, Operation, Playbook, Tag, apply, counted, playbook_block
 from .state import Record
 
 if TYPE_CHECKING:
     from .results import Results
 
+_DONE = {"add": "added", "update": "changed", "merge": "merged", "delete": "removed", "tag": "voted on"}
 _COUNTS = ("calls", "cached_calls", "failed_calls", "retries", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
@@ -130,7 +131,7 @@ def _title(record: Record) -> str:
         return f"Validation after step {record.step}: {record.validation.mean:.3f}{start} on {rows}"
     kinds = Counter(operation.op for operation in record.delta.operations)
     parts = [f"score {sum(record.scores) / len(record.scores):.2f} before it was learned from"] if record.scores else []
-    parts += [f"{times} {kind}" for kind, times in kinds.items()]
+    parts += [f"{times} {_DONE.get(kind, kind)}" for kind, times in kinds.items()]
     parts += [f"{len(record.rejected)} rejected"] if record.rejected else []
     parts += [f"{len(record.failures)} failed"] if record.failures else []
     return f"Step {record.step}: {', '.join(parts) or 'nothing'}"
@@ -139,10 +140,10 @@ def _title(record: Record) -> str:
 def _notes(record: Record) -> Iterator[str]:
     if record.batch:
         yield f"Epoch {record.epoch}, examples {', '.join(map(str, record.batch))}."
-    for vote in (each for each in record.delta.operations if each.op == "tag"):
-        yield f"Votes: {vote.to_json()}"
+    if votes := [each for each in record.delta.operations if isinstance(each, Tag)]:
+        yield "Votes: " + ", ".join(f"{tag.id} {tag.helpful} helpful, {tag.harmful} harmful" for tag in votes)
     for item in record.rejected:
-        yield ": ".join(["Rejected", item["reason"], *([str(item["operation"])] if item["operation"] else [])])
+        yield ": ".join(["Rejected", item["reason"], *map(str, (item["operation"] or {}).values())])
     for failed in record.failures:
         yield f"Failed ({failed.kind}), example {failed.rollout}: {failed.message:.500}"
     for reflection in record.reflections:

@@ -78,7 +78,7 @@ def test_it_tells_what_was_learned_when_and_from_what(tmp_path: Path) -> None:
     assert "update tool-00001 (TOOLS) − Old words. + New words." in said
     assert "merge tool-00001, tool-00002 (TOOLS) − New words. − Same. + Both." in said
     assert "delete tool-00003: it misled − Wrong." in said
-    assert "Step 1: score 0.50 before it was learned from, 2 add" in said
+    assert "Step 1: score 0.50 before it was learned from, 2 added" in said
 
 
 def test_it_has_scores_failures_usage_settings_and_both_prompts(tmp_path: Path) -> None:
