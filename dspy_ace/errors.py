@@ -15,7 +15,8 @@ AceError
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Union
 
 import pydantic
 from annotated_types import Ge, Gt
@@ -83,6 +84,16 @@ Positive = Annotated[float, Gt(0), pydantic.AllowInfNan(False)]
 """A finite number above 0; whole numbers are taken."""
 Finite = Annotated[float, pydantic.AllowInfNan(False)]
 """Any finite number."""
+
+
+def _of_a_file(value: str | Path) -> str | Path:
+    if "\0" in str(value):
+        raise ValueError("Input should be a path, without a NUL character")
+    return value
+
+
+Location = Annotated[Union[str, Path], pydantic.AfterValidator(_of_a_file)]
+"""The path of a file or folder."""
 
 
 def brief(data: object) -> str:

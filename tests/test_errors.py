@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import dspy
 import pytest
 
-from dspy_ace.errors import Count, SettingsError, brief, checked
+from dspy_ace import ACE
+from dspy_ace.errors import Count, Location, SettingsError, brief, checked
 
 
 def test_a_message_shows_the_value_shortly() -> None:
@@ -21,3 +25,13 @@ def test_a_wrong_argument_is_named_with_its_value(value: object) -> None:
     with pytest.raises(SettingsError, match=r"batch_size must be .*; got .{1,60}\. Give 16\.$"):
         checked("batch_size", value, Count, "Give 16.")
     assert checked("batch_size", 3, Count) == 3
+
+
+@pytest.mark.parametrize("value", ["a\0b", Path("a\0b"), 7])
+def test_a_path_that_no_disk_takes_is_named(value: object) -> None:
+    """Before anything is written."""
+    with pytest.raises(SettingsError, match="log_dir must be "):
+        ACE(log_dir=value).compile(
+            dspy.Predict("question -> answer"), [dspy.Example(question="x").with_inputs("question")]
+        )  # type: ignore[arg-type]
+    assert checked("log_dir", Path("run"), Location) == Path("run")

@@ -21,7 +21,7 @@ import dspy
 from annotated_types import Ge
 from dspy.teleprompt import Teleprompter
 
-from ..errors import SettingsError, checked
+from ..errors import Location, SettingsError, checked
 from ..output import printable
 from ..pages import fragment
 from ..program import Metric, named
@@ -135,6 +135,7 @@ def compare(
     """
     conditions = Conditions(program, metric, trainset, () if valset is None else valset, testset, num_threads).checked()
     _check_plan(optimizers, seeds)
+    checked("out", out, Location | None)
     made = {
         (name, seed): _made(name, optimizer, seed, bool(conditions.valset))
         for name, optimizer in optimizers.items()

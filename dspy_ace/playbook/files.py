@@ -19,7 +19,7 @@ def write_whole(path: Path, text: str) -> None:
     target = path.resolve()  # a link stays a link
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n", opener=_private) as file:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="\n", opener=_private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -22,7 +22,7 @@ from ..errors import SettingsError, brief, checked
 from ..output import printable
 from .history import Event, Rollback, replay
 from .operations import Add, Delete, Delta, Operation, Working, by_age
-from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, clean_content
+from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, clean_content, writable
 from .text import OTHERS
 
 PLACEHOLDER = "(forgotten)"
@@ -73,7 +73,7 @@ class Selection:
 
     def names(self, sources: Iterable[str]) -> bool:
         """Return True if what these sources taught together is to be forgotten."""
-        given = set(sources)
+        given = set(map(writable, sources))
         return bool(given) and (given <= self.sources if self.keep_shared else bool(given & self.sources))
 
     def finds(self, *texts: str | None) -> bool:
@@ -87,7 +87,7 @@ class Selection:
 
     def without(self, sources: Iterable[str]) -> tuple[str, ...]:
         """Return the sources that stay, in order."""
-        return tuple(source for source in sources if source not in self.sources)
+        return tuple(source for source in sources if writable(source) not in self.sources)
 
     def cleaned(self, playbook: Playbook) -> Playbook:
         """Return the playbook without the bullets of this selection, and without sections that only these were in."""
@@ -426,7 +426,7 @@ def _pattern(matching: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
 def _names(what: str, names: Any, example: str) -> frozenset[str]:
     if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
         raise SettingsError(f"{what} is a set of names like {example}; got {brief(names)}.")
-    return frozenset(checked(what, list(names), list[str], f"It holds names as text, like {example}."))
+    return frozenset(map(writable, checked(what, list(names), list[str], f"It holds names as text, like {example}.")))
 
 
 def _natural(name: str) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar, Union, get_args
 
 from ..errors import DeltaError, PlaybookError, brief
 from ..output import redact
-from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, clean_content, number_of, valid_text
+from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, clean_content, number_of, valid_text, writable
 from .text import clean_section, folded, section_key, section_slug
 
 Self = TypeVar("Self", bound="_Operation")
@@ -34,6 +34,12 @@ class _Operation:
             value = vars(self).get(name)
             if isinstance(value, str):
                 object.__setattr__(self, name, redact(value))
+        for name in ("sources", "source"):
+            value = vars(self).get(name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, writable(value))
+            elif isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+                object.__setattr__(self, name, tuple(map(writable, value)))
 
     @property
     def label(self) -> str:

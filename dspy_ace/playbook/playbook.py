@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PlaybookError, brief
+from ..errors import Location, PlaybookError, brief, checked
 from ..output import printable, redact
 from . import text
 from .files import write_whole
@@ -84,8 +84,7 @@ class Bullet:
             raise PlaybookError(
                 f"Bullet {self.id}: sources is a tuple of names of examples; got {brief(self.sources)}."
             )
-        sources = (valid_text(source, f"Bullet {self.id}: a source") for source in self.sources)
-        object.__setattr__(self, "sources", tuple(dict.fromkeys(sources)))
+        object.__setattr__(self, "sources", tuple(dict.fromkeys(map(writable, self.sources))))
 
     @property
     def number(self) -> int:
@@ -410,6 +409,7 @@ class Playbook:
 
     def save(self, path: str | Path) -> None:
         """Write the playbook as JSON (UTF-8). After a crash the file holds the old playbook or the new one, whole."""
+        checked("path", path, Location)
         write_whole(Path(path), json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
@@ -427,6 +427,17 @@ class Playbook:
                 "Playbook.from_text(open(path).read())."
             ) from error
         return cls.from_json(data)
+
+
+def writable(name: object) -> str:
+    r"""Return the name of a source as it is kept: a lone surrogate, as file names hold it, becomes `\udc80` in words.
+
+    Raises:
+        PlaybookError: it is not text.
+    """
+    if not isinstance(name, str):
+        raise PlaybookError(f"A source is named by a text (str); got {brief(name)}.")
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def valid_text(value: object, name: str) -> str:

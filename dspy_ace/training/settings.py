@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import dspy
 import pydantic
 from annotated_types import Ge
 
-from ..errors import Count, Finite, Positive, SettingsError, brief, expected
+from ..errors import Count, Finite, Location, Positive, SettingsError, brief, expected
 from ..lm import check_cost
 from ..playbook import Playbook
 from ..program import Metric, Scorer, Setup
@@ -127,7 +126,7 @@ class Settings(LearningSettings):
     epochs: Count = 1
     validate_when: Validate = "end"
     seed: int = 0
-    log_dir: str | Path | None = None
+    log_dir: Location | None = None
     progress: bool | None = None
 
     # what a stopped run may be continued with another value of

@@ -315,3 +315,18 @@ def test_a_refined_playbook_keeps_the_text_of_those_who_stay() -> None:
     now = forget([grown, merged], sources={"f"}).playbook
     assert contents(now) == {"s-00001": "Round only the final result."}
     assert now["s-00001"].helpful == 0
+
+
+def test_a_source_of_any_name_is_kept_and_forgotten() -> None:
+    """A lone surrogate, as an undecodable file name brings it, loses no lesson; it is named as it was told."""
+    history = [
+        Delta((Add("S", "One.", None, ("user-\udc80", "b")), Tag("s-00001", 1, 0, "user-\udc80"))),
+        Delta((Add("S", "Two."),)),
+    ]
+    (one, _) = replay(Playbook(), history)
+    assert one.sources == ("user-\\udc80", "b")
+    assert json.loads(json.dumps(Playbook((one,)).to_json()).encode())["bullets"][0]["sources"] == list(one.sources)
+    for name in ("user-\udc80", "user-\\udc80"):
+        done = forget(history, sources={name})
+        assert [bullet.content for bullet in done.playbook] == ["Two."]
+        assert forget(history, sources={name}, keep_shared=True).playbook.bullets[0].sources == ("b",)
