@@ -18,11 +18,12 @@ import dspy
 
 from ..ace import ACE
 from ..errors import AceError, SettingsError
-from ..lm import Usage, price_of
+from ..lm import price_of
 from ..playbook import Playbook, count_tokens, take_out, write_whole
 from ..playbook import merge as merged
 from ..program import Judged
-from ..training import Results
+from ..store import PlaybookStore
+from ..training import Results, Settings, facts_of
 from .cases import METRICS, Cases, Compared, cases_of, read_rows, read_text, usual_metric
 from .sources import Source, save
 
@@ -95,7 +96,8 @@ def optimize(out: Path | None, dry_run: bool, **given: Any) -> None:
     \b
     dspy-ace optimize --data cases.csv --prompt prompt.txt --model offline --out better.txt
     """  # noqa: D301 - click's mark for a paragraph that is not wrapped
-    _check_out(out)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise SettingsError(f"--out {out}: there is no folder {out.parent}.")
     prompt = read_text(given["prompt"]) if given["prompt"] else ""
     if given["prompt"] and not prompt.strip():
         raise SettingsError(f"{given['prompt']} is empty; there is no prompt to make better.")
@@ -118,11 +120,13 @@ def optimize(out: Path | None, dry_run: bool, **given: Any) -> None:
     )
     with dspy.context(lm=lm):
         if dry_run:
-            say(*_plan(optimizer, student, train, val, lm, reflection))
+            say(_plan(optimizer, student, train, val, lm, reflection))
             return
         program, failure = _compiled(optimizer, student, train, val)
     results: Results = program.detailed_results
-    say(*_report(results))
+    say(*(f"{name:<13} {value}" for name, value in facts_of(results)))
+    if not len(results.playbook):
+        say("The prompt is as it was: nothing was learned that is worth its place.")
     text = _prompts(program, student, prompt)
     if out is None:
         click.echo(text)
@@ -231,55 +235,25 @@ def _imported(name: str, option: str) -> Any:
     return found
 
 
-def _check_out(out: Path | None) -> None:
-    """Raise SettingsError now, not after the run, if nothing could be written there."""
-    if out is not None and not out.absolute().parent.is_dir():
-        raise SettingsError(f"--out {out}: there is no folder {out.parent}.")
-
-
 def _plan(
     optimizer: ACE, student: dspy.Module, train: list[dspy.Example], val: list[dspy.Example], lm: Any, reflection: Any
-) -> list[str]:
-    """Say what a run would do at most, and about what that costs."""
-    from ..training import Settings  # noqa: PLC0415
-
+) -> str:
+    """Say what a run would do at most, and about what that costs: prompts as long as they are, usual replies."""
     settings = Settings.of_arguments(optimizer.get_params())
     settings.check_lms(student)
     rollouts = len(train) * settings.epochs * (1 + settings.max_reflection_rounds) + 2 * len(val)
     reflections = len(train) * settings.epochs * max(1, settings.max_reflection_rounds)
     curations = settings.epochs * -(-len(train) // settings.batch_size)
-    own = sum(count_tokens(each.signature.instructions) for _, each in student.named_predictors())
-    case = sum(count_tokens(" ".join(map(str, row.toDict().values()))) for row in train) / len(train)
-    calls = rollouts * len(student.predictors())
-    spent = [(lm, calls, own + case + 1_000, 150), (reflection, reflections + curations, own + 2 * case + 2_500, 600)]
-    dollars_of = [(price_of(model.model), count, int(read), written) for model, count, read, written in spent]
-    if any(price is None for price, *_ in dollars_of):
-        dollars = "its price is not known"
-    else:
-        most = sum(count * price.of(read, 0, written) for price, count, read, written in dollars_of if price)
-        dollars = f"about ${most:.2f}" + (f", and never more than ${settings.max_cost:g}" if settings.max_cost else "")
-    return [f"At most {rollouts} runs of the prompt, {reflections} reflections, {curations} curations: {dollars}."]
-
-
-def _report(results: Results) -> list[str]:
-    """Say how the prompt did before and after, and what it cost."""
-    lines = []
-    if results.seed_score is not None and results.best_score is not None:
-        tokens = f"{results.playbook.tokens():>7}"
-        lines += [
-            f"{'':<16}{'before':>7} {'after':>7}",
-            f"{'score':<16}{results.seed_score:>7.3f} {results.best_score:>7.3f}  ({results.validated_on} rows)",
-            f"{'playbook tokens':<16}{0:>7} {tokens}",
-        ]
-    if (found := results.verdict) is not None:
-        lines.append(f"difference {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]: {found.word}")
-    if not len(results.playbook):
-        lines.append("The prompt is as it was: nothing was learned that is worth its place.")
-    used = sum(results.usage.values(), Usage())
-    dollars = "price unknown" if used.dollars is None else f"${used.dollars:.4f}"
-    total = used.prompt_tokens + used.completion_tokens
-    lines.append(f"{results.rollouts} runs of the prompt, {used.calls} calls, {total:,} tokens, {dollars}")
-    return [*lines, f"stopped: {results.stopped}"]
+    own = sum(count_tokens(predictor.signature.instructions) for predictor in student.predictors())
+    case = sum(count_tokens(" ".join(map(str, row.toDict().values()))) for row in train) // len(train)
+    calls, role_calls = rollouts * len(student.predictors()), reflections + curations
+    task_price, role_price = price_of(lm.model), price_of(reflection.model)
+    cost = "its price is not known"
+    if task_price and role_price:
+        dollars = calls * task_price.of(own + case + 1_000, 0, 150)
+        dollars += role_calls * role_price.of(own + 2 * case + 2_500, 0, 600)
+        cost = f"about ${dollars:.2f}" + (f", and never more than ${settings.max_cost:g}" if settings.max_cost else "")
+    return f"At most {rollouts} runs of the prompt, {reflections} reflections, {curations} curations: {cost}."
 
 
 def _prompts(program: Any, student: dspy.Module, prompt: str) -> str:
@@ -317,7 +291,11 @@ def diff(first: str, second: str) -> None:
 @OUT
 def merge(first: str, second: str, out: Path | None) -> None:
     """Make one playbook of two; what both know stands once."""
-    _emit(merged(Source.open(first).playbook, Source.open(second).playbook), out)
+    both = merged(Source.open(first).playbook, Source.open(second).playbook)
+    if out is None:
+        click.echo(both.to_text())
+    else:
+        save(both, out)
 
 
 @main.command()
@@ -330,23 +308,19 @@ def edit(playbook: str, given: Path | None, out: Path | None) -> None:
     A line `- text` below a section is a new bullet. A bullet that you delete is gone.
     """
     source = Source.open(playbook)
-    if out is None:
-        source.check_writable()
-    before = source.playbook.to_text()
-    kept = given or _edited(before)
+    source.check_writable(out)
+    kept = given or _edited(source.playbook.to_text())
     try:
         after = Playbook.from_text(read_text(kept), base=source.playbook)
     except AceError as error:
         raise SettingsError(f"{error} Nothing was changed; your text is in {kept}.") from None
     if given is None:
         kept.unlink()
-    if after == source.playbook:
+    if after == source.playbook and out is None:
         say("Nothing was changed.")
-    elif out is None:
-        source.write(after)
-        say(f"Written: {playbook}")
-    else:
-        _emit(after, out)
+        return
+    source.put(after, out)
+    say(f"Written: {out or playbook}")
 
 
 def _edited(text: str) -> Path:
@@ -391,22 +365,14 @@ def export(playbook: str, form: str, out: Path | None) -> None:
 def forget(playbook: str, sources: tuple[str, ...], matching: str | None, out: Path | None) -> None:
     """Remove what some sources taught, or bullets with some text."""
     source = Source.open(playbook)
-    if out is None:
-        source.check_writable()
-    left, account = source.forget(sources=sources, matching=matching)
-    if out is not None:
-        _emit(left, out)
-    elif source.kind != "store":
-        source.write(left)
+    source.check_writable(out)
+    if source.kind == "store" and out is None:  # its history is rewritten
+        with PlaybookStore(playbook) as store:
+            account = store.forget(sources=sources, matching=matching)
+    else:
+        left, account = source.playbook.forget(sources=sources, matching=matching)
+        source.put(left, out)
     say(str(account))
-
-
-def _emit(playbook: Playbook, out: Path | None) -> None:
-    if out is None:
-        click.echo(playbook.to_text())
-        return
-    save(playbook, out)
-    say(f"Written: {out}")
 
 
 @main.command()

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import PlaybookError, SettingsError
 from ..playbook import (
-    Account,
     Add,
     Delete,
     Delta,
@@ -91,18 +90,19 @@ class Source:
         parts = (self.prompts.get(predictor, ""), playbook_block(playbook, predictor))
         return "\n\n".join(part for part in parts if part)
 
-    def check_writable(self) -> None:
-        """Raise SettingsError for the folder of a run: it records what happened."""
-        if self.kind == "run":
+    def check_writable(self, out: Path | None) -> None:
+        """Raise SettingsError for the folder of a run without a file for the result: it records what happened."""
+        if self.kind == "run" and out is None:
             raise SettingsError(
                 f"{self.name} is the record of a run and is not changed. Name a file for the result with --out."
             )
 
-    def write(self, playbook: Playbook) -> None:
-        """Put `playbook` in the place of the one that was read."""
-        self.check_writable()
+    def put(self, playbook: Playbook, out: Path | None) -> None:
+        """Put `playbook` into a file, or in the place of the one that was read."""
         path = Path(self.name)
-        if self.kind == "store":
+        if out is not None:
+            save(playbook, out)
+        elif self.kind == "store":
             with PlaybookStore(self.name) as store:
                 version, latest = store.snapshot()
                 if latest != self.playbook:
@@ -117,14 +117,6 @@ class Source:
             write_whole(path, self.with_prompt(playbook) + "\n")
         else:
             save(playbook, path, as_text=self.kind == "text")
-
-    def forget(self, **selected: Any) -> tuple[Playbook, Account]:
-        """Forget what is selected, in a store with its history; returns the playbook and the account of it."""
-        if self.kind == "store":
-            with PlaybookStore(self.name) as store:
-                account = store.forget(**selected)
-                return store.playbook(), account
-        return self.playbook.forget(**selected)
 
 
 def save(playbook: Playbook, path: Path, as_text: bool | None = None) -> None:

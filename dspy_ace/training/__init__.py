@@ -5,6 +5,7 @@ from .engine import Engine
 from .fingerprint import described, example_key, hashed, versions
 from .interrupt import CtrlC
 from .journal import Journal
+from .page import facts_of
 from .results import Results
 from .run import Batch, Run, schedule
 from .settings import Auto, LearningSettings, ReflectOn, Settings, Validate
@@ -52,6 +53,7 @@ __all__ = [
     "described",
     "due",
     "example_key",
+    "facts_of",
     "failures_of",
     "first_attempt",
     "hashed",
