@@ -33,6 +33,7 @@ from .tasks import Task, load_task
 MOST = 20_000  # metric calls that a plan considers
 WRITTEN = 4  # a written token counts as so many prompt tokens where no price is known
 REPORT = "reproduction.md"
+KINDS = ("prompt_tokens", "completion_tokens")
 
 
 @dataclass(frozen=True)
@@ -150,19 +151,28 @@ def plan_table(plans: Sequence[Plan], seeds: int) -> str:
 
 def result_table(results: Mapping[str, Comparison]) -> str:
     """The scores and real costs of all tasks, in Markdown."""
-    lines = [
-        "| task | method | test score | vs student | metric calls | LM calls | dollars | seeds |", "|---" * 8 + "|",
-    ]  # fmt: skip
+    head = ("task", "method", "test score", "vs student", "metric calls", "LM calls", "dollars", "million tokens",
+            "tokens a test example", "seeds")  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| {task} {_cells(row)}" for task, result in results.items() for row in result.rows]
-    lines += ["", "Test scores and differences with 95 % intervals; the rest is the mean of one compile."]
-    return "\n".join(lines)
+    end = (
+        "Test scores and differences with 95 % intervals; calls, dollars and tokens: the mean of a compile, in which a "
+        f"written token counts as {WRITTEN} prompt tokens."
+    )
+    return "\n".join([*lines, "", end])
 
 
 def _cells(row: Any) -> str:
     score = "failed" if row.score is None else f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}]"
     apart = "–" if row.vs_student is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row.vs_student)
-    spent = [
-        "–" if value is None else f"{value:,{form}}"
-        for value, form in ((row.metric_calls, ".0f"), (row.lm_calls, ".0f"), (row.dollars, ".2f"))
-    ]
-    return f"| {row.name} | {score} | {apart} | {' | '.join(spent)} | {row.seeds_ok} |"
+    spent, tested = ({kind: _sum(usage, kind) for kind in KINDS} for usage in (row.usage, row.test_usage))
+    tokens = spent["prompt_tokens"] + WRITTEN * spent["completion_tokens"]
+    per_example = (tested["prompt_tokens"] + tested["completion_tokens"]) / max(1, row.test_size)
+    known = row.usage and row.dollars is not None
+    costs = [f"{row.metric_calls:,.0f}", f"{row.lm_calls:,.0f}", f"{row.dollars:.2f}" if known else "–",
+             f"{tokens / 1e6:.2f}"] if row.usage else ["–"] * 4  # fmt: skip
+    return f"| {row.name} | {score} | {apart} | {' | '.join(costs)} | {per_example:,.0f} | {row.seeds_ok} |"
+
+
+def _sum(usage: Mapping[str, Mapping[str, float | None]], kind: str) -> float:
+    return sum(counts.get(kind) or 0.0 for counts in usage.values())
