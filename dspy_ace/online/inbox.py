@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Union
 
 import dspy
 import pydantic
@@ -42,41 +42,12 @@ class Told:
     number: int = 0
 
 
-class Inbox(Protocol):
-    """Holds told trajectories and the playbook. Any thread may put; one thread at a time takes and learns."""
-
-    def snapshot(self) -> tuple[int, Playbook]:
-        """Return the latest version and its playbook."""
-
-    def told(self, key: str) -> bool:
-        """Return True if something was put under this key before."""
-
-    def put(self, told: Told, source: str | None) -> str:
-        """Keep a trajectory and return its source's name. It cannot be lost any more (in a store: it is on disk)."""
-
-    def left(self, most: int | None = None) -> int:
-        """Count, up to `most`, the trajectories that were told and not learned from."""
-
-    def take(self, limit: int) -> list[Told]:
-        """Return the oldest trajectories, for this process alone. They are taken again until they are learned from."""
-
-    def learned(self, base: int, delta: Delta, told: Sequence[Told]) -> tuple[Rejected, ...] | None:
-        """Apply a delta that was made on version `base`, and remove the trajectories that it was learned from.
-
-        Returns:
-            The operations that were left out. None: nothing was applied or removed, because a source was forgotten
-            meanwhile. What is not forgotten of `told` is taken again.
-        """
-
-    def forked(self) -> None:
-        """Leave what was told to the parent process: this is a child."""
-
-    def close(self) -> None:
-        """Let other processes learn from what was taken, and not learned from, here."""
-
-
 class Memory:
-    """An inbox of this process alone. It needs no lock: `dict` and `count` are thread-safe, and one thread learns."""
+    """An inbox of this process alone: told trajectories that wait, and the playbook.
+
+    Any thread may put, and one thread at a time takes and learns. So it needs no lock: `dict` and `count` are
+    thread-safe.
+    """
 
     def __init__(self, playbook: Playbook) -> None:
         self._latest = 0, playbook
@@ -85,15 +56,15 @@ class Memory:
         self._waiting: dict[str, Told] = {}
 
     def snapshot(self) -> tuple[int, Playbook]:
-        """See `Inbox`."""
+        """Return the latest version and its playbook."""
         return self._latest
 
     def told(self, key: str) -> bool:
-        """See `Inbox`."""
+        """Return True if something was put under this key before."""
         return key in self._names
 
     def put(self, told: Told, source: str | None) -> str:
-        """See `Inbox`."""
+        """Keep a trajectory and return its source's name. It cannot be lost any more (in a store: it is on disk)."""
         name = source or f"tell-{next(self._numbers)}"
         self._names[told.key] = name
         self._waiting[told.key] = replace(told, trajectory=replace(told.trajectory, source=name))
@@ -102,30 +73,35 @@ class Memory:
         return name
 
     def left(self, most: int | None = None) -> int:  # noqa: ARG002 - counting all is quick
-        """See `Inbox`."""
+        """Count, up to `most`, the trajectories that were told and not learned from."""
         return len(self._waiting)
 
     def take(self, limit: int) -> list[Told]:
-        """See `Inbox`."""
+        """Return the oldest trajectories, for this process alone. They are taken again until they are learned from."""
         return list(self._waiting.values())[:limit]
 
     def learned(self, base: int, delta: Delta, told: Sequence[Told]) -> tuple[Rejected, ...] | None:
-        """See `Inbox`."""
+        """Apply a delta that was made on version `base`, and remove the trajectories that it was learned from.
+
+        Returns:
+            The operations that were left out. None: nothing was applied or removed, because a source was forgotten
+            meanwhile. What is not forgotten of `told` is taken again.
+        """
         self._latest = base + 1, apply(self._latest[1], delta)
         for one in told:
             self._waiting.pop(one.key, None)
         return ()
 
     def forked(self) -> None:
-        """See `Inbox`."""
+        """Leave what was told to the parent process: this is a child."""
         self._waiting = {}
 
     def close(self) -> None:
-        """See `Inbox`. There are no other processes."""
+        """Let other processes learn from what was taken, and not learned from, here."""
 
 
 class Shared:
-    """An inbox in a store that other processes use as well.
+    """An inbox in a store that other processes use as well; its methods do what those of `Memory` do.
 
     Args:
         store: it stays open when this ends.
@@ -137,24 +113,24 @@ class Shared:
         self._held: list[tuple[float, Told]] = []  # claimed here and not learned from, each with the end of its claim
 
     def snapshot(self) -> tuple[int, Playbook]:
-        """See `Inbox`."""
+        """See `Memory`."""
         return self._store.snapshot()
 
     def told(self, key: str) -> bool:
-        """See `Inbox`."""
+        """See `Memory`."""
         return self._store.told(key) is not None
 
     def put(self, told: Told, source: str | None) -> str:
-        """See `Inbox`. A store that fails may have kept the record; put again under the same key, it is there once."""
+        """Do as `Memory` does. A store that fails may have kept the record; put again under the same key, it is there once."""
         number = self._store.tell(_to_record(told), source=source, key=told.key)
         return source or f"tell-{number}"
 
     def left(self, most: int | None = None) -> int:
-        """See `Inbox`."""
+        """See `Memory`."""
         return len(self._store.pending(most, kind=FORMAT))
 
     def take(self, limit: int) -> list[Told]:
-        """See `Inbox`."""
+        """See `Memory`."""
         now = time.monotonic()
         self._held = [(ends, one) for ends, one in self._held if ends > now]
         while (more := limit - len(self._held)) > 0 and (claimed := self._store.claim(more, CLAIM, kind=FORMAT)):
@@ -167,7 +143,7 @@ class Shared:
         return [one for _, one in self._held[:limit]]
 
     def learned(self, base: int, delta: Delta, told: Sequence[Told]) -> tuple[Rejected, ...] | None:
-        """See `Inbox`. The delta is appended and the records are removed in one transaction."""
+        """Do as `Memory` does; the delta is appended and the records are removed in one transaction."""
         ids = {one.number for one in told}
         rejected: tuple[Rejected, ...] = ()
         if delta.operations:
@@ -183,14 +159,17 @@ class Shared:
         return rejected
 
     def forked(self) -> None:
-        """See `Inbox`."""
+        """See `Memory`."""
         self._held = []
 
     def close(self) -> None:
-        """See `Inbox`."""
+        """See `Memory`."""
         held, self._held = self._held, []
         if held:
             self._store.release([one.number for _, one in held])
+
+
+Inbox = Union[Memory, Shared]
 
 
 class _Record(pydantic.BaseModel):

@@ -21,7 +21,8 @@ from ..lm import Spent
 from ..output import redacting
 from ..playbook import Playbook
 from ..program import Metric, ThreadPool, carried_playbook, own_instructions, with_playbook
-from ..roles import Curate, GrowAndRefine, Refine, Reflect
+from ..roles import Curate, Refine, Reflect
+from ..similarity import Vectors
 from ..store import PlaybookStore
 from ..training import (
     Attempt,
@@ -166,8 +167,8 @@ class OnlineACE:
         self._farewell = weakref.finalize(self, _warn_of_left, self._inbox) if store is None else None
         if store is not None:
             store.watch(self.refresh)  # what is forgotten leaves the prompts of this process at once
-        if learn == "background" and isinstance(self._engine.refiner, GrowAndRefine):
-            self._engine.refiner(self.playbook)  # its first comparison is long: not beside calls that wait
+        if learn == "background":  # imports what comparisons need: calls would wait for it, and a fork could break it
+            Vectors().embed([""])
         if self._background is not None:
             self._background.ensure()
         _alive.add(self)
