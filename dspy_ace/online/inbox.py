@@ -101,7 +101,7 @@ class Memory:
 
 
 class Shared:
-    """An inbox in a store that other processes use as well; its methods do what those of `Memory` do.
+    """An inbox in a store that other processes use as well; its methods do as those of `Memory`.
 
     Args:
         store: it stays open when this ends.
@@ -121,7 +121,7 @@ class Shared:
         return self._store.told(key) is not None
 
     def put(self, told: Told, source: str | None) -> str:
-        """Do as `Memory` does. A store that fails may have kept the record; put again under the same key, it is there once."""
+        """See `Memory`. A store that fails may have kept the record; put again under the same key, it is there once."""
         number = self._store.tell(_to_record(told), source=source, key=told.key)
         return source or f"tell-{number}"
 
@@ -143,7 +143,7 @@ class Shared:
         return [one for _, one in self._held[:limit]]
 
     def learned(self, base: int, delta: Delta, told: Sequence[Told]) -> tuple[Rejected, ...] | None:
-        """Do as `Memory` does; the delta is appended and the records are removed in one transaction."""
+        """See `Memory`. The delta is appended and the records are removed in one transaction."""
         ids = {one.number for one in told}
         rejected: tuple[Rejected, ...] = ()
         if delta.operations:

@@ -93,3 +93,18 @@ def test_parent_and_child_learn_into_one_store(tmp_path: Path) -> None:
     assert sorted(learned) == sorted(f"keep to the ledger of {message}." for message in told)
     with PlaybookStore(tmp_path / "memory.db") as store:
         assert store.pending() == ()
+
+
+def test_nothing_is_imported_by_the_thread_that_learns() -> None:
+    """A fork in the middle of an import leaves its lock behind: what comparisons need is imported beforehand."""
+    code = """
+import sys, dspy
+from dspy_ace import OnlineACE
+from dspy_ace.testing import OfflineLM
+dspy.configure(lm=OfflineLM())
+online = OnlineACE(dspy.Predict("question -> answer"), learn=sys.argv[1])
+print("sklearn.feature_extraction.text" in sys.modules)
+"""
+    for learn, imported in (("background", "True"), ("manual", "False")):
+        command = [sys.executable, "-W", "ignore", "-c", code, learn]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == imported
