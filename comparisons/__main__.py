@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 
 from dspy_ace import AceError
+from dspy_ace.output import SPELLED
 
 from .arguments import parse
 from .methods import METHODS
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("dspy").setLevel(logging.ERROR)
     logging.getLogger("dspy.ace").setLevel(logging.INFO if args.command in ("run", "reproduce") else logging.ERROR)
     out = sys.stdout
+    if hasattr(out, "reconfigure"):
+        out.reconfigure(errors=SPELLED)  # a terminal of any encoding shows the tables
 
     def say(line: str) -> None:
         print(line, file=out, flush=True)

@@ -153,10 +153,14 @@ _PLAIN = {"→": "->", "…": "...", "–": "-", "—": "-", "−": "-", "±": "
 _PLAIN |= dict.fromkeys("─━═╌", "-") | dict.fromkeys("│┃║", "|") | dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┡┩╇╈╋┠┨┯┷┿", "+")
 
 
+SPELLED = "dspy_ace.spelled"
+"""The name of an error handler for encodings, as in `sys.stdout.reconfigure(errors=SPELLED)`; see `printable`."""
+
+
 def printable(text: str) -> str:
     """Return `text` in characters that standard output can write: `→` becomes `->`, others a Python escape."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, "dspy_ace.plain").decode(encoding)
+    return text.encode(encoding, SPELLED).decode(encoding)
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
@@ -166,4 +170,4 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
     return "".join(_PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs), error.end
 
 
-codecs.register_error("dspy_ace.plain", _spelled)
+codecs.register_error(SPELLED, _spelled)

@@ -17,6 +17,7 @@ import dspy
 import numpy as np
 from dspy.utils.callback import BaseCallback
 
+from dspy_ace.output import SPELLED
 from dspy_ace.testing import OfflineLM
 
 Scores: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
@@ -201,7 +202,8 @@ def read_lines(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
 
 
 def run(main: Callable[[list[str] | None], None]) -> NoReturn:
-    """Run a script's `main`; leaving early by Ctrl-C or a closed pipe is no traceback."""
+    """Run a script's `main`; leaving early by Ctrl-C or a closed pipe is no traceback. It prints on any terminal."""
+    sys.stdout.reconfigure(errors=SPELLED)  # type: ignore[union-attr]  # a text stream
     try:
         main(None)
         sys.stdout.flush()

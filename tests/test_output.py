@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -321,3 +322,39 @@ def test_signs_are_spelled_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printable("0.5 → 0.7 ± 0.1 │ 退") == "0.5 -> 0.7 +/- 0.1 | \\u9000"
     monkeypatch.setattr(sys, "stdout", None)
     assert printable("→") == "→"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_results_print_in_a_process_of_another_encoding(encoding: str) -> None:
+    """A run with bullets and errors in any script is printed whole, where stdout refuses what it cannot write."""
+    script = """
+import dspy
+from dspy_ace import ACE, Playbook, with_playbook
+from dspy_ace.testing import OfflineLM
+from tasks import Route, desk_metric, messages
+
+def reflect(playbook, trajectory):
+    raise ValueError("退款 → ✓") if trajectory.source == "7" else TimeoutError("→")
+
+class Desk(dspy.Predict):
+    def forward(self, **inputs):
+        if "7" in inputs["message"]:
+            raise ValueError("退款 → ✓")
+        return super().forward(**inputs)
+
+with dspy.context(lm=OfflineLM()):
+    start = Playbook().add("退款 → 财务 ✓", section="规则")
+    program = ACE(desk_metric, playbook=start, batch_size=4).compile(dspy.Predict(Route), messages(12, 1))
+print(program.detailed_results, program.playbook, program.playbook.bullets[0], Playbook().diff(program.playbook))
+print(program.playbook.forget(bullets={start.bullets[0].id})[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+    assert b"\\u9000\\u6b3e -> \\u8d22\\u52a1" in done.stdout

@@ -19,6 +19,7 @@ import dspy
 from ..ace import ACE
 from ..errors import AceError, SettingsError
 from ..lm import price_of
+from ..output import SPELLED
 from ..playbook import Playbook, count_tokens, take_out, write_whole
 from ..playbook import merge as merged
 from ..program import Judged
@@ -56,7 +57,7 @@ def main() -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal of any encoding shows any text
+            stream.reconfigure(errors=SPELLED)  # a terminal of any encoding shows any text
     logging.getLogger("dspy.ace").setLevel(logging.WARNING)
 
 

@@ -29,6 +29,7 @@ import dspy
 import numpy as np
 import pydantic
 
+from ..output import redacted
 from ..program import own_instructions
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
@@ -295,4 +296,4 @@ _short.maxstring = _short.maxlong = 60
 
 def _shown(value: Any, otherwise: str) -> str:
     plain = isinstance(value, (*_PLAIN, list, tuple, dict))
-    return _short.repr(value) if plain else otherwise
+    return _short.repr(redacted(value)) if plain else otherwise

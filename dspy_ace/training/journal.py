@@ -258,7 +258,8 @@ def _check_same(folder: Path, data: Mapping[str, Any], run: Mapping[str, Any], f
     before, now = ({**made.get("settings", {}), **made.get("fingerprint", {})} for made in (data, run))
     for name in [*now, *(name for name in before if name not in now)]:
         old, new = before.get(name), now.get(name)
-        if old == new or name in free or (name in MAY_GROW and old is not None and new is not None and old < new):
+        same = _digest(old) == _digest(new) if name in run["fingerprint"] else old == new
+        if same or name in free or (name in MAY_GROW and old is not None and new is not None and old < new):
             continue
         if name in run["fingerprint"]:
             said = [str(old).rpartition(" #")[0], str(new).rpartition(" #")[0]]
@@ -269,6 +270,11 @@ def _check_same(folder: Path, data: Mapping[str, Any], run: Mapping[str, Any], f
             f"The run in {folder} was made with {name}={old}; now {name}={new}. To continue it, use the same; to start "
             "anew, give another log_dir."
         )
+
+
+def _digest(described: Any) -> str:
+    """Return the part of a description that tells two values apart; the words before it may be redacted."""
+    return str(described).rpartition(" #")[2]
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any]:
