@@ -5,12 +5,17 @@ What a prompt shows of a bullet is `Bullet.block`. It holds no counters, so that
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import unicodedata
+from base64 import b64decode
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import tiktoken
 
 if TYPE_CHECKING:
     from .playbook import Bullet
@@ -150,30 +155,38 @@ def _case_matters(word: str) -> bool:
 
 # --- tokens
 
-_TOKENS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d{1,3}|_|[^\w\s]+|[^\W\d_]|\s+")
+# the split into words that belongs to cl100k
+_WORDS = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+_PART = 2000  # characters that are counted at a time: a run of one letter would take seconds as a whole
 
 
 def count_tokens(text: str) -> int:
-    """Estimate the tokens of `text`, within about a quarter of cl100k on English, code and tags.
+    """Estimate the tokens of `text`: those of cl100k, which LiteLLM counts by for models it does not know.
 
-    By hand: it is fast and needs no download, and prompts are counted often. Other scripts count one token a character.
+    Models differ: newer ones need up to half fewer for scripts other than Latin.
     """
-    return _remembered(text) if len(text) <= 4000 else _count(text)  # bullets come again, whole prompts do not
+    return _remembered(text) if len(text) <= 2 * _PART else _count(text)  # bullets come again, whole prompts do not
 
 
 def _count(text: str) -> int:
-    total = 0
-    for piece in _TOKENS.findall(text):
-        if piece[0].isspace():
-            total += "\n" in piece or len(piece) > 4
-        elif piece.isascii() and piece.isalpha():
-            total += 1 + (len(piece) - 1) // 8
-        else:
-            total += (len(piece) + 2) // 3 if piece.isascii() else len(piece)
-    return total
+    parts = (text[start : start + _PART] for start in range(0, len(text), _PART))
+    return sum(len(_encoding().encode_ordinary(part)) for part in parts)
 
 
 _remembered = lru_cache(maxsize=16384)(_count)
+
+
+@lru_cache(maxsize=1)
+def _encoding() -> tiktoken.Encoding:
+    """Read the tokens that come with LiteLLM; tiktoken itself would fetch them."""
+    origin = getattr(importlib.util.find_spec("litellm"), "origin", None) or ""
+    name = "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"  # tiktoken's name for the file of cl100k
+    lines = (Path(origin).parent / "litellm_core_utils" / "tokenizers" / name).read_bytes().splitlines()
+    ranks = {b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    return tiktoken.Encoding("cl100k", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={})
 
 
 def cut_middle(text: str, max_tokens: int) -> str:

@@ -227,7 +227,7 @@ _LONG = st.builds(
 )
 
 
-@given(_LONG, _LONG, _LONG, _LONG, st.integers(500, 3000))
+@given(_LONG, _LONG, _LONG, _LONG, st.integers(1000, 3000))
 @settings(max_examples=40, deadline=None)
 def test_the_prompt_is_bounded_and_keeps_inputs_and_outcome(a: str, b: str, c: str, d: str, bound: int) -> None:
     """Whatever is long is cut in the middle, visibly; where inputs begin and end, and the outcome, survive."""
