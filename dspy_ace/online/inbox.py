@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Any, Literal, Union
 
 import dspy
 import pydantic
 
+from ..errors import StoreError
 from ..playbook import Delta, Playbook, Rejected, apply
 from ..program import Call, Failure, Feedback, Trajectory, render_value
 from ..store import PlaybookStore, flattened
@@ -147,7 +150,11 @@ class Shared:
         ids = {one.number for one in told}
         rejected: tuple[Rejected, ...] = ()
         if delta.operations:
-            rejected = self._store.append(delta, base, taken=sorted(ids)).rejected
+            append = partial(self._store.append, delta, base, key=uuid.uuid4().hex, taken=sorted(ids))
+            try:
+                rejected = append().rejected
+            except StoreError:  # the answer alone may be lost; under the same key it is appended once
+                rejected = append().rejected
             if len(rejected) == len(delta.operations):  # all was left out: was the whole delta refused?
                 pending = {tell.id for tell in self._store.pending(kind=FORMAT)}
                 if pending & ids:

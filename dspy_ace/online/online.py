@@ -176,7 +176,7 @@ class OnlineACE:
     def _start(self, version: int, playbook: Playbook) -> None:
         """Make what holds locks and threads: at first, and again in a forked child."""
         self._engine = Engine(self._settings, self._student)
-        self._swapping = threading.Lock()
+        self._swapping, self._telling = threading.Lock(), threading.Lock()
         self._serving = Serving(self._engine, version, playbook, self._calls)
         self._learner = Learner(self._engine, self._inbox, playbook, self._serve)
         self._background: Background | None = None
@@ -288,10 +288,12 @@ class OnlineACE:
         """
         columns = {"inputs": inputs, "outputs": outputs, "feedback": feedback, "expected": expected}
         found: list[tuple[Told, str | None] | None] = []
+        keys: set[str] = set()
         for number, row in enumerate(read_rows(rows, **columns, key=key, source=source)):
-            if row.empty or (row.key is not None and self._inbox.told(row.key)):
+            if row.empty or (row.key is not None and (row.key in keys or self._inbox.told(row.key))):
                 found.append(None)
                 continue
+            keys.update([row.key] if row.key else [])
             try:
                 told = self._told(row.key, row.feedback, row.inputs, row.outputs, row.expected)
             except (SettingsError, MetricError) as error:
@@ -309,8 +311,8 @@ class OnlineACE:
         if self._closed:
             raise SettingsError("This OnlineACE is closed and learns no more; tell it before close().")
         name, answered = self._calls.find(call)
-        if name is not None and name not in self._unsure and self._inbox.told(name):
-            raise SettingsError("This call was told before; each is learned from once.")
+        if name is not None:
+            self._check_new(name)
         if answered is None:
             if outputs is None and isinstance(call, dspy.Prediction):
                 outputs = call
@@ -319,12 +321,18 @@ class OnlineACE:
             answered = logged(self._serving.rollouts, self._settings, name, inputs, outputs)
         return told(self._engine, answered, feedback, expected)
 
+    def _check_new(self, name: str) -> None:
+        if name not in self._unsure and self._inbox.told(name):
+            raise SettingsError("This call was told before; each is learned from once.")
+
     def _put(self, told: Told, source: str | None) -> str:
         if source is not None and (not isinstance(source, str) or not source):
             raise SettingsError(f"source is a name (str), or None; got {source!r:.80}.")
-        self._unsure.add(told.key)
-        name = self._inbox.put(told, source)
-        self._unsure.discard(told.key)
+        with self._telling:  # of two threads that tell one call the second is refused
+            self._check_new(told.key)
+            self._unsure.add(told.key)
+            name = self._inbox.put(told, source)
+            self._unsure.discard(told.key)
         self._calls.forget(told.key)
         if self._background is not None:
             self._background.wake()

@@ -176,6 +176,26 @@ def test_what_is_told_again_after_a_lost_answer_is_there_once(offline: OfflineLM
         assert [told.source for told in store.pending()] == ["tell-1", "tell-2"]
 
 
+def test_a_step_whose_answer_is_lost_is_paid_for_once(offline: OfflineLM, tmp_path: Path) -> None:
+    """A connection that breaks after the commit of a step is no reason to make the step again."""
+
+    class Losing(PlaybookStore):
+        lost = 0
+
+        def append(self, *args: Any, **options: Any) -> Any:
+            appended = super().append(*args, **options)
+            self.lost += 1
+            if self.lost == 1:
+                raise StoreError("the connection was lost")
+            return appended
+
+    notebook = Notebook()
+    with Losing(tmp_path / "memory.db") as store, noted(notebook, store=store) as program:
+        program.tell(program(message="Hello"), 0)
+        assert program.learn() is not None
+        assert (notebook.asked, len(store.playbook()), store.version, program.pending) == (1, 1, 1, 0)
+
+
 def test_an_id_is_told_in_any_process_once(offline: OfflineLM, tmp_path: Path) -> None:
     """Where the call is not remembered, what was logged of it is asked for; a second tell is known everywhere."""
     with PlaybookStore(tmp_path / "memory.db") as store, PlaybookStore(tmp_path / "memory.db") as mine:

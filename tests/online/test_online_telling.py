@@ -8,6 +8,7 @@ import logging
 import math
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspy
@@ -152,6 +153,18 @@ def test_a_call_is_told_by_its_id(offline: OfflineLM) -> None:
         ("a", "one", 1), ("b", "two", 1), ("c", "broken", 1)
     ]  # fmt: skip
     assert [seen.prediction and seen.prediction.desk for seen in notebook.seen] == [first.desk, second.desk, None]
+
+
+def test_of_many_threads_one_tells_a_call(offline: OfflineLM) -> None:
+    """Threads that tell one call at the same moment: one of them does, the others hear that it was told."""
+    with noted(Notebook()) as program, ThreadPoolExecutor(8) as pool:
+        for n in range(20):
+            prediction = program(message=str(n))
+            made = [pool.submit(program.tell, told, 0) for told in (prediction, prediction.dspy_ace_id) * 4]
+            refused = [each.exception() for each in made if each.exception() is not None]
+            assert len(refused) == 7
+            assert all("told before" in str(error) for error in refused)
+        assert program.pending == 20
 
 
 def test_a_logged_call_is_told_by_its_fields(offline: OfflineLM) -> None:

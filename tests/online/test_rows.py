@@ -132,8 +132,9 @@ def test_rows_without_a_lesson_are_left_out(
     with PlaybookStore(tmp_path / "memory.db") as store, noted(Notebook(), store=store) as program:
         assert program.tell_rows(rows, **columns) == ["tell-1", None, None, None, None, "tell-2"]
         assert "4 of 6 rows were left out" in caplog.text
-        assert program.tell_rows(rows, **columns) == [None] * 6
-        assert program.pending == 2
+        assert program.tell_rows([*rows, rows[0]], **columns) == [None] * 7
+        assert program.tell_rows([{**PLAIN[0], "trace": 9}] * 2, **columns) == ["tell-3", None]
+        assert program.pending == 3
 
 
 def test_one_bad_row_and_none_is_told(offline: OfflineLM, tmp_path: Path) -> None:
