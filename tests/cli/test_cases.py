@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from pathlib import Path
 
 import dspy
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dspy_ace.cli.cases import Compared, cases_of, last_number, read_rows, usual_metric
 from dspy_ace.errors import SettingsError
@@ -152,3 +156,17 @@ def test_the_usual_metric_fits_the_answers() -> None:
 def test_the_last_number_of_a_text(text: str, number: float | None) -> None:
     """Signs, commas and exponents are read; what is no finite number is none."""
     assert last_number(text) == number
+
+
+CELLS = st.text(st.sampled_from("ab1,;\t\"'\n\r \\{}[]:é\x00\ud83d"), max_size=8)
+
+
+@given(st.one_of(st.binary(max_size=200), st.lists(CELLS, max_size=30).map("".join)), st.sampled_from(["csv", "jsonl"]))
+def test_any_file_gives_cases_or_one_sentence(content: bytes | str, suffix: str) -> None:
+    """Whatever stands in a file, it is read or refused; nothing else is raised."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"cases.{suffix}"
+        path.write_bytes(data)
+        with contextlib.suppress(SettingsError):
+            assert len(cases_of(read_rows(path)).examples) >= 4

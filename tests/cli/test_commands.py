@@ -75,6 +75,20 @@ def test_without_out_the_prompt_alone_is_on_stdout() -> None:
     assert "Metric" not in done.stdout
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_every_character_of_the_old_prompt_is_kept(ending: str) -> None:
+    """Indentation, braces, adapter markers, a heading of its own and line ends stand as they were."""
+    lines = ["\tYou sort.", "", "  Indented {braces}, [[ ## markers ## ]] and a", "## Playbook", "of mine."]
+    prompt = ending.join(lines)
+    Path("odd.txt").write_bytes(prompt.encode())
+    done = optimize("--prompt", "odd.txt", "--out", "better.txt")
+    assert done.exit_code == 0, done.stderr
+    better = Path("better.txt").read_bytes().decode()
+    assert better.startswith(prompt)
+    assert "answer logistics" in better
+    assert "answer logistics" in run("show", "better.txt").stdout
+
+
 def test_a_better_prompt_can_be_made_better_again() -> None:
     """A prompt with a playbook goes on from it: there is one playbook in the result, and the ids go on."""
     optimize("--prompt", "prompt.txt", "--out", "better.txt")
