@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from dspy_ace import Bullet, Playbook, PlaybookStore, with_playbook
 from dspy_ace.cli import main
+from dspy_ace.testing.server import serve
 from paths import ROOT
 
 DESKS = {"refund": "accounts", "password": "helpdesk", "parcel": "logistics", "laptop": "helpdesk"}
@@ -181,6 +182,19 @@ def test_a_model_without_a_key_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
     done = run("optimize", "--data", "cases.jsonl", "--model", "openai/gpt-4o-mini")
     assert done.exit_code == 1
     assert "OPENAI_API_KEY" in done.stderr.splitlines()[-1]
+
+
+def test_a_server_of_your_own_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--api-base` reaches an OpenAI-compatible server; the reflection model may be another one of it."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serve() as server:
+        done = run(
+            *("optimize", "--data", "cases.jsonl", "--prompt", "prompt.txt", "--model", "openai/small"),
+            *("--reflection-model", "openai/strong", "--api-base", server.url, "--out", "better.txt"),
+        )
+    assert done.exit_code == 0, done.stderr
+    assert "answer logistics" in Path("better.txt").read_text()
+    assert server.calls > 0
 
 
 SLOW = """
