@@ -158,7 +158,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.max_playbook_tokens = max_playbook_tokens
         self.prompt_bullets = prompt_bullets
         self.seed = seed
-        self.log_dir = log_dir
+        # a tool may change the working directory before the run, or between two
+        self.log_dir = Path(log_dir).absolute() if isinstance(log_dir, (str, Path)) else log_dir
         self.redact = redact
         self.on_step = on_step
         self.progress = progress
@@ -211,12 +212,12 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
                 raise
             except BaseException as error:
                 if ctrl_c.count > 1:  # a second Ctrl-C: do not wait for running calls
-                    raise KeyboardInterrupt from error
+                    raise KeyboardInterrupt(journal.how_to_go_on()) from error
                 if not (ctrl_c.count or isinstance(error, (KeyboardInterrupt, LimitReachedError))):
                     raise
                 stopped = str(error) if isinstance(error, LimitReachedError) else "interrupted by the user"
                 state = run.restored(journal)
-                logger.warning("ACE: %s; the best program so far is returned.", stopped)
+                logger.warning("ACE: %s; the best program so far is returned. %s", stopped, journal.how_to_go_on())
             finally:
                 journal.keep_spent(run.engine.limits.spent)
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))

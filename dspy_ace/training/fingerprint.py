@@ -29,7 +29,7 @@ import dspy
 import numpy as np
 import pydantic
 
-from ..output import redacted
+from ..output import redact
 from ..program import own_instructions
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
@@ -281,19 +281,26 @@ def _installed(module: str) -> bool:
 
 
 class _Short(reprlib.Repr):
-    """Shows plain values; of others the type, since their words may differ from process to process."""
+    """Shows plain values, without secrets; of others the type, since their words may differ between processes."""
+
+    def repr_str(self, x: str, level: int) -> str:  # noqa: ARG002 - reprlib's
+        """Show how a text begins."""
+        text = redact(x[:500])
+        return repr(text if len(text) <= 60 else f"{text[:59]}…")
+
+    def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002 - reprlib's
+        """Show a number; Python refuses to print a huge one."""
+        return repr(x) if abs(x) < 10**40 else "a huge number"
 
     def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - reprlib's
-        """See reprlib."""
-        return repr(x) if type(x) in _PLAIN else type(x).__qualname__
+        """Show anything else."""
+        return repr(x) if x is None or type(x) in (bool, float, complex) else type(x).__qualname__
 
     repr_set = repr_frozenset = repr_instance
 
 
-_short = _Short()
-_short.maxstring = _short.maxlong = 60
+_SHORT = _Short()
 
 
 def _shown(value: Any, otherwise: str) -> str:
-    plain = isinstance(value, (*_PLAIN, list, tuple, dict))
-    return _short.repr(redacted(value)) if plain else otherwise
+    return _SHORT.repr(value) if type(value) in (*_PLAIN, list, tuple, dict) else otherwise

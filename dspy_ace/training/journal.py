@@ -15,12 +15,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from ..errors import DeltaError, JournalError
 from ..lm import Spent
+from ..output import redacted
 from ..playbook import Playbook, append_line, hold_folder, whole_lines, write_whole
 from .state import Record, State
 
 logger = logging.getLogger("dspy.ace")
+_SPENT = pydantic.TypeAdapter(Spent)
 
 FORMAT = "dspy_ace.run"
 VERSION = 3
@@ -75,9 +79,10 @@ class Journal:
             )
         journal = cls(folder, lock)
         try:
-            run = {"format": FORMAT, "version": VERSION, "fingerprint": dict(fingerprint), **(about or {})}
+            run = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "settings": {}, **(about or {})}
+            run = redacted(run)
             before = journal.about()
-            if before:
+            if (folder / "run.json").exists():
                 _check_same(folder, before, run, free)
             if before != run:
                 write_whole(folder / "run.json", json.dumps(run, indent=1, sort_keys=True) + "\n")
@@ -159,8 +164,8 @@ class Journal:
         if path is None or not path.exists():
             return Spent()
         try:
-            return Spent(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            return _SPENT.validate_json(path.read_bytes(), strict=True)
+        except ValueError as error:
             raise JournalError(f"{path} is damaged: {error}. Give another log_dir.") from error
 
     def keep_best(self, playbook: Playbook, save_program: Callable[[Path], None]) -> None:
@@ -194,6 +199,12 @@ class Journal:
             except DeltaError as error:
                 raise self._damaged(number, f"does not follow from the lines before: {error}") from error
         return state
+
+    def how_to_go_on(self) -> str:
+        """Say where the run is and how it is continued; `""` for one in memory."""
+        if self.folder is None:
+            return ""
+        return f"The run is in {str(self.folder)!r}; to go on, compile again with it as log_dir."
 
     def to_bytes(self) -> bytes:
         """Return the journal as it stands on disk, or would."""
@@ -255,14 +266,16 @@ def _check_same(folder: Path, data: Mapping[str, Any], run: Mapping[str, Any], f
             f"The run in {folder} is of version {data.get('version')!r}; this dspy_ace continues version {VERSION}. "
             "Give another log_dir."
         )
-    before, now = ({**made.get("settings", {}), **made.get("fingerprint", {})} for made in (data, run))
+    if not all(isinstance(data.get(part), dict) for part in ("settings", "fingerprint")):
+        raise JournalError(f"{folder / 'run.json'} is damaged: it names no settings. Give another log_dir.")
+    before, now = ({**made["settings"], **made["fingerprint"]} for made in (data, run))
     for name in [*now, *(name for name in before if name not in now)]:
         old, new = before.get(name), now.get(name)
         same = _digest(old) == _digest(new) if name in run["fingerprint"] else old == new
-        if same or name in free or (name in MAY_GROW and old is not None and new is not None and old < new):
+        if same or name in free or (name in MAY_GROW and isinstance(old, int) and old < (new or 0)):
             continue
         if name in run["fingerprint"]:
-            said = [str(old).rpartition(" #")[0], str(new).rpartition(" #")[0]]
+            said = [str(text).rpartition(" #")[0] for text in (old, new)]
             old, new = said if said[0] != said[1] else (old, new)
         else:
             old, new = repr(old), repr(new)

@@ -175,12 +175,11 @@ class Run:
         self.engine.limits.keep = journal.keep_spent
         self.before = recorded(state.records)
         if state.records:
-            logger.info("ACE: continuing the run in %s at step %d", journal.folder, state.step + 1)
+            at = f"at step {state.step + 1} of" if state.step < len(self.batches) else "behind all"
+            logger.info("ACE: continuing the run in %s %s %d", journal.folder, at, len(self.batches))
             if self.unknown:
-                logger.warning(
-                    "ACE: %s, which cannot be compared: this run goes on assuming it is the same.",
-                    "; ".join(self.unknown),
-                )
+                said = "; ".join(self.unknown)
+                logger.warning("ACE: %s, which cannot be compared: this run goes on assuming it is the same.", said)
         left = sum(len(batch.examples) for batch in self.batches[state.step :])
         rounds, limit = self.settings.max_reflection_rounds, self.engine.limits.rollouts_left()
         most = left * (1 + rounds) + 2 * len(self.valset)

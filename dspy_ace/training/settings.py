@@ -131,7 +131,8 @@ class Settings(LearningSettings):
 
     # what a stopped run may be continued with another value of
     FREE: ClassVar[frozenset[str]] = frozenset(
-        {"num_threads", "log_dir", "progress", "on_step", "max_metric_calls", "max_lm_calls", "max_cost", "max_seconds"}
+        {"auto", "num_threads", "log_dir", "progress", "on_step"}
+        | {"max_metric_calls", "max_lm_calls", "max_cost", "max_seconds"}
     )
     AUTO: ClassVar[dict[str, dict[str, Any]]] = {
         "light": {"epochs": 1, "max_reflection_rounds": 0, "reflect_on": "failures", "batch_size": 25},
