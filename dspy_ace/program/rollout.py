@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -247,7 +248,9 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         self.names: set[str] = set()
         self.inputs: Mapping[str, Any] = {}
         self._run, self._trace = run, trace
-        self._open: dict[str, tuple[int, Call]] = {}  # calls without an answer, each with its place in the trace
+        self._begun: dict[str, tuple[int, Call | None]] = {}  # calls without an answer, in the order of their beginning
+        self._answered: dict[int, tuple[int, Any]] = {}  # the same of answers, by their id
+        self._numbers = itertools.count()
         self._mistake, self._adapter, self._reached = "", "", False
 
     def settings(self) -> dict[str, Any]:
@@ -258,11 +261,13 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         """Note a predictor and what it was given."""
         name = self._run.name_of(instance)
         self.names.add(name)
+        call = None
         if name:
             fields, given = instance.signature.input_fields, inputs.get("kwargs", {})
             self._check_names(name, fields, given)
             known = {field: value for field, value in given.items() if field in fields}
-            self._open[call_id] = len(self._trace), Call(name, _as_it_stands(known), {})
+            call = Call(name, _as_it_stands(known), {})
+        self._begun[call_id] = next(self._numbers), call
 
     def _check_names(self, name: str, fields: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         known = {field for predictor in self._run.predictors.values() for field in predictor.signature.input_fields}
@@ -280,19 +285,22 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
             )
             raise _StoppedError
 
-    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:  # noqa: ARG002 - DSPy's
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Forget a call that was answered: it is in the trace."""
-        if exception is None:
-            self._open.pop(call_id, None)
+        if exception is None and call_id in self._begun:
+            place, _ = self._begun.pop(call_id)
+            self._answered.setdefault(id(outputs), (place, outputs))  # with the answer: its id is given to no other
 
     def calls(self) -> tuple[Call, ...]:
-        """Return the calls that were answered, and in their places those that were not, without outputs."""
-        answered = [self._run.call_of(*entry) for entry in list(self._trace)]
-        calls: list[Call] = []
-        for place in range(len(answered) + 1):
-            calls += [call for at, call in list(self._open.values()) if at == place]
-            calls += answered[place : place + 1]
-        return tuple(calls)
+        """Return the calls in the order in which they began: those that were answered, others without outputs.
+
+        DSPy's trace has them in the order of the answers, which chance decides for calls at the same time.
+        """
+        calls, place = [(place, call) for place, call in list(self._begun.values()) if call is not None], 0
+        for predictor, inputs, prediction in list(self._trace):
+            place, _ = self._answered.get(id(prediction), (place, None))
+            calls.append((place, self._run.call_of(predictor, inputs, prediction)))
+        return tuple(call for _, call in sorted(calls, key=lambda one: one[0]))
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002 - DSPy's
         """Look if the instructions reach the prompt."""

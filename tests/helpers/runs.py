@@ -6,6 +6,7 @@ says the child's process id, waits for its end and says how it ended. A child is
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import logging
@@ -16,7 +17,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -43,12 +44,56 @@ def client(server: OfflineServer | str, model: str = "openai/offline", **setting
     return dspy.LM(model, api_base=url, api_key="none", **{"cache": False, **settings})
 
 
+class Checked(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+    """A pipeline of two: what the first one makes of a message is looked at again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gist = dspy.Predict("message -> gist")
+        self.route = dspy.ChainOfThought(Route)
+
+    def forward(self, message: str) -> Any:
+        self.gist(message=message)
+        return self.route(message=message)
+
+
+class Stumbling(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+    """An async program that asks twice at the same time, fails on urgent messages and exits on some others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = dspy.ChainOfThought(Route)
+        self.again = dspy.Predict(Route)
+
+    async def _both(self, message: str) -> Any:
+        return (await asyncio.gather(self.route.acall(message=message), self.again.acall(message=message)))[0]
+
+    def forward(self, message: str) -> Any:
+        found = asyncio.run(self._both(message))
+        if "Urgent" in message:
+            raise ValueError("no urgent messages, please")
+        if "Hello" in message and found.desk == "Maple":
+            raise SystemExit(0)
+        return found
+
+
+PROGRAMS: dict[str, Callable[[], dspy.Module]] = {
+    "single": lambda: dspy.ChainOfThought(Route),
+    "pipeline": Checked,
+    "stumbling": Stumbling,
+}
+
+
 def compiled(lm: Any, student: Any = None, metric: Any = desk_metric, **settings: Any) -> Any:
-    """A short run on the routing task: 16 examples in batches of four, a valset of six, one epoch."""
+    """A short run on the routing task: 16 examples in batches of four, a valset of six, one epoch.
+
+    `student` may be the name of one of `PROGRAMS`.
+    """
     trainset, valset = settings.pop("trainset", TRAIN), settings.pop("valset", VAL)
     with dspy.context(lm=lm):
         optimizer = ACE(metric, **{"epochs": 1, "batch_size": 4, "num_threads": 4, **settings})
-        return optimizer.compile(student or dspy.ChainOfThought(Route), trainset, valset=valset)
+        student = PROGRAMS[student]() if isinstance(student, str) else student
+        return optimizer.compile(student or PROGRAMS["single"](), trainset, valset=valset)
 
 
 def billed(server: OfflineServer) -> dict[str, Usage]:

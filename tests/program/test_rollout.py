@@ -80,6 +80,46 @@ def test_every_way_to_end_is_a_trajectory(error: BaseException, message: str, ti
     ]
 
 
+class Waiting(dspy.Predict):  # type: ignore[misc]  # dspy is untyped
+    """Answers after some time; without a time it fails."""
+
+    def __init__(self, seconds: float | None) -> None:
+        super().__init__("question -> answer")
+        self.seconds = seconds
+
+    async def aforward(self, **kwargs: Any) -> Any:
+        if self.seconds is None:
+            raise RuntimeError("no answer")
+        await asyncio.sleep(self.seconds)
+        return await super().aforward(**kwargs)
+
+
+class AtOnce(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+    """Asks three predictors at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow, self.fails, self.quick = Waiting(0.2), Waiting(None), Waiting(0.0)
+
+    def forward(self, question: str) -> Any:
+        async def both() -> Any:
+            asked = [each.acall(question=question) for each in (self.slow, self.fails, self.quick)]
+            return (await asyncio.gather(*asked, return_exceptions=True))[0]
+
+        return asyncio.run(both())
+
+
+def test_calls_at_the_same_time_stand_in_the_order_of_their_beginning() -> None:
+    """Whichever is answered first, or not at all: chance decides nothing that a reflection is shown."""
+    with dspy.context(lm=scripted(GOOD)):
+        made = rollouts(AtOnce(), [CASE])[0]
+    assert [(call.predictor, bool(call.outputs)) for call in made.trace] == [
+        ("slow", True),
+        ("fails", False),
+        ("quick", True),
+    ]
+
+
 def test_ctrl_c_passes_on() -> None:
     """It ends the run, not the rollout."""
     with pytest.raises(KeyboardInterrupt):
