@@ -71,8 +71,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             once, not tried again. Default: 1.
         reflect_on: "all" rollouts, or "failures" only. Default: "all".
         validate: "end": after learning, the starting playbook and the last one are scored on the same rows of the
-            valset, until it is clear which is better. "along": also each time as many more examples were learned
-            from as the valset has rows; the playbook with the best mean is returned.
+            valset, until further ones cannot change the choice. "along": also each time as many more examples were
+            learned from as the valset has rows; then it is the learned playbook with the best mean.
 
         max_metric_calls: limit of rollouts, validation and retries included.
         max_lm_calls: limit of LM calls, the program's, the metric's and the roles', in any thread, repeats of failed
@@ -178,8 +178,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             student: any program with predictors; it is not changed.
             trainset: examples with inputs set.
             teacher: taken for DSPy's sake and not used.
-            valset: examples to choose between the starting and the learned playbook; None or empty: the latest is
-                returned.
+            valset: examples to choose between the starting and the learned playbook. What is not shown to be better
+                is returned only if it repairs failures that it was learned from, with a warning.
 
         Returns:
             A program of the student's class with the best playbook in its instructions, `.playbook` and
@@ -221,6 +221,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
             finally:
                 journal.keep_spent(run.engine.limits.spent)
         logger.info("ACE: %s; %d bullets", stopped, len(state.best))
+        run.warn_of_choice(state)
         return run.finished(state, stopped, journal)
 
     def get_params(self) -> dict[str, Any]:
@@ -242,6 +243,6 @@ def _loop(run: Run, state: State, journal: Journal, pool: ThreadPool, ctrl_c: Ct
             raise KeyboardInterrupt
     check_rollouts(state.records, [], at_end=True)
     check_roles(state.records, at_end=True)
-    if (record := choose(run, state, pool)) is not None:
+    while (record := choose(run, state, pool)) is not None:
         state = run.keep(journal, state, record)
     return state, stopped

@@ -163,13 +163,14 @@ def test_a_run_folder_of_another_run_is_refused(tmp_path: Any, part: str, change
     assert lm.calls == 0
 
 
-def test_without_a_valset_the_latest_playbook_is_returned() -> None:
-    """valset=None and valset=[] mean the same, and nothing is rolled out twice for choosing."""
+def test_without_a_valset_a_playbook_that_repairs_its_failures_is_returned() -> None:
+    """valset=None and valset=[] mean the same; so many failures are rolled out again as show that it repairs them."""
     programs = [compiled(OfflineLM(), valset=valset, max_reflection_rounds=0) for valset in (None, [])]
     results = programs[0].detailed_results
     assert results.seed_score is None
-    assert results.rollouts == len(TRAIN)
-    assert programs[0].playbook == programs[1].playbook
+    assert results.rollouts == len(TRAIN) + sum(len(record.again) for record in results.records)
+    assert results.records[-1].again
+    assert programs[0].playbook == programs[1].playbook == results.learned_playbook
     assert len(programs[0].playbook) > 0
 
 
@@ -194,8 +195,8 @@ def test_the_seed_is_returned_only_where_it_is_strictly_better() -> None:
     assert results.verdict.word != "better"
 
 
-def test_a_tie_goes_to_the_later_playbook() -> None:
-    """Where seed and playbook score the same, the playbook is returned."""
+def test_a_tie_goes_to_the_seed_where_no_failure_is_repaired(caplog: Any) -> None:
+    """The student's prompt comes back; a warning names both figures, and the other playbook is in the results."""
 
     def shrug(playbook: Playbook, reflections: Any) -> tuple[Delta, tuple[()]]:
         return Delta((Add("S", f"Stay calm, number {len(playbook)}."),)), ()
@@ -204,8 +205,11 @@ def test_a_tie_goes_to_the_later_playbook() -> None:
         OfflineLM(), metric=lambda example, prediction: 0.5, curate=shrug,
         reflect=lambda playbook, trajectory: Reflection(("stay calm",)), max_reflection_rounds=0,
     )  # fmt: skip
-    assert len(program.playbook) > 0
-    assert program.detailed_results.best_score == program.detailed_results.seed_score == 0.5
+    results = program.detailed_results
+    assert len(program.playbook) == 0 < len(results.learned_playbook)
+    assert results.best_score == results.seed_score == 0.5
+    assert "not shown to be better: +0.000" in caplog.text
+    assert f"about {results.learned_playbook.tokens()} tokens with the learned playbook" in caplog.text
 
 
 def test_among_learned_playbooks_a_tie_goes_to_the_latest() -> None:
@@ -258,7 +262,7 @@ def test_a_failing_role_is_recorded_and_the_run_goes_on() -> None:
     errors = [r["error"] for record in program.detailed_results.records for r in record.reflections if "error" in r]
     assert errors == ["ValueError: no idea"] * len(errors)
     assert len(errors) > 2
-    assert len(program.playbook) > 0
+    assert len(program.detailed_results.learned_playbook) > 0
 
 
 def test_ctrl_c_returns_the_best_program_so_far(tmp_path: Any) -> None:

@@ -252,6 +252,8 @@ def told(engine: Engine, answered: Answered, feedback: Any, expected: Any) -> To
         score = settings.perfect_score
     elif omitted and as_expected is None and outputs:
         raise SettingsError(f"expected holds {brief(outputs)}, and the program returned {', '.join(prediction)}.")
+    if score is not None and (metric is not None or feedback is not None):
+        engine.hear(score)
     heard = Feedback(settings.failure_score if score is None else score, words)
     trajectory = replace(
         call,

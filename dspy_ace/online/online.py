@@ -474,7 +474,7 @@ class OnlineACE:
         stopped = self.stopped or ("closed" if self._closed else "it goes on")
         engine = self._engine
         rollouts = engine.meter.scopes("task")
-        return Results.of(state, stopped=stopped, scale=engine.settings.scale, usage=engine.usage(), rollouts=rollouts)
+        return Results.of(state, stopped=stopped, usage=engine.usage(), rollouts=rollouts)
 
     def _serve(self, version: int, playbook: Playbook) -> None:
         """Put a newer playbook into use: calls that begin from now on meet it, and no call waits for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -12,6 +13,8 @@ from ..playbook import Delta, Playbook, Rejected
 from ..program import Rollouts, Scorer, Trajectory, copy_program, showing
 from ..roles import Curator, GrowAndRefine, Reflection, Reflector, limited
 from .settings import LearningSettings
+
+logger = logging.getLogger("dspy.ace")
 
 
 class Engine:
@@ -35,6 +38,7 @@ class Engine:
         )
         self.meter = Meter()
         self.scorer = Scorer(settings.metric)
+        self._on_scale = True
         self.num_threads: int = settings.num_threads or dspy.settings.num_threads or 8
         own = next((p.lm for _, p in self.student.named_predictors() if p.lm), None) or dspy.settings.lm
         self._role_lm = settings.reflection_lm or own
@@ -63,7 +67,25 @@ class Engine:
     def roll_out(self, rollouts: Rollouts, example: dspy.Example, source: str) -> Trajectory:
         """Run and score one example. Every way to fail ends in a trajectory."""
         self.limits.count_rollouts(1)
-        return rollouts.one(example, source)
+        trajectory = rollouts.one(example, source)
+        if trajectory.error is None and self.settings.metric is not None:
+            self.hear(trajectory.feedback.score)
+        return trajectory
+
+    def hear(self, score: float) -> None:
+        """Warn of the first score that lies outside of the scale of the metric."""
+        scale = self.settings.scale
+        if self._on_scale and not scale.holds(score):
+            self._on_scale = False
+            logger.warning(
+                "ACE: the score %g lies outside of the scale from failure_score=%g to perfect_score=%g. %s",
+                score,
+                *scale,
+                f"Every score from {scale.perfect:g} on is a success, which nothing is learned from: set perfect_score "
+                "to the best score of the metric."
+                if score > scale.perfect
+                else "Set failure_score to the worst score of the metric, and perfect_score to the best.",
+            )
 
     def reflect(self, playbook: Playbook, trajectory: Trajectory, works: bool) -> Reflection:
         """Ask the Reflector (ACE §3.2).

@@ -129,6 +129,8 @@ def _title(record: Record) -> str:
         start = f" (start: {record.baseline.mean:.3f})" if record.baseline else ""
         rows = counted(len(record.validation.scores), "row")
         return f"Validation after step {record.step}: {record.validation.mean:.3f}{start} on {rows}"
+    if record.again:
+        return f"{counted(len(record.again), 'failure')} of the batches again, with what was learned"
     kinds = Counter(operation.op for operation in record.delta.operations)
     parts = [f"score {sum(record.scores) / len(record.scores):.2f} before it was learned from"] if record.scores else []
     parts += [f"{times} {_DONE.get(kind, kind)}" for kind, times in kinds.items()]
@@ -138,6 +140,8 @@ def _title(record: Record) -> str:
 
 
 def _notes(record: Record) -> Iterator[str]:
+    for position, score in record.again:
+        yield f"Example {position}: {'nothing is known' if score is None else f'{score:.2f}'}."
     if record.batch:
         yield f"Epoch {record.epoch}, examples {', '.join(map(str, record.batch))}."
     if votes := [each for each in record.delta.operations if isinstance(each, Tag)]:

@@ -13,10 +13,11 @@ from ..lm import Usage
 from ..output import printable
 from ..pages import fragment
 from ..playbook import Playbook, write_whole
+from .choice import Repairs
 from .journal import Journal
 from .page import facts_of, page_of
-from .state import Record, State, difference, recorded, seed_validation
-from .verdict import Verdict
+from .state import Record, State, recorded, seed_validation
+from .verdict import Scale, Verdict
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,15 +27,17 @@ class Results:
     Args:
         seed_score, best_score: mean validation score of the seed and of the playbook returned; None if not validated.
         validated_on: the rows of the valset that they rest on.
-        best_step: the step whose playbook was returned; 0 is the seed: nothing learned was as good.
-        verdict: the best learned playbook against the seed: better, not shown to be better, or worse, with a 95 %
+        best_step: the step whose playbook was returned; 0 is the seed: what was learned is not worth its tokens.
+        verdict: the learned playbook against the seed: better, not shown to be better, or worse, with a 95 %
             interval and the evidence; None when nothing was learned.
+        repairs: the failures it was learned from, and which of them are repaired: no evidence, but it decides a tie.
         stopped: why the run ended, in words.
         usage: calls, tokens, dollars and seconds by role: `task` (the student), `metric` (its own LM calls),
             `reflector`, `curator`. Of a continued run with the calls and tokens of the steps on record.
         rollouts: how often the program was run: batches, retries and validation.
         records: one a step and one a validation, as in the journal.
-        playbook: the playbook returned.
+        playbook: the playbook returned: one of the next two.
+        seed_playbook, learned_playbook: what the run started from, and what it learned.
         about: plain JSON data on the compile: `program` (its name), `settings`, `versions`, `sizes` of the sets, `seed`
             (the starting playbook) and `prompts` (by predictor the student's own). Empty for online learning.
     """
@@ -44,11 +47,14 @@ class Results:
     validated_on: int
     best_step: int
     verdict: Verdict | None
+    repairs: Repairs
     stopped: str
     usage: Mapping[str, Usage]
     rollouts: int
     records: tuple[Record, ...]
     playbook: Playbook
+    seed_playbook: Playbook
+    learned_playbook: Playbook
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -57,30 +63,26 @@ class Results:
         state: State,
         *,
         stopped: str,
-        scale: float,
         usage: Mapping[str, Usage],
         rollouts: int,
         about: Mapping[str, Any] | None = None,
     ) -> Results:
-        """Return the results of a run that ended in `state`.
-
-        Args:
-            state: the last one.
-            scale: the width of the metric.
-            stopped, usage, rollouts, about: see the class.
-        """
+        """Return the results of a run that ended in `state`; see the class."""
         seed = seed_validation(state.records)
         return cls(
             seed_score=state.seed_score,
             best_score=state.best_score,
             validated_on=0 if seed is None else len(seed.scores),
             best_step=state.best_step,
-            verdict=judge(state, scale),
+            verdict=state.verdict,
+            repairs=state.repairs,
             stopped=stopped,
             usage=usage,
             rollouts=rollouts,
             records=state.records,
             playbook=state.best,
+            seed_playbook=state.seed,
+            learned_playbook=state.learned_playbook,
             about=about or {},
         )
 
@@ -93,17 +95,15 @@ class Results:
         """
         journal = Journal.read(log_dir)
         about = journal.about()
-        state = journal.replay(State.of(Playbook.from_json(about["seed"])))
+        scale = Scale(about["settings"]["failure_score"], about["settings"]["perfect_score"])
+        state = journal.replay(State.of(Playbook.from_json(about["seed"]), scale))
         ended = journal.ended() or {
             "stopped": "not finished",
             "usage": {role: asdict(used) for role, used in recorded(state.records).items()},
             "rollouts": sum(record.rollouts for record in state.records),
         }
-        scale = about["settings"]["perfect_score"] - about["settings"]["failure_score"]
         usage = {role: Usage(**used) for role, used in ended["usage"].items()}
-        return cls.of(
-            state, stopped=ended["stopped"], scale=scale, usage=usage, rollouts=ended["rollouts"], about=about
-        )
+        return cls.of(state, stopped=ended["stopped"], usage=usage, rollouts=ended["rollouts"], about=about)
 
     def keep(self, journal: Journal) -> None:
         """Write into the run's folder how it ended, and its page."""
@@ -146,6 +146,8 @@ class Results:
             )
         if self.verdict is not None:
             lines.append(f"verdict: {self.verdict}")
+        if self.repairs.failures:
+            lines.append(f"in the batches: {self.repairs}")
         if self.batch_scores:
             lines.append("batches, each before it was learned from: " + " ".join(f"{s:.2f}" for s in self.batch_scores))
         lines.append(f"playbook: {len(self.playbook)} bullets, about {self.playbook.tokens()} tokens")
@@ -163,18 +165,6 @@ class Results:
                     f"{name}: {len(reasons)}{f' of {of}' if of else ''}; most often ({times} times): {reason:.300}"
                 )
         return printable("\n".join([*lines, *_table(self.usage)]))
-
-
-def judge(state: State, scale: float) -> Verdict | None:
-    """Compare the best learned playbook with the seed; None if no step changed a prompt.
-
-    Args:
-        state: the last one.
-        scale: the width of the metric: perfect minus failure score.
-    """
-    if not state.learned:
-        return None
-    return difference(state.records, seed_validation(state.records), state.candidate_validation, scale)
 
 
 def _table(usage: Mapping[str, Usage]) -> Sequence[str]:

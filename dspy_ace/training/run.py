@@ -19,6 +19,7 @@ from .progress import Progress
 from .results import Results
 from .settings import Settings
 from .state import Record, State, recorded
+from .verdict import BETTER
 
 logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
 
@@ -207,7 +208,7 @@ class Run:
     def restored(self, journal: Journal) -> State:
         """Return the state after what the journal holds, and write its best playbook: a crash may have come before."""
         journal.refresh()
-        state = journal.replay(State.of(self.seed))
+        state = journal.replay(State.of(self.seed, self.settings.scale))
         if state.records:
             self._keep_best(journal, state.best)
         return state
@@ -215,13 +216,30 @@ class Run:
     def _keep_best(self, journal: Journal, best: Playbook) -> None:
         journal.keep_best(best, lambda path: save_state(with_playbook(self.engine.student, best), path))
 
+    def warn_of_choice(self, state: State) -> None:
+        """Warn if a playbook was learned that is not shown to be better: which one is returned, and why."""
+        found = state.verdict
+        if not state.learned or (found is not None and found.word == BETTER):
+            return
+        returned, other = ("learned", "seed") if state.returns_learned else ("starting", "learned")
+        evidence = "without a metric nothing shows" if self.settings.metric is None else "nothing shows"
+        logger.warning(
+            "ACE: %s. %s. A call takes about %d tokens with the learned playbook, %d with the starting one. The %s "
+            "playbook is returned; the other one is detailed_results.%s_playbook.",
+            f"{evidence} if the learned playbook is better" if found is None else f"the learned playbook is {found}",
+            str(state.repairs).capitalize(),
+            state.learned_playbook.tokens(),
+            state.seed.tokens(),
+            returned,
+            other,
+        )
+
     def finished(self, state: State, stopped: str, journal: Journal) -> dspy.Module:
         """Return the student with the best playbook and the results of the run, which are written as well."""
         program = with_playbook(self.engine.student, state.best)
         program.detailed_results = Results.of(
             state,
             stopped=stopped,
-            scale=self.settings.scale,
             usage=self.engine.usage(self.before),
             rollouts=self.engine.limits.rollouts,
             about=self.about,
@@ -236,10 +254,13 @@ def _inputs(examples: list[dspy.Example]) -> list[dspy.Example]:
 
 def _line(record: Record, state: State) -> str:
     """Return the log line of a record."""
+    if record.again:
+        return f"failures again after step {record.step}: {state.repairs}"
+    if record.baseline is not None and state.verdict is not None:
+        return f"validation after step {record.step}: {state.verdict.validation}"
     if record.validation is not None:
-        seed = f" (seed {record.baseline.mean:.3f})" if record.baseline else ""
-        rows = len(record.validation.scores)
-        return f"validation after step {record.step}: {record.validation.mean:.3f}{seed} on {rows} rows"
+        rows = len(record.validation.known)
+        return f"validation after step {record.step}: {record.validation.mean:.3f} on {rows} rows"
     score = f"{sum(record.scores) / len(record.scores):.2f}" if record.scores else "-"
     size = f"{len(state.playbook)} bullets"
     return f"step {record.step}: batch score {score}, playbook {size}, {len(record.rejected)} operations rejected"

@@ -15,6 +15,7 @@ from ..playbook import Playbook
 from ..program import Metric, Scorer, Setup
 from ..roles import Curate, Refine, Reflect
 from .checks import check_lms
+from .verdict import Scale
 
 ReflectOn = Literal["all", "failures"]
 Validate = Literal["end", "along"]
@@ -100,9 +101,9 @@ class LearningSettings(pydantic.BaseModel):
         return self.metric is not None if self.labels is None else self.labels
 
     @property
-    def scale(self) -> float:
-        """The width of the metric: perfect minus failure score."""
-        return self.perfect_score - self.failure_score
+    def scale(self) -> Scale:
+        """The scale of the metric."""
+        return Scale(self.failure_score, self.perfect_score)
 
     def check_lms(self, student: dspy.Module) -> None:
         """Check that every predictor and every role has an LM, and every LM a price where dollars are limited.

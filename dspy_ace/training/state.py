@@ -14,7 +14,8 @@ from ..errors import SettingsError, expected
 from ..lm import Usage
 from ..playbook import Delta, Playbook, apply
 from ..program import NO_EVIDENCE, Trajectory
-from .verdict import Verdict, paired, unpaired, verdict
+from .choice import Repairs, by_evidence, difference, repairs
+from .verdict import UNIT, Scale, Verdict
 
 # the types of a journal's line: JSON has lists for tuples, so only what cannot be mistaken is converted
 Natural = Annotated[int, pydantic.Strict(), Ge(0)]
@@ -31,13 +32,13 @@ class Rollout:
 
     Args:
         example: the example's name: its position in its set as text, or its source where it was told online.
-        of: which set: the trainset or the valset.
+        of: which set: the trainset or the valset; "again": a failure of the trainset, with the learned playbook.
         retry: 0 for the first attempt, n for the nth retry.
         seed: True for a rollout of the seed playbook on the valset, beside one of the last playbook.
     """
 
     example: Text
-    of: Literal["train", "val"] = "train"
+    of: Literal["train", "val", "again"] = "train"
     retry: Natural = 0
     seed: pydantic.StrictBool = False
 
@@ -45,6 +46,7 @@ class Rollout:
         return (
             f"{'valset ' if self.of == 'val' else ''}{self.example}"
             f"{f', retry {self.retry}' if self.retry else ''}{', seed' if self.seed else ''}"
+            f"{', again' if self.of == 'again' else ''}"
         )
 
 
@@ -94,10 +96,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class Record:
-    """One learning step or one validation, as the journal keeps it.
+    """One learning step, one validation or a part of one, or failures rolled out again, as the journal keeps it.
 
     Args:
-        step, epoch: counted from 1. A validation has the step that it follows (0: the seed), and no batch.
+        step, epoch: counted from 1. What is no learning step has the step that it follows (0: the seed), and no batch.
         batch: positions in the trainset.
         scores: of the batch. Each example was rolled out before it was learned from.
         failures: the rollouts that failed, retries and validation included.
@@ -106,8 +108,10 @@ class Record:
         curation: how the Curator's call ended: `""` if it worked, else the error; None if it was not asked.
         delta: the operations that changed the playbook.
         rejected: operation (or None) and reason, for each operation that was left out.
-        validation: of the playbook as it stands.
+        validation: of the playbook as it stands: on all rows, or with a baseline on those that follow the last ones.
         baseline: of the seed, on the same rows.
+        again: failures of the batches rolled out again with the learned playbook: position and score; None where
+            nothing is known of the program.
         rollouts: made for this record, retries and validation included.
         usage: role → calls, prompt and completion tokens. Seconds, dollars and what a provider's cache served are left
             out: equal runs give equal records.
@@ -126,6 +130,7 @@ class Record:
     rejected: tuple[Mapping[str, Any], ...] = ()
     validation: Validation | None = None
     baseline: Validation | None = None
+    again: tuple[tuple[Natural, Score | None], ...] = ()
     rollouts: Natural = 0
     usage: Mapping[str, Mapping[CountName, Natural]] = field(default_factory=dict)
 
@@ -179,43 +184,17 @@ def failures_of(rollout: Rollout, trajectory: Trajectory) -> tuple[FailedRollout
     return () if error is None else (FailedRollout(rollout, error.kind, error.message),)
 
 
-def batch_evidence(records: Sequence[Record]) -> tuple[list[float], list[float]]:
-    """Return the scores of the first epoch's batches: those that met the seed, and those that met something learned.
-
-    Each example was rolled out before it was learned from, so its score is a fair test of the playbook it met. Later
-    epochs have seen every example. Rollouts that provider, metric or set-up failed say nothing and are left out.
-    """
-    seed: list[float] = []
-    later: list[float] = []
-    learned = False
-    for record in records:
-        if record.epoch == 1:
-            scores = zip(record.scores, record.kinds, strict=True)
-            (later if learned else seed).extend(score for score, kind in scores if kind not in NO_EVIDENCE)
-        learned = learned or record.learned
-    return seed, later
-
-
 def seed_validation(records: Sequence[Record]) -> Validation | None:
-    """Return the seed's validation, made before the first step or beside that of the last playbook; None: not made."""
-    found = [record.baseline if record.step else record.validation for record in records]
-    return next((validation for validation in found if validation is not None), None)
+    """Return what is known of the seed on the valset; None: it was not validated.
 
-
-def difference(
-    records: Sequence[Record], seed: Validation | None, learned: Validation | None, scale: float
-) -> Verdict | None:
-    """Compare a learned playbook with the seed: validation, pooled with the record of the batches.
-
-    Args:
-        records: all of a run.
-        seed, learned: both on the same rows; rows of which one is not known are left out. None: not validated.
-        scale: the width of the metric: perfect minus failure score.
+    It was validated before the first step, or beside the playbooks of some steps; each time from the first row on.
     """
-    pairs = zip(seed.scores, learned.scores, strict=True) if seed and learned else ()
-    known = [(before, after) for before, after in pairs if before is not None and after is not None]
-    validated = paired([before for before, _ in known], [after for _, after in known], scale)
-    return verdict(validated, unpaired(*batch_evidence(records), scale), scale)
+    known: dict[int, tuple[float | None, ...]] = {}
+    for record in records:
+        found = record.baseline if record.step else record.validation
+        known[record.step] = known.get(record.step, ()) + (found.scores if found else ())
+    longest = max(known.values(), key=len, default=())
+    return Validation(longest) if longest else None
 
 
 @dataclass(frozen=True)
@@ -229,6 +208,7 @@ class State:
         candidate: the learned playbook with the highest mean validation score, the later one on a tie; None before
             a learned playbook was validated. Votes that came after its validation are in it: prompts do not show them.
         candidate_step: the step that it came from.
+        scale: of the metric.
     """
 
     playbook: Playbook
@@ -236,11 +216,12 @@ class State:
     records: tuple[Record, ...] = ()
     candidate: Playbook | None = None
     candidate_step: int = 0
+    scale: Scale = UNIT
 
     @classmethod
-    def of(cls, seed: Playbook) -> State:
+    def of(cls, seed: Playbook, scale: Scale = UNIT) -> State:
         """Return the state before the first step."""
-        return cls(seed, seed)
+        return cls(seed, seed, scale=scale)
 
     def after(self, record: Record) -> State:
         """Return the state after one more record. Raises DeltaError if the record does not follow from this state."""
@@ -248,7 +229,7 @@ class State:
         after = replace(self, playbook=playbook, records=(*self.records, record))
         if record.validation is not None and record.step > 0:
             known = self._validation(self.candidate_step) if self.candidate is not None else None
-            if known is None or record.validation.mean >= known.mean:
+            if known is None or record.baseline is not None or record.validation.mean >= known.mean:
                 return replace(after, candidate=playbook, candidate_step=record.step)
         elif not record.learned and self.candidate is not None and self.candidate_step == self._last_learned:
             return replace(after, candidate=playbook)
@@ -276,18 +257,21 @@ class State:
         return any(record.curation == "" for record in self.records)
 
     @property
+    def learned_playbook(self) -> Playbook:
+        """The playbook that meets the seed in the end: the candidate, or without a validation the latest."""
+        return self.playbook if self.candidate is None else self.candidate
+
+    @property
     def best(self) -> Playbook:
-        """The playbook to return as things stand: the candidate, or the seed if that is better; else the latest."""
-        if self.candidate is None:
-            return self.playbook
-        return self.candidate if self._gain >= 0 else self.seed
+        """The playbook to return as things stand."""
+        return self.learned_playbook if self.returns_learned else self.seed
 
     @property
     def best_step(self) -> int:
         """The step that the best playbook came from; 0 is the seed."""
-        if self.candidate is None:
-            return self._last_learned
-        return self.candidate_step if self._gain >= 0 else 0
+        if not self.returns_learned:
+            return 0
+        return self._last_learned if self.candidate is None else self.candidate_step
 
     @property
     def best_score(self) -> float | None:
@@ -297,14 +281,34 @@ class State:
 
     @property
     def seed_score(self) -> float | None:
-        """The mean validation score of the seed; None if it was not validated."""
+        """The mean score of the seed on the rows that it was validated on; None: it was not."""
         found = seed_validation(self.records)
         return None if found is None else found.mean
 
     @property
-    def candidate_validation(self) -> Validation | None:
-        """The validation of the candidate; None without one."""
-        return None if self.candidate is None else self._validation(self.candidate_step)
+    def pairs(self) -> tuple[Sequence[float | None], Sequence[float | None]]:
+        """The scores of seed and candidate on the rows of the valset that both were validated on."""
+        seed, learned = seed_validation(self.records), self._validation(self.candidate_step)
+        if self.candidate is None or seed is None or learned is None:
+            return (), ()
+        rows = min(len(seed.scores), len(learned.scores))
+        return seed.scores[:rows], learned.scores[:rows]
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """The learned playbook against the seed; None if no step changed a prompt, or nothing is known."""
+        return difference(self.records, *self.pairs, self.scale) if self.learned else None
+
+    @cached_property
+    def repairs(self) -> Repairs:
+        """The failures that it was learned from, and which of them are repaired."""
+        return repairs(self.records, self.scale)
+
+    @property
+    def returns_learned(self) -> bool:
+        """True if the learned playbook is to be returned, not the seed; see `choice`."""
+        spoken = by_evidence(self.verdict)
+        return self.repairs.enough if spoken is None else spoken
 
     def flawless(self, perfect_score: float) -> bool:
         """Return True if the student has made no mistake so far: no batch, and no validation of the seed, shows one."""
@@ -326,13 +330,12 @@ class State:
     def _last_learned(self) -> int:
         return next((record.step for record in reversed(self.records) if record.learned), 0)
 
-    @cached_property
-    def _gain(self) -> float:
-        found = difference(self.records, seed_validation(self.records), self.candidate_validation, 1.0)
-        return 0.0 if found is None else found.difference
-
     def _validation(self, step: int) -> Validation | None:
+        """Return the validation of a step's playbook, of all its parts."""
         if step == 0:
             return seed_validation(self.records)
-        found = [record.validation for record in self.records if record.step == step and record.validation is not None]
-        return found[-1] if found else None
+        scores: tuple[float | None, ...] = ()
+        for record in self.records:
+            if record.step == step and record.validation is not None:
+                scores = (scores if record.baseline else ()) + record.validation.scores
+        return Validation(scores) if scores else None

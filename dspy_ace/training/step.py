@@ -15,7 +15,7 @@ from ..program import Rollouts, ThreadPool, Trajectory, with_playbook, with_refl
 from ..roles import Reflection
 from .engine import Engine
 from .state import FailedRollout, Record, Rollout, State, failures_of
-from .stopping import FIRST, check_roles, check_rollouts, rollouts_at_once
+from .stopping import FIRST, check_roles, check_rollouts, check_scores, rollouts_at_once
 
 if TYPE_CHECKING:
     from .run import Batch, Run, Share
@@ -165,8 +165,10 @@ def reflect_on_batch(
 
     Raises:
         RunError: the Reflector never worked.
+        MetricError: all first scores lie outside of the scale.
     """
     settings = engine.settings
+    check_scores(settings.scale, state.records, trajectories_of([attempt for attempt, _ in batch]))
     errs = not state.flawless(settings.perfect_score) or any(
         not trajectory.success for trajectory in trajectories_of([attempt for attempt, _ in batch])
     )

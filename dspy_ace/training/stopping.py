@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import MetricError, RunError
 from ..program import NO_EVIDENCE, Trajectory
 from .state import Record, State
+from .verdict import Scale
 
 if TYPE_CHECKING:
     from .run import Batch, Run
@@ -33,7 +34,7 @@ def limit_reached(run: Run, state: State, batch: Batch) -> str | None:
 def perfect_validation(run: Run, state: State, batch: Batch) -> str | None:
     """Stop when the playbook is right on every row of the valset, once every example has been met."""
     latest = next((record.validation for record in reversed(state.records) if record.validation is not None), None)
-    if latest is None or not state.learned or batch.epoch == 1:
+    if latest is None or len(latest.scores) < len(run.valset) or not state.learned or batch.epoch == 1:
         return None
     return "a perfect validation score" if latest.perfect(run.settings.perfect_score) else None
 
@@ -98,6 +99,28 @@ def check_rollouts(records: Sequence[Record], made: Sequence[Trajectory], *, at_
         source = last.source if last is not None else str(failed.rollout if failed else "")
         message = failure.message if failure else (failed.message if failed else "")
         raise _dead(str(kinds[-1]), row, source, message)
+
+
+def check_scores(scale: Scale, records: Sequence[Record], made: Sequence[Trajectory]) -> None:
+    """Stop a run whose first scores, three or more, all lie outside of the scale, before they are reflected on.
+
+    Args:
+        scale: the one in the settings.
+        records: those of the run so far.
+        made: rollouts since: the first batch, or the first validation.
+
+    Raises:
+        MetricError: it says what to set.
+    """
+    before = [score for record in records for score in record.scores]
+    scores = before + [trajectory.feedback.score for trajectory in made if trajectory.error is None]
+    if len(before) >= FIRST or len(scores) < FIRST or any(map(scale.holds, scores)):
+        return
+    raise MetricError(
+        f"All of the first {len(scores)} scores, {min(scores):g} to {max(scores):g}, lie outside of the scale from "
+        f"failure_score={scale.failure:g} to perfect_score={scale.perfect:g}. Set both to the worst and the best score "
+        "of your metric, as in failure_score=0, perfect_score=100."
+    )
 
 
 def check_roles(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 from dspy.evaluate.evaluate import EvaluationResult
@@ -11,14 +12,15 @@ from dspy.utils.callback import with_callbacks
 
 from ..playbook import Playbook
 from ..program import ThreadPool, Trajectory, with_playbook
-from .state import FailedRollout, Record, Rollout, State, Validation, difference, failures_of
+from .choice import by_evidence, settled
+from .state import FailedRollout, Record, Rollout, State, Validation, failures_of, seed_validation
 from .step import since
-from .stopping import check_rollouts, rollouts_at_once
+from .stopping import check_rollouts, check_scores, rollouts_at_once
 
 if TYPE_CHECKING:
     from .run import Run
 
-ROWS = 8  # pairs of rollouts between two looks at the difference
+ROWS = 8  # pairs of rollouts before the first look at the difference; failures between two looks
 FULL = {"metric_key": "eval_full"}  # the name under which MIPROv2 and GEPA log an evaluation of the whole valset
 PART = {"metric_key": "eval_part"}
 
@@ -45,86 +47,126 @@ def due(run: Run, state: State) -> bool:
 def validate(run: Run, state: State, pool: ThreadPool) -> Record:
     """Validate the latest playbook on the whole valset."""
     before = run.engine.meter.totals()
-    validation, failures = _scored(run, state, [state.playbook], range(len(run.valset)), pool)
+    (made,) = _rolled_out(run, state, [(state.playbook, range(len(run.valset)))], pool)
+    check_scores(run.settings.scale, state.records, made)
     return Record(
         state.step,
-        validation=Validation(validation[0]),
-        failures=failures,
-        rollouts=len(run.valset),
+        validation=Validation(_scores(made)),
+        failures=_failures(made),
+        rollouts=len(made),
         usage=since(run.engine.meter.totals(), before),
     )
 
 
 def choose(run: Run, state: State, pool: ThreadPool) -> Record | None:
-    """Validate what is needed to choose what to return; None: nothing is.
+    """Make the next record that the choice of what to return needs; None: it is made, or nothing more can be known.
 
-    With `validate="along"` that is the last playbook, if it is not known. With `validate="end"` seed and last playbook
-    meet on the same rows, side by side, until it is certain which is better or the rows are used up.
+    With `validate="along"` that is a validation of the last playbook, if there is none. With `validate="end"` seed and
+    last playbook meet on the same rows, side by side, twice as many each time, until further rows cannot change the
+    choice. If these leave a tie, the failures of the batches are rolled out again, until it is known if enough of them
+    are repaired. See `choice` for the rule.
     """
-    if not run.valset or not state.learned or not state.unvalidated:
+    if not state.learned:
         return None
     if run.settings.validate_when == "along":
-        return validate(run, state, pool)
-    before = run.engine.meter.totals()
-    scores: list[tuple[float | None, ...]] = [(), ()]
-    failures: tuple[FailedRollout, ...] = ()
-    for start in range(0, len(run.valset), ROWS):
-        left = run.engine.limits.rollouts_left()
-        stop = min(start + ROWS, len(run.valset), len(run.valset) if left is None else start + left // 2)
-        if stop <= start:
-            break
-        both, failed = _scored(run, state, [state.seed, state.playbook], range(start, stop), pool)
-        scores, failures = [known + new for known, new in zip(scores, both, strict=True)], failures + failed
-        found = difference(state.records, Validation(scores[0]), Validation(scores[1]), run.settings.scale)
-        if found is not None and found.certain:
-            break
-    if not scores[0]:
+        record = validate(run, state, pool) if run.valset and state.unvalidated else None
+    else:
+        record = _side_by_side(run, state, pool)
+    return record or _again(run, state, pool)
+
+
+def _side_by_side(run: Run, state: State, pool: ThreadPool) -> Record | None:
+    """Validate seed and last playbook on the next rows; None if that is done.
+
+    Rows on which the seed was validated before, beside another playbook, are not rolled out again with it.
+    """
+    seed, learned = ((), ()) if state.unvalidated else state.pairs
+    start, rows, engine = len(learned), len(run.valset), run.engine
+    if start and (
+        state.candidate_step != state.step or settled(state.records, seed, learned, rows - start, state.scale)
+    ):
         return None
+    before, known = engine.meter.totals(), seed_validation(state.records)
+    scores = () if known is None else known.scores
+    stop, left = min(max(ROWS, 2 * start), rows), engine.limits.rollouts_left()
+    while left is not None and stop > start and 2 * stop - start - min(max(start, len(scores)), stop) > left:
+        stop -= 1
+    if stop <= start:
+        return None
+    new = range(max(start, min(len(scores), stop)), stop)  # of the seed
+    trajectories = _rolled_out(run, state, [(state.seed, new), (state.playbook, range(start, stop))], pool)
+    first, second = trajectories
     return Record(
         state.step,
-        baseline=Validation(scores[0]),
-        validation=Validation(scores[1]),
-        failures=failures,
-        rollouts=2 * len(scores[0]),
+        baseline=Validation(scores[start:stop] + _scores(first)),
+        validation=Validation(_scores(second)),
+        failures=_failures(first, seed=True) + _failures(second),
+        rollouts=len(first) + len(second),
+        usage=since(engine.meter.totals(), before),
+    )
+
+
+def _again(run: Run, state: State, pool: ThreadPool) -> Record | None:
+    """Roll failures of the batches out again with the learned playbook; None if that cannot change the choice."""
+    found, left = state.repairs, run.engine.limits.rollouts_left()
+    if run.settings.metric is None or by_evidence(state.verdict) is not None or found.settled:
+        return None
+    positions = [int(example) for example in found.untried[: ROWS if left is None else min(ROWS, left)]]
+    if not positions:
+        return None
+    before = run.engine.meter.totals()
+    program = with_playbook(run.engine.student, state.learned_playbook)
+    made = _in_waves(run, state, [(program, run.trainset[at], str(at)) for at in positions], pool)
+    return Record(
+        state.step,
+        again=tuple(zip(positions, _scores(made), strict=True)),
+        failures=_failures(made, of="again"),
+        rollouts=len(made),
         usage=since(run.engine.meter.totals(), before),
     )
 
 
-def _scored(
-    run: Run, state: State, playbooks: Sequence[Playbook], rows: range, pool: ThreadPool
-) -> tuple[list[tuple[float | None, ...]], tuple[FailedRollout, ...]]:
+def _rolled_out(
+    run: Run, state: State, work: Sequence[tuple[Playbook, range]], pool: ThreadPool
+) -> list[list[Trajectory]]:
     """Roll playbooks out on rows of the valset, all at the same time.
-
-    Returns:
-        For each playbook the score of each row, None where nothing is known of the program; and the failures.
 
     Raises:
         RunError, MetricError: provider, set-up or metric never worked.
     """
+    programs = [with_playbook(run.engine.student, playbook) for playbook, _ in work]
+    tasks = [(p, run.valset[row], str(row)) for p, (_, rows) in zip(programs, work, strict=True) for row in rows]
+    made = iter(_in_waves(run, state, tasks, pool))
+    found = [list(islice(made, len(rows))) for _, rows in work]
+    for program, trajectories in zip(programs, found, strict=True):
+        if trajectories:
+            Evaluation.tell(program, trajectories, run)
+    return found
+
+
+def _in_waves(
+    run: Run, state: State, tasks: Sequence[tuple[dspy.Module, dspy.Example, str]], pool: ThreadPool
+) -> list[Trajectory]:
+    """Roll out so many at once as the records say may begin. See `_rolled_out` for what is raised."""
     engine = run.engine
-    programs = [with_playbook(engine.student, playbook) for playbook in playbooks]
-    rollouts = [engine.rollouts(program) for program in programs]
-    work = [(which, row) for which in range(len(playbooks)) for row in rows]
-
-    def roll_out(one: tuple[int, int]) -> Trajectory:
-        which, row = one
-        return engine.roll_out(rollouts[which], run.valset[row], str(row))
-
+    rollouts = {id(program): engine.rollouts(program) for program, _, _ in tasks}
     made: list[Trajectory] = []
-    while len(made) < len(work):
-        at_once = rollouts_at_once(state.records, made, len(work) - len(made))
-        made += pool.map(roll_out, work[len(made) : len(made) + at_once])
+    while len(made) < len(tasks):
+        wave = tasks[len(made) : len(made) + rollouts_at_once(state.records, made, len(tasks) - len(made))]
+        made += pool.map(lambda task: engine.roll_out(rollouts[id(task[0])], task[1], task[2]), wave)
         check_rollouts(state.records, made)
-    scores: list[tuple[float | None, ...]] = []
-    failures: list[FailedRollout] = []
-    for which, program in enumerate(programs):
-        mine = made[which * len(rows) : (which + 1) * len(rows)]
-        seed = len(programs) > 1 and which == 0
-        for trajectory in mine:
-            failures += failures_of(Rollout(trajectory.source, "val", seed=seed), trajectory)
-        scores.append(tuple(t.feedback.score if t.teaches else None for t in mine))
-        Evaluation.tell(program, mine, run)
-    return scores, tuple(failures)
+    return made
+
+
+def _scores(trajectories: Sequence[Trajectory]) -> tuple[float | None, ...]:
+    """Return the score of each rollout; None where nothing is known of the program."""
+    return tuple(t.feedback.score if t.teaches else None for t in trajectories)
+
+
+def _failures(
+    trajectories: Sequence[Trajectory], of: Literal["val", "again"] = "val", *, seed: bool = False
+) -> tuple[FailedRollout, ...]:
+    return tuple(failed for t in trajectories for failed in failures_of(Rollout(t.source, of, seed=seed), t))
 
 
 class Evaluation(dspy.Evaluate):  # type: ignore[misc]  # dspy is untyped

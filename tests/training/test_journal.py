@@ -38,6 +38,7 @@ FULL = Record(
     rejected=({"operation": {"op": "delete", "id": "x-00001"}, "reason": "no bullet 'x-00001' in the playbook"},),
     validation=Validation((1.0, None)),
     baseline=Validation((0.0, 0.5)),
+    again=((1, 0.5), (3, None)),
     rollouts=5,
     usage={"task": {"calls": 5, "prompt_tokens": 100, "completion_tokens": 20}},
 )

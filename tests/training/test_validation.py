@@ -48,10 +48,11 @@ def test_a_clear_gain_is_not_validated_to_the_last_row() -> None:
     """validate='end': both meet on the first examples only, and the result says on how many."""
     metric = Seen()
     results = compiled(OfflineLM(), metric=metric, trainset=TRAIN, valset=VAL, validate="end").detailed_results
-    last = results.records[-1]
-    assert len(last.validation.scores) == len(last.baseline.scores) == results.validated_on
+    parts = [record for record in results.records if record.validation is not None]
+    assert sum(len(record.validation.scores) for record in parts) == results.validated_on
+    assert all(len(record.validation.scores) == len(record.baseline.scores) for record in parts)
     assert 8 <= results.validated_on < len(VAL)
-    assert all(record.validation is None for record in results.records[:-1])
+    assert not any(record.batch for record in parts)
     assert sum(metric.messages[example.message] for example in VAL) == 2 * results.validated_on
     assert results.verdict.word == "better"
     assert results.verdict.validation.examples_before == results.validated_on
@@ -59,17 +60,15 @@ def test_a_clear_gain_is_not_validated_to_the_last_row() -> None:
 
 
 def test_an_unclear_difference_is_validated_on_the_whole_valset() -> None:
-    """A metric that cannot tell them apart is asked about every example; the tie goes to what was learned."""
+    """A metric that cannot tell them apart is asked about every example, twice as many each time."""
 
     def chatter(playbook: Playbook, reflections: Any) -> tuple[Delta, tuple[()]]:
         return Delta((Add("S", f"Remark number {len(playbook)} of no use."),)), ()
 
-    program = compiled(
-        OfflineLM(), metric=Seen(0.5), trainset=TRAIN[:8], valset=VAL, curate=chatter
-    )  # fmt: skip
-    assert program.detailed_results.validated_on == len(VAL)
-    assert program.detailed_results.verdict.word == "not shown to be better"
-    assert len(program.playbook) > 0
+    results = compiled(OfflineLM(), metric=Seen(0.5), trainset=TRAIN[:8], valset=VAL, curate=chatter).detailed_results
+    assert results.validated_on == len(VAL)
+    assert [len(r.validation.scores) for r in results.records if r.validation] == [8, 8, 16]
+    assert results.verdict.word == "not shown to be better"
 
 
 def test_a_lesson_that_harms_is_found_at_the_end() -> None:

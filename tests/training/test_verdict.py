@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from dspy_ace import Playbook
 from dspy_ace.playbook import Add, Delta
-from dspy_ace.training.results import judge
 from dspy_ace.training.state import Record, State, Validation
-from dspy_ace.training.verdict import BETTER, UNCLEAR, WORSE, Verdict, paired, unpaired, verdict
+from dspy_ace.training.verdict import BETTER, UNCLEAR, WORSE, Scale, Verdict, paired, unpaired, verdict
 
 pytestmark = pytest.mark.compat
 
@@ -31,7 +30,7 @@ def judged(records: list[Record]) -> Verdict | None:
     state = State.of(Playbook())
     for record in records:
         state = state.after(record)
-    return judge(state, 1.0)
+    return state.verdict
 
 
 def test_a_valset_that_ties_does_not_hide_the_training_record() -> None:
@@ -49,7 +48,7 @@ def test_a_valset_that_ties_does_not_hide_the_training_record() -> None:
     assert found.progressive is not None
     assert (found.validation.difference, found.progressive.before, found.progressive.after) == (0.0, 0.625, 1.0)
     assert found.difference > 0
-    assert "17" not in str(found)
+    assert "17 of" not in str(found)
     assert "0.625 → 1.000 (8 and 16)" in str(found)
 
 
@@ -65,29 +64,29 @@ def test_only_the_first_epoch_counts_as_a_test() -> None:
 def test_words_follow_the_interval() -> None:
     """Better and worse need an interval that leaves 0 out; else it is not shown."""
     low, high = [0.0] * 30, [1.0] * 30
-    assert verdict(paired(low, high, 1.0), None).word == BETTER
-    assert verdict(paired(high, low, 1.0), None).word == WORSE
-    assert verdict(paired(low, low, 1.0), None).word == UNCLEAR
-    assert verdict(None, unpaired(low[:2], high[:2], 1.0)).word == UNCLEAR
+    assert verdict(paired(low, high), None).word == BETTER
+    assert verdict(paired(high, low), None).word == WORSE
+    assert verdict(paired(low, low), None).word == UNCLEAR
+    assert verdict(None, unpaired(low[:2], high[:2])).word == UNCLEAR
     assert verdict(None, None) is None
     assert judged([step(1, [1.0], learned=False)]) is None
 
 
 def test_being_certain_takes_more_than_being_better() -> None:
     """5 gains in 8 pairs are better at 95 % and may be chance after ten looks; 6 gains in 8 pairs are certain."""
-    found = [verdict(paired([0.0] * 8, [1.0] * gains + [0.0] * (8 - gains), 1.0), None) for gains in (4, 5, 6, 8)]
+    found = [verdict(paired([0.0] * 8, [1.0] * gains + [0.0] * (8 - gains)), None) for gains in (4, 5, 6, 8)]
     assert [each.word for each in found] == [UNCLEAR, BETTER, BETTER, BETTER]
     assert [each.certain for each in found] == [False, False, True, True]
-    losses = verdict(paired([1.0] * 6 + [0.0] * 2, [0.0] * 8, 1.0), None)
+    losses = verdict(paired([1.0] * 6 + [0.0] * 2, [0.0] * 8), None)
     assert losses.certain
 
 
 def test_ties_are_no_certainty() -> None:
     """Ten ties leave room for a difference, the less the more there are; one gain in one pair shows nothing."""
     for ties, reach in ((10, 0.231), (100, 0.027)):
-        found = verdict(paired([1.0] * ties, [1.0] * ties, 1.0), None)
+        found = verdict(paired([1.0] * ties, [1.0] * ties), None)
         assert (found.low, found.high) == pytest.approx((-reach, reach), abs=0.001)
-    assert verdict(paired([0.0], [1.0], 1.0), None).word == UNCLEAR
+    assert verdict(paired([0.0], [1.0]), None).word == UNCLEAR
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -100,9 +99,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     for before, after in ((0.5, 0.5), (0.6, 0.9), (0.85, 0.95)):
         held = 0
         for _ in range(600):
-            found = verdict(
-                paired(draw(before, 20), draw(after, 20), 1.0), unpaired(draw(before, 8), draw(after, 16), 1.0)
-            )
+            found = verdict(paired(draw(before, 20), draw(after, 20)), unpaired(draw(before, 8), draw(after, 16)))
             held += found.low <= after - before <= found.high
         assert held / 600 >= 0.92
 
@@ -111,14 +108,16 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_the_scale_of_the_metric_does_not_matter(pairs: list[tuple[float, float]], factor: float) -> None:
     """A metric in percent gets the same word as one in shares."""
     before, after = [a for a, _ in pairs], [b for _, b in pairs]
-    small = verdict(paired(before, after, 1.0), None)
-    large = verdict(paired([a * factor for a in before], [b * factor for b in after], factor), None, factor)
+    small = verdict(paired(before, after), None)
+    large = verdict(
+        paired([a * factor for a in before], [b * factor for b in after], Scale(0.0, factor)), None, Scale(0.0, factor)
+    )
     assert large.low == pytest.approx(small.low * factor, abs=1e-6 * factor)
 
 
 def test_an_interval_ends_where_the_scale_of_the_scores_ends() -> None:
     """Two scores cannot differ by more than the width of the metric."""
-    found = verdict(paired([0.0] * 3, [1.0] * 3, 1.0), None)
+    found = verdict(paired([0.0] * 3, [1.0] * 3), None)
     assert found is not None
     assert found.high == 1.0
     assert found.low > -1.0
