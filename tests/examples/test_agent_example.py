@@ -90,6 +90,7 @@ def test_the_tools_descriptions_stay(lm: Apprentice) -> None:
     program: Any = ACE(agent.metric, labels=False, epochs=1, num_threads=2).compile(
         student, agent.as_examples(tasks.train)
     )
+    program = with_playbook(program, program.detailed_results.learned_playbook)
     assert len(program.playbook) >= 2
     compiled = program.agent.react.signature.instructions
     assert compiled.startswith(plain)

@@ -215,8 +215,8 @@ def test_a_rule_is_learned_from_one_episode(rule: str) -> None:
                 lambda example, prediction: float(prediction.done), labels=False, epochs=1, playbook=playbook,
                 progress=False,
             ).compile(Opened(), [example])  # fmt: skip
-            playbook = program.playbook
-        assert program(task=task).done
+            playbook = program.detailed_results.learned_playbook
+        assert with_playbook(program, playbook)(task=task).done
 
 
 def test_a_call_that_was_repeated_was_not_made_once() -> None:
