@@ -53,7 +53,7 @@ def results(records: tuple[Record, ...], words: str = "plain", dollars: float | 
         "seed": seed.to_json(),
     }  # fmt: skip
     usage = {"task": Usage(30, prompt_tokens=3000, completion_tokens=300, dollars=dollars)}
-    return Results.of(state, stopped=f"the epoch is done {words}", scale=1.0, usage=usage, rollouts=9, about=about)
+    return Results.of(state, stopped=f"the epoch is done {words}", usage=usage, rollouts=9, about=about)
 
 
 def text_of(path: Path) -> str:

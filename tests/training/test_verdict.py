@@ -125,7 +125,7 @@ def test_an_interval_ends_where_the_scale_of_the_scores_ends() -> None:
 
 def test_a_notebook_shows_the_verdict_as_a_table() -> None:
     """Word, difference, interval and evidence stand in it."""
-    found = verdict(paired([0.0] * 9, [1.0] * 9, 1.0), None)
+    found = verdict(paired([0.0] * 9, [1.0] * 9), None)
     assert found is not None
     shown = found._repr_html_()
     assert "Verdict: better" in shown
