@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ _SHAPES = re.compile(
     (?P<keep>                              # what tells that a secret follows
         (?i:\b(?:bearer|basic|token)\s+|\b(?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:(?:bearer|basic|token)\s+)?)
             (?={_LIKE_A_KEY})
+      | (?i:--[a-z-]{{0,20}}(?:key|token|secret|password)[ =])
       | (?i:[?&](?:api_?key|key|access_token|token|password|pwd|secret|sig|signature)=)
       | (?i:(?<![a-z])(?:[a-z]{{1,20}}[_-]){{0,3}}(?:api[_-]?key|token|secret|password|passwd)["']?\s*[:=]\s*["']?)
             (?![\w.]{{1,64}}[(\[])(?={_LIKE_A_KEY})
@@ -45,7 +47,8 @@ _SHAPES = re.compile(
 _SECRET_NAMES = re.compile(r"key|token|secret|password|authorization|credential", re.IGNORECASE)
 _ADDRESS_NAMES = re.compile(r"api_base|base_url|endpoint", re.IGNORECASE)
 
-_secrets: dict[str, None] = {}  # known for certain, the longest first
+_secrets: list[str] = []  # known for certain, the longest first
+_adding = threading.Lock()
 _redactors: list[Callable[[str], str]] = []
 
 
@@ -59,7 +62,7 @@ def redact(text: str) -> str:
         >>> redact("401 for Bearer abc123def456 at https://me:pw@gateway/v1")
         '401 for Bearer [redacted] at https://[redacted]@gateway/v1'
     """
-    for secret in list(_secrets):
+    for secret in _secrets:
         text = text.replace(secret, MARK)
     text = _SHAPES.sub(lambda found: (found["keep"] or "") + MARK, text)
     for redactor in _redactors:
@@ -113,11 +116,9 @@ def keep_secret(settings: Mapping[str, Any]) -> None:
             found += [value, value.rpartition(" ")[2]]  # a header is "Bearer …"
         elif isinstance(value, str) and _ADDRESS_NAMES.search(str(name)):
             found += _parts_of(value)
-    new = {secret for secret in found if len(secret) >= _SHORTEST and secret not in _secrets}
-    if new:
-        known = sorted({*_secrets, *new}, key=lambda secret: (-len(secret), secret))
-        _secrets.clear()
-        _secrets.update(dict.fromkeys(known))
+    with _adding:
+        if new := {secret for secret in found if len(secret) >= _SHORTEST} - set(_secrets):
+            _secrets[:] = sorted({*_secrets, *new}, key=lambda secret: (-len(secret), secret))
 
 
 def _parts_of(address: str) -> list[str]:

@@ -37,6 +37,7 @@ SECRETS = [
     "{'x-api-key': 'abcdef123456'}",
     "OPENAI_API_KEY=abcdef123456",
     "api_key = 'abcdef123456'",
+    "run --api-key abcdef-hidden --out x",
     "GET /v1?api-key=x&key=abcdef&page=2",
     "postgresql://me:abcdef@host/db?password=abcdef&user=me",
     "http://user:abcdef@gateway:8080/v1/chat",
@@ -66,7 +67,7 @@ HARMLESS = [
 
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspy_ace.output._secrets", {})
+    monkeypatch.setattr("dspy_ace.output._secrets", [])
 
 
 @pytest.mark.parametrize("text", SECRETS)

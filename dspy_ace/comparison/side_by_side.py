@@ -22,7 +22,7 @@ from annotated_types import Ge
 from dspy.teleprompt import Teleprompter
 
 from ..errors import Location, SettingsError, checked
-from ..output import printable
+from ..output import printable, redacted
 from ..pages import fragment
 from ..program import Metric, named
 from ..training import check_lms, example_key, hashed, versions
@@ -143,7 +143,7 @@ def compare(
     }
     held = {f"{name}.{path}": lm for (name, _), o in made.items() for path, lm in lms_within(o).items()}
     check_lms(program, **held)
-    about = {"label": label, "task": task, "command": command, "budget": budget}
+    about = redacted({"label": label, "task": task, "command": command, "budget": budget})
     header = _header(conditions, optimizers, made, seeds) | {k: v for k, v in about.items() if v is not None}
     plan = [(method, seed) for seed in seeds for method in (STUDENT, *optimizers)]
     with Cells.open(out, header) as cells:

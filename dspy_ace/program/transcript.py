@@ -1,11 +1,13 @@
 """A trajectory as text that a role reads.
 
 No text here is longer than `MOST` characters, and none longer than that is built on the way: a tool may return a log of
-20 MB. Files, images and bytes are shown by what they are, never by their data.
+20 MB. Files, images, bytes and large arrays are shown by what they are, never by their data.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -19,6 +21,8 @@ from .trajectory import Call, Trajectory
 MOST = 200_000  # characters: some 50,000 tokens, more than a role is shown by default
 _DEEPEST = 20  # levels of lists in lists
 _MESSAGE = 10_000  # characters of an error's text
+_READABLE = 1_000  # numbers of an array that is shown whole
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in memory: another one in each process
 
 
 def images_of(trajectory: Trajectory) -> tuple[dspy.Image, ...]:
@@ -81,7 +85,7 @@ def _written(value: Any, images: Sequence[dspy.Image], most: int, depth: int) ->
     if isinstance(value, pydantic.BaseModel) and type(value).__str__ is pydantic.BaseModel.__str__:
         return f"{type(value).__name__}({_listed(((f'{name}=', item) for name, item in value), most, *inside)})"
     try:
-        return shortened(str(value), most)
+        return _size(value) or _ADDRESS.sub("", shortened(str(value), most))
     except Exception as error:  # noqa: BLE001 - an object of the user's may fail in any way to say what it is
         return f"({type(value).__name__}, which cannot be shown: {type(error).__name__})"
 
@@ -113,6 +117,20 @@ def _kind(value: Any, images: Sequence[dspy.Image]) -> str | None:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return f"({memoryview(value).nbytes:,} bytes)"
     return None
+
+
+def _size(value: Any) -> str | None:
+    """Return kind and size of an array, a tensor or a table that is too large to be read; None for any other value."""
+    shape = getattr(value, "shape", None)
+    if (
+        not isinstance(shape, tuple)
+        or not all(isinstance(size, int) for size in shape)
+        or math.prod(shape) <= _READABLE
+    ):
+        return None
+    about = [str(dtype)] if (dtype := getattr(value, "dtype", None)) is not None else []
+    about += [f"columns {shortened(', '.join(map(str, value.columns)), 500)}"] if hasattr(value, "columns") else []
+    return f"({', '.join([type(value).__name__, ' x '.join(f'{size:,}' for size in shape), *about])})"
 
 
 def render_calls(trajectory: Trajectory, images: Sequence[dspy.Image] = ()) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 
 from ..errors import SettingsError
+from ..output import keep_secret
 from ..program import carried_playbook
 
 logger = logging.getLogger("dspy.ace")
@@ -104,6 +105,8 @@ def check_lms(student: dspy.Module, **roles: Any) -> None:
         raise SettingsError(
             f"No LM for predictor {bare[0]!r}: call dspy.configure(lm=dspy.LM('…')), or student.set_lm(…)."
         )
+    for lm in (default, *roles.values(), *(predictor.lm for _, predictor in student.named_predictors())):
+        keep_secret(vars(lm) if lm is not None else {})
 
 
 def _kind(value: Any) -> str:

@@ -86,6 +86,18 @@ class Table:
         return "a  b\n1  2"
 
 
+class Large:
+    """A table of rows and columns, as those of pandas and polars are."""
+
+    shape = (5_000_000, 2)
+    columns = ("city", "price")
+
+
+class Handle:
+    def __str__(self) -> str:
+        return f"<Handle of a file at {hex(id(self))}>"
+
+
 class Mute:
     def __str__(self) -> str:
         raise RuntimeError
@@ -107,6 +119,9 @@ class Mute:
         ([dspy.File(file_id="f-1")], "[(file, f-1)]"),
         (b"\x89PNG" * 500, "(2,000 bytes)"),
         (np.array([1.5, 2.0]), "[1.5 2. ]"),
+        (np.zeros((1000, 20)), "(ndarray, 1,000 x 20, float64)"),
+        ({"all": [Large()]}, "{'all': [(Large, 5,000,000 x 2, columns city, price)]}"),
+        (Handle(), "<Handle of a file>"),
         (Table(), "a  b\n1  2"),
         (Mute(), "(Mute, which cannot be shown: RuntimeError)"),
         (dspy.Reasoning(content="because"), "because"),
