@@ -47,7 +47,11 @@ class _Commands(click.Group):
             raise click.ClickException(" ".join(str(error).split())[:600]) from error
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='\b\nCompletion in bash: eval "$(_DSPY_ACE_COMPLETE=bash_source dspy-ace)"',
+)
 @click.version_option(package_name="dspy-ace")
 def main() -> None:
     """Make a prompt better from examples, by a playbook of short rules that you can read and edit.
