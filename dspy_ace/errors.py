@@ -100,7 +100,7 @@ def brief(data: object) -> str:
     """Return `repr` of anything, cut to 60 characters for a message."""
     try:
         shown = repr(data)
-    except ValueError:  # an int beyond Python's limit of digits
+    except (ValueError, RecursionError):  # an int beyond Python's limit of digits, a list in a list in a list …
         shown = f"a huge {type(data).__name__}"
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 

@@ -307,7 +307,7 @@ def _outputs(expected: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     outputs = {name: value for name, value in _fields("expected", expected).items() if name not in inputs}
     if not outputs:
-        raise SettingsError(f"expected holds no output field: got {expected!r:.100}; the inputs are known.")
+        raise SettingsError(f"expected holds no output field: got {brief(expected)}; the inputs are known.")
     return outputs
 
 
@@ -339,5 +339,5 @@ def feedback_given(value: Any, perfect: float, failure: float) -> tuple[float | 
     except MetricError:
         raise SettingsError(
             "feedback is a bool, a finite number, a text, or dspy.Prediction(score=…, feedback=…); "
-            f"got {type(value).__name__} {value!r:.100}."
+            f"got {type(value).__name__} {brief(value)}."
         ) from None

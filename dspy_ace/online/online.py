@@ -327,7 +327,7 @@ class OnlineACE:
 
     def _put(self, told: Told, source: str | None) -> str:
         if source is not None and (not isinstance(source, str) or not source):
-            raise SettingsError(f"source is a name (str), or None; got {source!r:.80}.")
+            raise SettingsError(f"source is a name (str), or None; got {brief(source)}.")
         with self._telling:  # of two threads that tell one call the second is refused
             self._check_new(told.key)
             self._unsure.add(told.key)

@@ -19,7 +19,7 @@ import dspy
 from annotated_types import Ge
 from dspy.utils.exceptions import LMError
 
-from ..errors import AceError, MetricError, SettingsError, checked
+from ..errors import AceError, MetricError, SettingsError, brief, checked
 from ..lm import UnreadableError, ask
 from .trajectory import Feedback
 from .transcript import outputs_of, render_fields, shortened, words_of
@@ -98,7 +98,7 @@ def feedback_of(result: Any) -> Feedback:
     if not isinstance(score, (Real, Decimal)) or not math.isfinite(score):
         raise MetricError(
             "Expected the metric to return a bool, a finite number or dspy.Prediction(score=…, feedback=…); "
-            f"got {result!r:.200}. Let it return a number for every example."
+            f"got {brief(result)}. Let it return a number for every example."
         )
     return Feedback(float(score), "" if words is None else shortened(str(words)))
 

@@ -155,6 +155,26 @@ def test_a_call_is_told_by_its_id(offline: OfflineLM) -> None:
     assert [seen.prediction and seen.prediction.desk for seen in notebook.seen] == [first.desk, second.desk, None]
 
 
+def test_what_is_nested_beyond_all_bounds_is_refused_or_told(offline: OfflineLM) -> None:
+    """Values that cannot even be written are answered in words, where they are no value of the call's."""
+    deep: Any = 1
+    for _ in range(3000):
+        deep = [deep]
+    with noted(Notebook()) as program:
+        prediction = program(message="Hello")
+        for refused in (
+            lambda: program.tell(deep, 1),
+            lambda: program.tell(prediction, deep),
+            lambda: program.tell(prediction, 1, source=deep),
+            lambda: program.tell_rows([deep], inputs="message", outputs="desk"),
+        ):
+            with pytest.raises(SettingsError, match="a huge list"):
+                refused()
+        program.tell(prediction, expected={"desk": deep})
+        program.tell(inputs={"message": deep}, outputs={"desk": deep}, feedback=False)
+        assert program.learn() is not None
+
+
 def test_of_many_threads_one_tells_a_call(offline: OfflineLM) -> None:
     """Threads that tell one call at the same moment: one of them does, the others hear that it was told."""
     with noted(Notebook()) as program, ThreadPoolExecutor(8) as pool:
