@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         log_dir: the folder that the run is saved in; give it again to continue the run.
         redact: `redact(text)` returns the text without what must not be learned, written or shown, such as names of
             customers. Keys of well-known shapes and the LMs' own keys and addresses are always taken out.
+        executor: runs the rollouts in other processes or on other machines: any `concurrent.futures.Executor` whose
+            workers can import dspy_ace, such as `Client(…).get_executor()` of Dask. API keys are taken from the
+            workers' environment. Default: threads.
         on_step: called with the `Record` and the playbook after each step and each validation; what it raises ends
             the run.
         progress: whether a bar is shown. Default: on a terminal and in a notebook.
@@ -129,6 +133,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         prompt_bullets: int | None = None,
         seed: int = 0,
         log_dir: str | Path | None = None,
+        executor: Executor | None = None,
         redact: Callable[[str], str] | None = None,
         on_step: Callable[[Record, Playbook], Any] | None = None,
         progress: bool | None = None,
@@ -160,6 +165,7 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         self.seed = seed
         # a tool may change the working directory before the run, or between two
         self.log_dir = Path(log_dir).absolute() if isinstance(log_dir, (str, Path)) else log_dir
+        self.executor = executor
         self.redact = redact
         self.on_step = on_step
         self.progress = progress

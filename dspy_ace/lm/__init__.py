@@ -2,12 +2,13 @@
 
 from .asking import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored, working
 from .calls import Measurement, Meter, own, scope
-from .limits import LimitReachedError, Limits, Spent, check_cost
+from .limits import Lease, LimitReachedError, Limits, Spent, check_cost
 from .prices import Price, price_of
 from .usage import Usage, added
 
 __all__ = [
     "Broken",
+    "Lease",
     "LimitReachedError",
     "Limits",
     "Measurement",

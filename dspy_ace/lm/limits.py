@@ -42,6 +42,28 @@ class Request(Protocol):
     def bound(self) -> float: ...  # noqa: D102 - see the class
 
 
+@dataclass(eq=False)
+class Lease:
+    """A part of the limits that a task of another process works with. It is settled like a call.
+
+    Args:
+        calls: LM calls it may make; None: any number.
+        dollars: it may spend; None: any amount.
+        used: calls and dollars it took; at first all of them.
+    """
+
+    calls: int | None
+    dollars: float | None
+
+    def __post_init__(self) -> None:
+        self.used: tuple[int, float] = (self.requests, self.dollars or 0.0)
+
+    @property
+    def requests(self) -> int:
+        """The calls that are reserved."""
+        return self.calls or 0
+
+
 class Limits:
     """Refuses the rollout or LM call that would exceed a limit. Thread-safe.
 
@@ -79,7 +101,7 @@ class Limits:
         self._seconds_before, self._started = 0.0, math.inf
         self.keep: Callable[[Spent], None] | None = None
         self._told = Spent()
-        self._open: dict[Request, float] = {}  # calls under way → dollars reserved
+        self._open: dict[Request | Lease, float] = {}  # calls under way → dollars reserved
         self._stopped = False
         self._kept_calls, self._kept_dollars = 0, 0.0
         self._lock = threading.RLock()
@@ -121,7 +143,7 @@ class Limits:
         """Count rollouts that are about to be made. Raises LimitReachedError if there are not so many left."""
         with self._lock:
             if self.max_rollouts is not None and self.rollouts + count > self.max_rollouts:
-                raise self._refused(f"max_rollouts={self.max_rollouts} is reached")
+                raise self.refused(f"max_rollouts={self.max_rollouts} is reached")
             self.rollouts += count
             self._tell()
 
@@ -134,6 +156,55 @@ class Limits:
         """Return how many LM calls may still be made; None: any number."""
         with self._lock:
             return None if self.max_lm_calls is None else max(0, self.max_lm_calls - self.calls)
+
+    def lend(self, calls: int, dollars: float, parts: int, whole: bool) -> Lease | None:
+        """Reserve a part of what is left, for a task of another process.
+
+        Args:
+            calls, dollars: the part; 0 dollars: what is left, divided by `parts`.
+            whole: True to reserve all that is left, once no other task holds a part.
+
+        Returns:
+            None if it must wait for what other tasks give back.
+
+        Raises:
+            LimitReachedError: nothing is left, or the run was stopped.
+        """
+        with self._lock:
+            self._started = min(self._started, time.monotonic())
+            if self.seconds_left() <= 0:
+                reached = self.reached if self._stopped else None
+                raise self.refused(reached or f"max_seconds={self.max_seconds:g} is reached")
+            calls_left = dollars_left = math.inf
+            if self.max_lm_calls is not None:
+                calls_left = self.max_lm_calls - self._kept_calls - self.calls
+            if self.max_cost is not None:
+                dollars_left = self.max_cost - self._kept_dollars - self.dollars - sum(self._open.values())
+            dollars = dollars or dollars_left / parts
+            others = any(isinstance(each, Lease) for each in self._open)
+            if others and (whole or calls_left < calls or dollars_left < dollars):
+                return None
+            if calls_left < 1 or dollars_left <= 0:
+                limit = "max_lm_calls" if calls_left < 1 else "max_cost"
+                raise self.refused(f"{limit}={getattr(self, limit):g} is reached")
+            lease = Lease(
+                None if self.max_lm_calls is None else int(calls_left if whole else min(calls, calls_left)),
+                None if self.max_cost is None else (dollars_left if whole else min(dollars, dollars_left)),
+            )
+            self.calls += lease.requests
+            self._open[lease] = lease.dollars or 0.0
+            self._tell()
+            return lease
+
+    @property
+    def spends(self) -> bool:
+        """True if calls or dollars are limited."""
+        return self.max_lm_calls is not None or self.max_cost is not None
+
+    @property
+    def stopped(self) -> bool:
+        """True once `stop` was called."""
+        return self._stopped
 
     def stop(self, reason: str) -> None:
         """Refuse every later call, and end every wait for a retry."""
@@ -161,16 +232,19 @@ class Limits:
         try:
             bound = 0.0 if self.max_cost is None else call.bound
         except SettingsError as error:
-            raise self._refused(str(error)) from error
+            raise self.refused(str(error)) from error
         with self._lock:
             self._started = min(self._started, time.monotonic())
             if self.seconds_left() <= 0:
                 stopped = self.reached if self._stopped else None
-                raise self._refused(stopped or f"max_seconds={self.max_seconds:g} is reached")
+                raise self.refused(stopped or f"max_seconds={self.max_seconds:g} is reached")
             if self.max_lm_calls is not None and self.calls + call.requests > self.max_lm_calls - self._kept_calls:
+                lent = sum(each.requests for each in self._open if isinstance(each, Lease))
+                if may_wait and self.calls - lent + call.requests <= self.max_lm_calls - self._kept_calls:
+                    return False
                 several = f", a call of {call.lm.model} takes {call.requests}" if call.requests > 1 else ""
                 kept = ", one is kept for the curation" if self._kept_calls else ""
-                raise self._refused(
+                raise self.refused(
                     f"max_lm_calls={self.max_lm_calls} is reached ({self.calls} were made{several}{kept})"
                 )
             reserved = sum(self._open.values())
@@ -178,7 +252,7 @@ class Limits:
             if self.dollars + reserved + bound > max_cost:
                 if may_wait and self.dollars + bound <= max_cost:
                     return False
-                raise self._refused(
+                raise self.refused(
                     f"max_cost={self.max_cost:g} is reached: ${self.dollars:.4f} spent, ${reserved:.4f} reserved for "
                     f"calls under way, and the next call of {call.lm.model} may cost ${bound:.4f}"
                 )
@@ -187,7 +261,7 @@ class Limits:
             self._tell()
             return True
 
-    def settle(self, call: Request, requests: int, dollars: float | None) -> None:
+    def settle(self, call: Request | Lease, requests: int, dollars: float | None) -> None:
         """Put what a call really took in the place of what was reserved. None: its cost is unknown, so all of that."""
         with self._lock:
             bound = self._open.pop(call)
@@ -204,7 +278,8 @@ class Limits:
         self._told = Spent(*ahead)
         self.keep(self._told)
 
-    def _refused(self, reason: str) -> LimitReachedError:
+    def refused(self, reason: str) -> LimitReachedError:
+        """Return the error for a refusal, and keep the first reason."""
         self.reached = self.reached or reason
         return LimitReachedError(reason)
 

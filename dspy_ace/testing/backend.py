@@ -183,6 +183,9 @@ class Backend:
     def __copy__(self) -> Backend:
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:  # in another process it begins anew, with an empty log
+        return Backend, (self.knobs, self.answerers)
+
     def with_knobs(self, **changes: Any) -> Backend:
         """Return a backend with other knobs that writes to the same log."""
         return Backend(replace(self.knobs, **changes), self.answerers, self.log, self.cache)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from typing import Any
 
 import dspy
 
@@ -12,6 +14,7 @@ from ..lm import LimitReachedError, Limits, Measurement, Meter, Usage, added, sc
 from ..playbook import Delta, Playbook, Rejected
 from ..program import Rollouts, Scorer, Trajectory, copy_program, showing
 from ..roles import Curator, GrowAndRefine, Reflection, Reflector, limited
+from .remote import Remote, RemoteRollouts
 from .settings import LearningSettings
 
 logger = logging.getLogger("dspy.ace")
@@ -23,6 +26,8 @@ class Engine:
     Args:
         settings: of a compile, or of a program that learns while it is used.
         student: the program; it is not changed.
+        limits: of a run; None: those of the settings.
+        executor: makes the rollouts; None: the threads that ask for them do.
 
     Attributes:
         student: the program as it will be run: with `prompt_bullets`, if they are set.
@@ -30,7 +35,13 @@ class Engine:
         meter: the usage by role.
     """
 
-    def __init__(self, settings: LearningSettings, student: dspy.Module, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        settings: LearningSettings,
+        student: dspy.Module,
+        limits: Limits | None = None,
+        executor: Executor | None = None,
+    ) -> None:
         self.settings = settings
         self.student = showing(student, settings.prompt_bullets)
         self.limits = limits or Limits(
@@ -45,7 +56,8 @@ class Engine:
         self.reflector = settings.reflect or Reflector()
         self.curator = limited(settings.curate or Curator(), settings.max_playbook_tokens)
         self.refiner = limited(settings.refine or GrowAndRefine(), settings.max_playbook_tokens)
-        self._asking = self.rollouts(copy_program(self.student))  # asks the metric about single predictors
+        self._remote = None if executor is None else Remote(executor, self.limits, self.meter, self.num_threads)
+        self._asking = Rollouts(copy_program(self.student), self.scorer, self.meter, setup=settings.setup)
 
     def scope(self) -> AbstractContextManager[None]:
         """Return a scope in which every LM call passes the limits; those of no role are counted as `other`."""
@@ -54,15 +66,15 @@ class Engine:
     def rollouts(self, program: dspy.Module) -> Rollouts:
         """Return what runs `program` on one example after the other."""
         settings = self.settings
-        return Rollouts(
-            program,
-            self.scorer,
-            self.meter,
-            failure_score=settings.failure_score,
-            perfect_score=settings.perfect_score,
-            timeout=settings.rollout_timeout,
-            setup=settings.setup,
-        )
+        options: dict[str, Any] = {
+            "failure_score": settings.failure_score,
+            "perfect_score": settings.perfect_score,
+            "timeout": settings.rollout_timeout,
+            "setup": settings.setup,
+        }
+        if self._remote is not None:
+            return RemoteRollouts(self._remote, program, self.scorer, self.meter, **options)
+        return Rollouts(program, self.scorer, self.meter, **options)
 
     def roll_out(self, rollouts: Rollouts, example: dspy.Example, source: str) -> Trajectory:
         """Run and score one example. Every way to fail ends in a trajectory."""

@@ -75,7 +75,7 @@ class Run:
     ) -> None:
         self.settings = settings
         limits = Limits(settings.max_metric_calls, settings.max_lm_calls, settings.max_cost, settings.max_seconds)
-        self.engine = Engine(settings, student, limits)
+        self.engine = Engine(settings, student, limits, settings.executor)
         # without labels, nothing that holds one is handed on: not to a role, not to the metric
         self.trainset = trainset if settings.uses_labels else _inputs(trainset)
         self.given = {"trainset": self.trainset, "valset": valset if settings.uses_labels else _inputs(valset)}

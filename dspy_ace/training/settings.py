@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import dspy
@@ -38,6 +39,12 @@ def _playbook(value: Any) -> Any:
     if value is None or isinstance(value, Playbook):
         return value
     raise ValueError("Input should be a Playbook, as in Playbook.load(path)")
+
+
+def _executor(value: Any) -> Any:
+    if value is None or isinstance(value, Executor):
+        return value
+    raise ValueError("Input should be a concurrent.futures.Executor, as Client(…).get_executor() of Dask")
 
 
 CALLABLE = pydantic.PlainValidator(_callable)
@@ -128,11 +135,12 @@ class Settings(LearningSettings):
     validate_when: Validate = "end"
     seed: int = 0
     log_dir: Location | None = None
+    executor: Annotated[Executor | None, pydantic.PlainValidator(_executor)] = None
     progress: bool | None = None
 
     # what a stopped run may be continued with another value of
     FREE: ClassVar[frozenset[str]] = frozenset(
-        {"auto", "num_threads", "log_dir", "progress", "on_step"}
+        {"auto", "num_threads", "log_dir", "executor", "progress", "on_step"}
         | {"max_metric_calls", "max_lm_calls", "max_cost", "max_seconds"}
     )
     AUTO: ClassVar[dict[str, dict[str, Any]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comparisons.performance import hostile, schedule, settings, thresholds
+from comparisons.performance import hostile, scale_out, schedule, settings, thresholds
 from comparisons.performance.schedule import Span
 from comparisons.performance.settings import GRIDS, Outcome
 from dspy_ace import ACE, Bullet, Playbook
@@ -148,3 +148,20 @@ def test_the_benchmark_of_the_critical_path_runs(capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert [row[0] for row in cells(out)[2:]] == ["default", "auto=light", "batch_size=8"]
     assert "CPU of a rollout" in out
+
+
+def test_workers_are_busy_until_the_coordinator_is_the_limit() -> None:
+    """The simulation agrees with what can be worked out by hand."""
+    assert scale_out.busy(1, 10, 0.0, 2.0, 0.0) == (1.0, 1.0)
+    assert scale_out.busy(10, 10, 0.0, 2.0, 2.0) == (1.0, 0.5)
+    during, _ = scale_out.busy(100, 1000, 0.1, 2.0, 0.0)  # 10 rollouts a second keep 20 workers busy
+    assert 0.15 < during < 0.45
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_workers_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints what it measured and what it simulated."""
+    scale_out.main(["--examples", "4", "--seconds", "0.05", "--rollouts", "5"])
+    out = capsys.readouterr().out
+    assert "Measured" in out
+    assert "| 1000 | 2048 |" in out
