@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import dspy
 
+from ..errors import RoleError
 from ..lm import LimitReachedError, Limits, Measurement, Meter, Usage, added, scope, working
 from ..playbook import Delta, Playbook, Rejected
-from ..program import Rollouts, Scorer, Trajectory, copy_program, showing
+from ..program import Rollouts, Scorer, Trajectory, copy_program, showing, words_of
 from ..roles import Curator, GrowAndRefine, Reflection, Reflector, limited
 from .remote import Remote, RemoteRollouts
 from .settings import LearningSettings
@@ -110,7 +111,7 @@ class Engine:
             TypeError: the role returned something else than a Reflection. What it raises passes through.
         """
         trajectory = self._asking.ask_by_predictor(trajectory)
-        with self.meter.measure("reflector"), dspy.context(lm=self._role_lm), working(works):
+        with self._asking_role("reflector", works):
             reflection = self.reflector(playbook, trajectory)
         if not isinstance(reflection, Reflection):
             raise TypeError(f"expected a Reflection (see dspy_ace.roles); got {reflection!r:.200}")
@@ -122,7 +123,7 @@ class Engine:
         """Ask the Curator (ACE §3.1). See `reflect`; raises TypeError for anything but a Delta."""
         delta: Delta | None = None
         try:
-            with self.meter.measure("curator"), dspy.context(lm=self._role_lm), working(works):
+            with self._asking_role("curator", works):
                 delta, rejected = self.curator(playbook, reflections)
         except LimitReachedError:
             if delta is None:  # else the curator made do with the calls before: they are paid for
@@ -133,8 +134,19 @@ class Engine:
 
     def refine(self, playbook: Playbook) -> Delta:
         """Grow and refine (ACE §3.3). An embedder's LM calls are counted as `refiner`."""
-        with self.meter.measure("refiner"):
+        with self._asking_role("refiner"):
             return self.refiner(playbook)
+
+    @contextmanager
+    def _asking_role(self, name: str, works: bool = True) -> Iterator[None]:
+        """Open a scope that counts a role's calls; in it exit() is the role's failure, not the script's end."""
+        try:
+            with self.meter.measure(name), dspy.context(lm=self._role_lm), working(works):
+                yield
+        except (Exception, KeyboardInterrupt, LimitReachedError):
+            raise
+        except BaseException as error:
+            raise RoleError(words_of(error)) from error
 
     def usage(self, before: dict[str, Usage] | None = None) -> dict[str, Usage]:
         """Return the usage by role, with that of earlier processes of the run; roles without a call are left out."""

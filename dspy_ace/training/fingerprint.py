@@ -60,9 +60,10 @@ def described(data: Mapping[str, Sequence[dspy.Example]], **parts: Any) -> tuple
 
     Example:
         >>> described({}, metric=len)
-        ({'metric': 'builtins.len #aee92f29'}, [])
+        ({'python': '3.12', 'metric': 'builtins.len #aee92f29'}, [])
     """
     code, rows = _Describer(), _Describer(code=False)
+    code.found["python"] = ".".join(platform.python_version_tuple()[:2])  # each has its own code for the same source
     for name, part in parts.items():
         code.add(name, part)
     for name, examples in data.items():

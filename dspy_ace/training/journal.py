@@ -268,26 +268,24 @@ def _check_same(folder: Path, data: Mapping[str, Any], run: Mapping[str, Any], f
         )
     if not all(isinstance(data.get(part), dict) for part in ("settings", "fingerprint")):
         raise JournalError(f"{folder / 'run.json'} is damaged: it names no settings. Give another log_dir.")
-    before, now = ({**made["settings"], **made["fingerprint"]} for made in (data, run))
+    before, now = map(_texts, (data, run))
     for name in [*now, *(name for name in before if name not in now)]:
-        old, new = before.get(name), now.get(name)
-        same = _digest(old) == _digest(new) if name in run["fingerprint"] else old == new
-        if same or name in free or (name in MAY_GROW and isinstance(old, int) and old < (new or 0)):
+        texts = [before.get(name, "nothing"), now.get(name, "nothing")]
+        hashes = [text.rpartition(" #")[2] for text in texts]  # the words before them may be redacted
+        grown = name in MAY_GROW and all(map(str.isdigit, texts)) and int(texts[0]) < int(texts[1])
+        if name in free or hashes[0] == hashes[1] or grown:
             continue
-        if name in run["fingerprint"]:
-            said = [str(text).rpartition(" #")[0] for text in (old, new)]
-            old, new = said if said[0] != said[1] else (old, new)
-        else:
-            old, new = repr(old), repr(new)
+        shown = [text.rpartition(" #")[0] or text for text in texts]
+        old, new = shown if shown[0] != shown[1] else texts
         raise JournalError(
             f"The run in {folder} was made with {name}={old}; now {name}={new}. To continue it, use the same; to start "
             "anew, give another log_dir."
         )
 
 
-def _digest(described: Any) -> str:
-    """Return the part of a description that tells two values apart; the words before it may be redacted."""
-    return str(described).rpartition(" #")[2]
+def _texts(run: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a run was made with, by name: settings as they are, other things as `described` words them."""
+    return {**{name: repr(value) for name, value in run["settings"].items()}, **run["fingerprint"]}
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any]:
