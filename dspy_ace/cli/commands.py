@@ -20,11 +20,11 @@ from ..ace import ACE
 from ..errors import AceError, SettingsError
 from ..lm import price_of
 from ..output import SPELLED
-from ..playbook import Playbook, count_tokens, take_out, write_whole
+from ..playbook import Playbook, take_out, write_whole
 from ..playbook import merge as merged
 from ..program import Judged
 from ..store import PlaybookStore
-from ..training import Results, Settings, facts_of
+from ..training import Plan, Results, Settings, facts_of
 from .cases import METRICS, Cases, Compared, cases_of, read_rows, read_text, usual_metric
 from .sources import Source, save
 
@@ -125,7 +125,9 @@ def optimize(out: Path | None, dry_run: bool, **given: Any) -> None:
     )
     with dspy.context(lm=lm):
         if dry_run:
-            say(_plan(optimizer, student, train, val, lm, reflection))
+            settings = Settings.of_arguments(optimizer.get_params())
+            settings.check_lms(student)
+            say(f"Planned: {Plan.of(settings, student, train, val)}.")
             return
         program, failure = _compiled(optimizer, student, train, val)
     results: Results = program.detailed_results
@@ -238,27 +240,6 @@ def _imported(name: str, option: str) -> Any:
     if not callable(found):
         raise SettingsError(f"{option} {name} is {type(found).__name__}; expected a function.")
     return found
-
-
-def _plan(
-    optimizer: ACE, student: dspy.Module, train: list[dspy.Example], val: list[dspy.Example], lm: Any, reflection: Any
-) -> str:
-    """Say what a run would do at most, and about what that costs: prompts as long as they are, usual replies."""
-    settings = Settings.of_arguments(optimizer.get_params())
-    settings.check_lms(student)
-    rollouts = len(train) * settings.epochs * (1 + settings.max_reflection_rounds) + 2 * len(val)
-    reflections = len(train) * settings.epochs * max(1, settings.max_reflection_rounds)
-    curations = settings.epochs * -(-len(train) // settings.batch_size)
-    own = sum(count_tokens(predictor.signature.instructions) for predictor in student.predictors())
-    case = sum(count_tokens(" ".join(map(str, row.toDict().values()))) for row in train) // len(train)
-    calls, role_calls = rollouts * len(student.predictors()), reflections + curations
-    task_price, role_price = price_of(lm.model), price_of(reflection.model)
-    cost = "its price is not known"
-    if task_price and role_price:
-        dollars = calls * task_price.of(own + case + 1_000, 0, 150)
-        dollars += role_calls * role_price.of(own + 2 * case + 2_500, 0, 600)
-        cost = f"about ${dollars:.2f}" + (f", and never more than ${settings.max_cost:g}" if settings.max_cost else "")
-    return f"At most {rollouts} runs of the prompt, {reflections} reflections, {curations} curations: {cost}."
 
 
 def _prompts(program: Any, student: dspy.Module, prompt: str) -> str:

@@ -6,6 +6,7 @@ from .fingerprint import described, example_key, hashed, versions
 from .interrupt import CtrlC
 from .journal import Journal
 from .page import facts_of
+from .plan import Plan
 from .results import Results
 from .run import Batch, Run, schedule
 from .settings import Auto, LearningSettings, ReflectOn, Settings, Validate
@@ -34,6 +35,7 @@ __all__ = [
     "Evidence",
     "Journal",
     "LearningSettings",
+    "Plan",
     "Record",
     "ReflectOn",
     "Results",

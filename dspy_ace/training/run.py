@@ -15,6 +15,7 @@ from ..program import carried_playbook, named, own_instructions, save_state, wit
 from .engine import Engine
 from .fingerprint import described, example_key, versions
 from .journal import Journal
+from .plan import Plan
 from .progress import Progress
 from .results import Results
 from .settings import Settings
@@ -68,6 +69,7 @@ class Run:
             in the trainset are left out of it, since a playbook may have learned them by heart.
         seed: the playbook that the run starts from.
         batches: the whole schedule.
+        plan: the most that it may spend.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Run:
         self.valset = self._useful(trainset, valset)
         self.seed = carried_playbook(student) if settings.playbook is None else settings.playbook
         self.batches = schedule(len(trainset), settings.epochs, settings.batch_size, settings.seed)
+        self.plan = Plan.of(settings, self.engine.student, self.trainset, self.valset)
         self.about = {  # what run.json and the page of the run tell a reader
             "program": named(student),
             "settings": settings.described() | {"labels": settings.uses_labels},
@@ -167,7 +170,7 @@ class Run:
         return self.progress
 
     def resumed(self, journal: Journal) -> State:
-        """Take up what was made before, and log what is to come at most."""
+        """Take up what was made before, and log the plan of the whole run."""
         state = self.restored(journal)
         spent, on_record = journal.spent(), sum(record.rollouts for record in state.records)
         limited = self.settings.max_metric_calls is not None  # then those of a step that a crash lost are known too
@@ -181,15 +184,7 @@ class Run:
             if self.unknown:
                 said = "; ".join(self.unknown)
                 logger.warning("ACE: %s, which cannot be compared: this run goes on assuming it is the same.", said)
-        left = sum(len(batch.examples) for batch in self.batches[state.step :])
-        rounds, limit = self.settings.max_reflection_rounds, self.engine.limits.rollouts_left()
-        most = left * (1 + rounds) + 2 * len(self.valset)
-        logger.info(
-            "ACE: at most %d rollouts, %d reflections and %d curations to come",
-            most if limit is None else min(most, limit),
-            left * max(1, rounds),
-            len(self.batches) - state.step,
-        )
+        logger.info("ACE: %s", self.plan)
         return state
 
     def keep(self, journal: Journal, state: State, record: Record) -> State:
@@ -237,14 +232,11 @@ class Run:
     def finished(self, state: State, stopped: str, journal: Journal) -> dspy.Module:
         """Return the student with the best playbook and the results of the run, which are written as well."""
         program = with_playbook(self.engine.student, state.best)
-        program.detailed_results = Results.of(
-            state,
-            stopped=stopped,
-            usage=self.engine.usage(self.before),
-            rollouts=self.engine.limits.rollouts,
-            about=self.about,
-        )
-        program.detailed_results.keep(journal)
+        usage, rollouts = self.engine.usage(self.before), self.engine.limits.rollouts
+        results = Results.of(state, stopped=stopped, usage=usage, rollouts=rollouts, about=self.about)
+        results.keep(journal)
+        logger.info("ACE: %s", self.plan.against(state.records, rollouts, usage))
+        program.detailed_results = results
         return program
 
 

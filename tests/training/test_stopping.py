@@ -5,15 +5,19 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import dspy
 import pytest
 
-from dspy_ace import Playbook
+from dspy_ace import OnlineACE, Playbook
 from dspy_ace.errors import MetricError, RunError
 from dspy_ace.playbook import Add, Delta
+from dspy_ace.testing import OfflineLM
 from dspy_ace.training.run import Batch
 from dspy_ace.training.state import FailedRollout, Record, Rollout, State, Validation
 from dspy_ace.training.stopping import check_roles, check_rollouts, reason_to_stop
 from dspy_ace.training.validation import due
+from runs import compiled
+from tasks import Route, desk_metric, messages
 
 pytestmark = pytest.mark.compat
 
@@ -146,3 +150,56 @@ def test_a_role_that_never_worked_ends_a_run() -> None:
     check_roles([step(1, curation="")], curation="no JSON")
     with pytest.raises(RunError, match="The Curator failed 1 times"):
         check_roles([step(1, curation="no JSON")], at_end=True)
+
+
+@pytest.mark.parametrize(
+    ("scale", "settings", "words"),
+    [
+        ([100.0, 40.0], {}, "40 to 100, lie outside of the scale from failure_score=0 to perfect_score=1"),
+        ([5.0, 2.0], {}, "Set both to the worst and the best score"),
+        ([-0.1, -3.0], {}, "lie outside"),
+        ([5.0, 2.0], {"failure_score": 10.0, "perfect_score": 20.0, "validate": "along"}, "failure_score=10"),
+    ],
+)
+def test_scores_that_all_lie_outside_of_the_scale_end_a_run_before_a_reflection(
+    scale: list[float], settings: dict[str, Any], words: str
+) -> None:
+    """0 … 100, 1 … 5, losses: the error says what to set, and no role was asked."""
+    lm, task = OfflineLM(), OfflineLM()
+
+    def metric(example: Any, prediction: Any, trace: Any = None) -> float:
+        return scale[0] if example.desk == prediction.desk else scale[1]
+
+    with pytest.raises(MetricError, match=words):
+        compiled(task, metric=metric, reflection_lm=lm, **settings)
+    assert lm.calls == 0
+    assert 0 < task.calls <= 6
+
+
+@pytest.mark.parametrize(("best", "worst", "named"), [(100.0, 0.0, "perfect_score"), (1.0, -1.0, "failure_score")])
+def test_the_first_score_outside_of_the_scale_is_warned_of_once(
+    best: float, worst: float, named: str, caplog: Any
+) -> None:
+    """Where others lie on it the run goes on; the warning names the score and the setting."""
+
+    def metric(example: Any, prediction: Any, trace: Any = None) -> float:
+        return best if example.desk == prediction.desk else worst
+
+    compiled(OfflineLM(), metric=metric)
+    said = [record.getMessage() for record in caplog.records if "outside of the scale" in record.getMessage()]
+    assert len(said) == 1
+    assert f"the score {best if named == 'perfect_score' else worst:g} lies outside" in said[0]
+    assert f"et {named} to the" in said[0]
+
+
+def test_a_told_score_outside_of_the_scale_is_warned_of(caplog: Any) -> None:
+    """Online as well: three of them, and nothing else, are not learned from."""
+    with dspy.context(lm=OfflineLM()):
+        online = OnlineACE(dspy.ChainOfThought(Route), metric=desk_metric, learn="manual")
+        for example in messages(3, 1):
+            online.tell(online(**example.inputs()), dspy.Prediction(score=80, feedback="Good."))
+        assert "the score 80 lies outside of the scale" in caplog.text
+        with pytest.raises(MetricError, match="perfect_score"):
+            online.learn()
+        assert online.pending == 3
+        online.close(learn=False)
