@@ -86,7 +86,8 @@ class OnlineACE:
     """A program that goes on learning. Call it as you call the program: it is a callable, not a module.
 
     Calls may come from any thread or task. A call does not wait for the learning: it runs the program with the
-    playbook as it stands. The prediction remembers its call until the prediction is garbage-collected.
+    playbook as it stands. A prediction remembers its call; the last 1,000 calls are found by `prediction.dspy_ace_id`.
+    The process may fork at any moment: a child begins with the playbook as it stands, and with what was spent.
 
     Args:
         program: any program with predictors; it is not changed. A compiled one goes on from its playbook.

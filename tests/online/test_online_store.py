@@ -154,6 +154,24 @@ def test_what_is_forgotten_leaves_the_prompts_at_once(offline: OfflineLM, tmp_pa
     assert "OnlineACE every poll_seconds" in str(account)  # how long it takes elsewhere
 
 
+def test_what_another_process_forgets_leaves_the_prompts_soon(offline: OfflineLM, tmp_path: Path) -> None:
+    """With a thread of its own an object looks every poll_seconds; one in manual mode when it is refreshed."""
+    path = tmp_path / "memory.db"
+    forget = f"from dspy_ace import PlaybookStore; PlaybookStore({str(path)!r}).forget(sources={{'jane'}})"
+    with PlaybookStore(path) as store, PlaybookStore(path) as mine:
+        store.append(Delta((Add("S", "Jane prefers Maple.", None, ("jane",)),)))
+        with (
+            noted(Notebook(), store=store, learn="elsewhere", poll_seconds=0.05) as polling,
+            noted(Notebook(), store=mine, learn="manual") as manual,
+        ):
+            assert len(polling.playbook) == len(manual.playbook) == 1
+            subprocess.run([sys.executable, "-W", "ignore", "-c", forget], check=True, timeout=120)
+            until(lambda: len(polling.playbook) == 0)
+            assert len(manual.playbook) == 1
+            manual.refresh()
+            assert len(manual.playbook) == 0
+
+
 def test_what_is_told_again_after_a_lost_answer_is_there_once(offline: OfflineLM, tmp_path: Path) -> None:
     """A connection that breaks after the commit is an error of `tell`; told again, it is the same record."""
 
