@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..lm import Usage
 from ..pages import Chart, Grid, Line, render
 from ..playbook import Bullet, Delta, Operation, Playbook, Tag, apply, counted, playbook_block
-from .state import Record
+from .state import Record, Validation
 
 if TYPE_CHECKING:
     from .results import Results
@@ -26,8 +27,8 @@ def page_of(results: Results) -> str:
 
 
 def _content(results: Results) -> dict[str, Any]:
-    seed = Playbook.from_json(results.about["seed"])
-    steps, born = _history(seed, results.records)
+    seed, records = results.seed_playbook, _united(results.records)
+    steps, born = _history(seed, records)
     prompts = {
         title: {name: _prompt(own, playbook, name) for name, own in results.about["prompts"].items()}
         for title, playbook in (("before", seed), ("after", results.playbook))
@@ -36,11 +37,12 @@ def _content(results: Results) -> dict[str, Any]:
         "title": f"What ACE learned: {results.about['program'].replace('->', '→')}",
         "label": "",
         "results": facts_of(results),
-        "charts": _charts(results),
-        "scores": _scores(results.records),
-        "cards": [_card(bullet, born.get(bullet.id, ["the start"])) for bullet in results.playbook],
+        "charts": _charts(results, records),
+        "scores": _scores(records),
+        "returned": results.playbook == results.learned_playbook,
+        "cards": [_card(bullet, born.get(bullet.id, ["the start"])) for bullet in results.learned_playbook],
         "steps": steps,
-        "failures": _failures(results.records),
+        "failures": _failures(records),
         "usage": usage_grid(results.usage),
         "prompts": prompts,
         "facts": list(_facts(results.about)),
@@ -54,6 +56,7 @@ def facts_of(results: Results) -> list[tuple[str, str]]:
         "score before": _score(results.seed_score, f"on {counted(results.validated_on, 'row')}"),
         "score after": _score(results.best_score, f"step {results.best_step}"),
         "verdict": str(results.verdict or ""),
+        "failures": str(results.repairs) if results.repairs.failures else "",
         "stopped": results.stopped,
         "playbook": f"{size}, about {results.playbook.tokens():,} tokens in a prompt",
         "rollouts": f"{results.rollouts:,}",
@@ -65,6 +68,20 @@ def facts_of(results: Results) -> list[tuple[str, str]]:
 
 def _score(mean: float | None, where: str) -> str:
     return "" if mean is None else f"{mean:.3f} ({where})"
+
+
+def _united(records: Sequence[Record]) -> list[Record]:
+    """Return the records; where a validation goes on in parts, each holds all rows so far."""
+    united: list[Record] = []
+    for record in records:
+        last = united[-1] if united else record
+        if record.validation and record.baseline and last.validation and last.baseline and last.step == record.step:
+            both = (last.validation, record.validation), (last.baseline, record.baseline)
+            validation, baseline = (Validation(first.scores + second.scores) for first, second in both)
+            united.append(replace(record, validation=validation, baseline=baseline))
+        else:
+            united.append(record)
+    return united
 
 
 def _prompt(own: str, playbook: Playbook, name: str) -> str:
@@ -160,14 +177,14 @@ def _notes(record: Record) -> Iterator[str]:
 # --- numbers
 
 
-def _charts(results: Results) -> list[Chart]:
+def _charts(results: Results, records: Sequence[Record]) -> list[Chart]:
     """Return the scores over rollouts; over dollars as well, where they are known."""
-    charts = [_chart("Score by rollouts", "rollouts so far", results.records, [r.rollouts for r in results.records])]
+    charts = [_chart("Score by rollouts", "rollouts so far", records, [record.rollouts for record in records])]
     dollars = sum(results.usage.values(), Usage()).dollars
-    tokens = [_tokens(record) for record in results.records]
+    tokens = [_tokens(record) for record in records]
     if dollars and sum(tokens):  # records hold tokens: dollars are shared out by them
         spent = [dollars * each / sum(tokens) for each in tokens]
-        charts.append(_chart("Score by dollars", "dollars so far", results.records, spent))
+        charts.append(_chart("Score by dollars", "dollars so far", records, spent))
     return charts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 from ..errors import SettingsError
 from ..lm import Usage
 from ..output import printable
-from ..pages import fragment
+from ..pages import Grid, fragment
 from ..playbook import Playbook, write_whole
 from .choice import Repairs
 from .journal import Journal
-from .page import facts_of, page_of
+from .page import facts_of, page_of, usage_grid
 from .state import Record, State, recorded, seed_validation
 from .verdict import Scale, Verdict
 
@@ -97,11 +97,13 @@ class Results:
         about = journal.about()
         scale = Scale(about["settings"]["failure_score"], about["settings"]["perfect_score"])
         state = journal.replay(State.of(Playbook.from_json(about["seed"]), scale))
-        ended = journal.ended() or {
-            "stopped": "not finished",
-            "usage": {role: asdict(used) for role, used in recorded(state.records).items()},
-            "rollouts": sum(record.rollouts for record in state.records),
-        }
+        ended = journal.ended()
+        if ended.get("records") != len(state.records):  # it went on since, or never ended
+            ended = {
+                "stopped": "not finished",
+                "usage": {role: asdict(used) for role, used in recorded(state.records).items()},
+                "rollouts": sum(record.rollouts for record in state.records),
+            }
         usage = {role: Usage(**used) for role, used in ended["usage"].items()}
         return cls.of(state, stopped=ended["stopped"], usage=usage, rollouts=ended["rollouts"], about=about)
 
@@ -109,7 +111,8 @@ class Results:
         """Write into the run's folder how it ended, and its page."""
         if journal.folder is not None:
             usage = {role: asdict(used) for role, used in self.usage.items()}
-            journal.end({"stopped": self.stopped, "usage": usage, "rollouts": self.rollouts}, page_of(self))
+            ended = {"records": len(self.records), "stopped": self.stopped, "usage": usage, "rollouts": self.rollouts}
+            journal.end(ended, page_of(self))
 
     def save_report(self, path: str | Path) -> Path:
         """Write the run as one HTML page that opens offline, and return its path.
@@ -164,16 +167,10 @@ class Results:
                 lines.append(
                     f"{name}: {len(reasons)}{f' of {of}' if of else ''}; most often ({times} times): {reason:.300}"
                 )
-        return printable("\n".join([*lines, *_table(self.usage)]))
+        return printable("\n".join([*lines, *_aligned(usage_grid(self.usage))]))
 
 
-def _table(usage: Mapping[str, Usage]) -> Sequence[str]:
-    names = ("calls", "cached", "failed", "retries", "prompt", "of it cached", "completion", "dollars", "seconds")
-    lines = ["{:<10} {:>6} {:>6} {:>6} {:>7} {:>9} {:>12} {:>10} {:>9} {:>8}".format("role", *names)]
-    for role, u in [*usage.items(), ("all", sum(usage.values(), Usage()))]:
-        dollars = "unknown" if u.dollars is None else f"{u.dollars:.4f}"
-        lines.append(
-            f"{role:<10} {u.calls:>6} {u.cached_calls:>6} {u.failed_calls:>6} {u.retries:>7} {u.prompt_tokens:>9} "
-            f"{u.cached_tokens:>12} {u.completion_tokens:>10} {dollars:>9} {u.seconds:>8.1f}"
-        )
-    return lines
+def _aligned(grid: Grid) -> list[str]:
+    """Return a table as lines: the first column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in grid]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import dspy
 
 from ..lm import Limits, Usage
+from ..output import redacted
 from ..playbook import Playbook
 from ..program import carried_playbook, named, own_instructions, save_state, with_playbook
 from .engine import Engine
@@ -91,7 +92,7 @@ class Run:
             "settings": settings.described() | {"labels": settings.uses_labels},
             "versions": versions(),
             "sizes": {"training examples": len(self.trainset), "validation examples": len(self.valset)},
-            "prompts": own_instructions(student),
+            "prompts": redacted(own_instructions(student)),
             "seed": self.seed.to_json(),
         }
         self.before: dict[str, Usage] = {}  # usage of earlier processes, by their records

@@ -133,6 +133,25 @@ def test_a_run_that_has_not_ended_has_a_page(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == lines[0] + lines[1][:20]  # another process may write
 
 
+def test_a_run_that_went_on_after_its_end_has_not_ended(tmp_path: Path) -> None:
+    """How an earlier process ended is not taken for the end of a run that has more records since."""
+    compiled(OfflineLM(), log_dir=tmp_path / "run", max_metric_calls=12)
+    ended = (tmp_path / "run" / "results.json").read_bytes()
+    compiled(OfflineLM(), log_dir=tmp_path / "run")
+    assert "not finished" not in str(Results.load(tmp_path / "run"))
+    (tmp_path / "run" / "results.json").write_bytes(ended)
+    assert Results.load(tmp_path / "run").stopped == "not finished"
+
+
+def test_a_validation_in_parts_is_shown_with_all_rows_so_far(tmp_path: Path) -> None:
+    """Scores of a few rows jump; each part shows the mean of all rows until then."""
+    parts = [Record(1, validation=Validation((1.0,)), baseline=Validation((0.0,))) for _ in range(2)]
+    parts.append(Record(1, validation=Validation((0.0, 0.0)), baseline=Validation((0.0, 0.0))))
+    said = text_of(results((*steps(1, 1)[:1], *parts)).save_report(tmp_path / "run.html"))
+    assert "Validation after step 1: 1.000 (start: 0.000) on 2 rows" in said
+    assert "Validation after step 1: 0.500 (start: 0.000) on 4 rows" in said
+
+
 @pytest.mark.parametrize("content", [None, "{}", "[1]", "{", '{"format": "dspy_ace.run"}'])
 def test_a_folder_that_is_no_run_is_refused(content: str | None, tmp_path: Path) -> None:
     """One sentence names the folder."""
