@@ -271,11 +271,6 @@ class Compared(ReadyMade):
     def __init__(self, how: str, field: str) -> None:
         self.how, self.field = how, field
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See `ReadyMade`."""
-        return {"how": self.how, "field": self.field}
-
     def judge(self, example: dspy.Example, prediction: Any) -> Feedback:
         """See the class."""
         given, expected = str(getattr(prediction, self.field, "") or ""), example[self.field]

@@ -148,11 +148,6 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
 class ReadyMade(ABC):
     """A metric that every optimizer of DSPy can call, and that gives words with its score."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that its scores depend on, by name: plain values and functions."""
-        return {}
-
     @abstractmethod
     def judge(self, example: dspy.Example, prediction: Any) -> Feedback:
         """Return the score of a prediction, 0 to 1, and why."""
@@ -211,11 +206,6 @@ class Validated(ReadyMade):
     def __init__(self, check: Callable[..., bool | str | None]) -> None:
         self.check = check
         self._with_inputs = _arity("check", check, "(prediction) or (inputs, prediction)", (1, 2)) == 2
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See `ReadyMade`."""
-        return {"check": self.check}
 
     def judge(self, example: dspy.Example, prediction: Any) -> Feedback:
         """See the class. Raises MetricError for any other result; an LM error of the check's own passes through."""
@@ -282,11 +272,6 @@ class Judged(ReadyMade):
                 3, "expected_outputs", dspy.InputField(desc="outputs that are right; others may be as good"), str
             )
         self.predict = dspy.Predict(signature)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See `ReadyMade`."""
-        return {"rubric": self.rubric, "labels": self.labels, "instructions": self.predict.signature.instructions}
 
     def judge(self, example: dspy.Example, prediction: Any) -> Feedback:
         """See the class.

@@ -3,7 +3,7 @@
 It tells if a run is continued with another program, metric or dataset, and which rows stand in two datasets. A value
 is described by its content: a function by its code, constants, defaults and what it closes over; a program or callable
 object by its class and attributes; other objects by what pickle would keep of them. Code of installed packages goes by
-its name, an LM by its model.
+its name, an LM by its model. Their clients, connections and pools change while they are used: they are not compared.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import copyreg
 import dis
 import enum
+import functools
 import hashlib
+import logging
 import platform
 import re
 import reprlib
@@ -21,7 +23,6 @@ import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -33,13 +34,22 @@ from ..output import redact
 from ..program import own_instructions
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
-_SAME = (type(threading.Lock()), type(threading.RLock()))  # nothing in them can differ
+# the same under the same name, or as the same type: whatever else is in them changes while they are used
+_BY_NAME = (
+    dspy.BaseLM,
+    dspy.PythonInterpreter,
+    ContextVar,
+    logging.Logger,
+    type(threading.Lock()),
+    type(threading.RLock()),
+)
 _FOLLOWED = (*_PLAIN, tuple, frozenset, enum.Enum, re.Pattern, dspy.Module)  # global values that code depends on
 # attributes of a program and its predictors that no call depends on, or that change with each
 _NO_CONTENT = {
     "history", "callbacks", "playbook", "detailed_results", "_compiled", "stage", "traces", "train", "fields",
 }  # fmt: skip
 _OWN = __package__.partition(".")[0]
+_TOLD = (_OWN, "dspy")  # packages whose objects are told apart by their attributes
 
 
 def hashed(**parts: Any) -> dict[str, str]:
@@ -149,12 +159,12 @@ class _Describer:
         name = type(value).__qualname__
         if type(value) in _PLAIN:
             return name, [value], ()
+        if isinstance(value, _BY_NAME):
+            return str(getattr(value, "model", None) or getattr(value, "name", name)), (), ()
+        if isinstance(value, functools.partial):
+            return name, [value.func, *value.args], value.keywords.items()
         if isinstance(value, types.ModuleType):
             return value.__name__, (), ()
-        if isinstance(value, (dspy.BaseLM, ContextVar)):
-            return str(getattr(value, "model", None) or getattr(value, "name", name)), (), ()
-        if isinstance(value, _SAME):
-            return name, (), ()
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, types.FunctionType):
@@ -180,7 +190,7 @@ class _Describer:
             inputs = vars(value).get("_input_keys")
             return name, [None if inputs is None else sorted(inputs)], value.items()
         if isinstance(value, dspy.Module):
-            parts = {key: each for key, each in vars(value).items() if key not in _NO_CONTENT}
+            parts = {key: each for key, each in vars(value).items() if key not in _NO_CONTENT | _kept(type(value))}
             if isinstance(value, dspy.Predict):
                 parts |= {"instructions": own_instructions(value)["self"], "lm": value.lm or dspy.settings.lm}
                 parts["signature"] = [*value.signature.fields.items()]
@@ -207,12 +217,15 @@ class _Describer:
         if isinstance(reduced, str):  # a name to import
             return f"{getattr(value, '__module__', '')}.{reduced}", [getattr(value, "__wrapped__", None)], ()
         maker, made_of, state, *items = [*reduced, None, None, None][:5]
+        if self.code and maker is not getattr and _changes(type(value)):
+            return self._cannot_compare(value)
         listed, keyed = (list(each or ()) for each in items)
         if not (self.code or state or listed or keyed or [each for each in made_of if each is not type(value)]):
             return self._cannot_compare(value)
         ordered = [getattr(maker, "__qualname__", ""), type(value), *made_of, *listed]
         if isinstance(state, dict):
-            return name, ordered, [*state.items(), *keyed]
+            kept = _kept(type(value)) if self.code else ()
+            return name, ordered, [*((key, each) for key, each in state.items() if key not in kept), *keyed]
         return name, [*ordered, state], keyed
 
     def _class(self, value: type) -> tuple[str, Iterable[Any], Iterable[Any]]:
@@ -261,6 +274,18 @@ def _outside(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def _kept(kind: type) -> set[str]:
+    """Return the attributes that a callable object or program sets when it is called: bookkeeping, not settings."""
+    calls = [getattr(kind, name, None) for name in ("__call__", "forward", "aforward")]
+    steps = [dis.get_instructions(call) for call in calls if isinstance(call, types.FunctionType)]
+    return {step.argval for code in steps for step in code if step.opname == "STORE_ATTR"}
+
+
+def _changes(kind: Any) -> bool:
+    """Return True for the class of a client, a connection, a pool …: another's, and its objects are never equal."""
+    return kind.__eq__ is object.__eq__ and _installed(kind.__module__) and not kind.__module__.startswith(_TOLD)
+
+
 def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
     """Return the global names that code reads, and the outer names that it sets; functions within it included."""
     read, written = set(), set()
@@ -273,7 +298,7 @@ def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
     return read.union(*(names for names, _ in within)), written.union(*(names for _, names in within))
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _installed(module: str) -> bool:
     """Return True for a module of Python or of an installed package, also of this one."""
     root = str(module).partition(".")[0]

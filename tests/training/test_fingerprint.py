@@ -8,14 +8,17 @@ import datetime
 import decimal
 import enum
 import functools
+import logging
 import os
 import pathlib
+import random
 import re
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import dspy
@@ -276,7 +279,7 @@ def through_a_helper(example: Any, prediction: Any) -> bool:
 
 
 CHANGED: dict[str, tuple[Any, Any, str]] = {
-    "a partial": (functools.partial(base, strict=True), functools.partial(base, strict=False), "part"),
+    "a partial": (functools.partial(base, strict=True), functools.partial(base, strict=False), "part.strict"),
     "a closure": (limited(1), limited(2), "part.limit"),
     "an object in a closure": (limited(Doc(1)), limited(Doc(2)), "part.limit"),
     "an array in a closure": (limited(big(1)), limited(big(2)), "part.limit"),
@@ -347,6 +350,30 @@ def test_bookkeeping_of_a_metric_is_no_other_metric() -> None:
     before = hashed(metric=metric)
     metric(example(1), None)
     assert hashed(metric=metric) == before
+
+
+class Counting:
+    """A metric object that counts its calls, keeps a client and a random generator."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.calls = limit, 0
+        self.lock, self.log = threading.Lock(), logging.getLogger("own")
+        self.client, self.random = ThreadPoolExecutor(1), random.Random(0)
+
+    def __call__(self, example: Any, prediction: Any) -> float:
+        self.calls += 1
+        return self.client.submit(self.random.random).result()
+
+
+def test_a_metric_object_that_was_called_is_the_same_metric() -> None:
+    """What it sets when it is called is no setting; a client of another's package is named as not comparable."""
+    metric = Counting(1)
+    before, unknown = described({}, metric=metric)
+    with metric.client:
+        metric(None, None)
+    assert described({}, metric=metric) == (before, unknown)
+    assert described({}, metric=Counting(2))[0] != before
+    assert unknown == [f"the metric holds a value of type {kind}" for kind in ("ThreadPoolExecutor", "Random")]
 
 
 def test_a_program_that_ran_is_the_same_program() -> None:
