@@ -243,7 +243,8 @@ class Limits:
                 if may_wait and self.calls - lent + call.requests <= self.max_lm_calls - self._kept_calls:
                     return False
                 several = f", a call of {call.lm.model} takes {call.requests}" if call.requests > 1 else ""
-                kept = ", one is kept for the curation" if self._kept_calls else ""
+                fits = self.calls + call.requests <= self.max_lm_calls
+                kept = ", one is kept for the curation" if fits else ""
                 raise self.refused(
                     f"max_lm_calls={self.max_lm_calls} is reached ({self.calls} were made{several}{kept})"
                 )
