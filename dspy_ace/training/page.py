@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..lm import Usage
 from ..pages import Chart, Grid, Line, render
 from ..playbook import Bullet, Delta, Operation, Playbook, Tag, apply, counted, playbook_block
-from .state import Record, Validation
+from .state import Record, Validation, most_often, troubles
 
 if TYPE_CHECKING:
     from .results import Results
@@ -214,12 +214,9 @@ def _scores(records: Sequence[Record]) -> Grid:
 
 
 def _failures(records: Sequence[Record]) -> Grid:
-    said = [(f"rollout: {failed.kind}", failed.message) for record in records for failed in record.failures]
-    said += [("reflection", str(item["error"])) for r in records for item in r.reflections if "error" in item]
-    said += [("curation", record.curation) for record in records if record.curation]
-    kinds = Counter(kind for kind, _ in said)
-    most = {kind: Counter(words for each, words in said if each == kind).most_common(1)[0][0] for kind in kinds}
-    return [["kind", "times", "most often"], *([kind, str(n), most[kind][:500]] for kind, n in kinds.most_common())]
+    found = sorted(troubles(records).items(), key=lambda item: -len(item[1]))
+    rows = [[kind, str(len(reasons)), most_often(reasons)[0][:500]] for kind, reasons in found]
+    return [["kind", "times", "most often"], *rows]
 
 
 def usage_grid(usage: Mapping[str, Usage]) -> Grid:

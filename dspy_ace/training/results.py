@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..playbook import Playbook, write_whole
 from .choice import Repairs
 from .journal import Journal
 from .page import facts_of, page_of, usage_grid
-from .state import Record, State, recorded, seed_validation
+from .state import Record, State, most_often, recorded, seed_validation, troubles
 from .verdict import Scale, Verdict
 
 
@@ -155,18 +154,12 @@ class Results:
             lines.append("batches, each before it was learned from: " + " ".join(f"{s:.2f}" for s in self.batch_scores))
         lines.append(f"playbook: {len(self.playbook)} bullets, about {self.playbook.tokens()} tokens")
         lines.append(f"rollouts: {self.rollouts}")
-        reflections = [item for record in self.records for item in record.reflections]
-        for name, reasons, of in (
-            ("rejected operations", [item["reason"] for r in self.records for item in r.rejected], 0),
-            ("failed rollouts", [failed.kind for record in self.records for failed in record.failures], self.rollouts),
-            ("failed reflections", [item["error"] for item in reflections if "error" in item], len(reflections)),
-            ("failed curations", [r.curation for r in self.records if r.curation], 0),
-        ):
+        rejected = [str(item["reason"]) for record in self.records for item in record.rejected]
+        failed = {f"failed {name}": reasons for name, reasons in troubles(self.records).items()}
+        for name, reasons in {"rejected operations": rejected, **failed}.items():
             if reasons:
-                reason, times = Counter(reasons).most_common(1)[0]
-                lines.append(
-                    f"{name}: {len(reasons)}{f' of {of}' if of else ''}; most often ({times} times): {reason:.300}"
-                )
+                reason, times = most_often(reasons)
+                lines.append(f"{name}: {len(reasons)}; most often ({times} times): {reason:.300}")
         return printable("\n".join([*lines, *_aligned(usage_grid(self.usage))]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from dataclasses import replace
 from typing import NamedTuple
@@ -20,10 +21,12 @@ from .plan import Plan
 from .progress import Progress
 from .results import Results
 from .settings import Settings
-from .state import Record, State, recorded
+from .state import Record, State, most_often, recorded, troubles
 from .verdict import BETTER
 
 logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
+
+MANY = 0.25  # of the calls of a role: so many failures are warned of at the end
 
 
 class Batch(NamedTuple):
@@ -196,10 +199,31 @@ class Run:
         if after.best is not state.best:
             self._keep_best(journal, after.best)
         logger.info("ACE %s", _line(record, after))
+        self._warn_of_troubles(state, record)
         self.progress.step(record, after.best_score, len(after.playbook), self.engine.meter.totals())
         if self.settings.on_step is not None:
             self.settings.on_step(record, after.playbook)
         return after
+
+    def _warn_of_troubles(self, state: State, record: Record) -> None:
+        """Warn of each kind of failure at its first; of those that the program makes it is learned, and not warned."""
+        known = {*troubles(state.records), "rollout: program", "rollout: format"}
+        for name, reasons in troubles([record]).items():
+            if name not in known:
+                text = "ACE: a failed %s in step %d: %s More like this are counted in detailed_results."
+                logger.warning(text, name, record.step, reasons[0])
+
+    def _warn_of_roles(self, records: Sequence[Record]) -> None:
+        """Warn of a role of which many calls failed in the run."""
+        asked = {
+            "reflection": sum(len(record.reflections) for record in records),
+            "curation": sum(record.curation is not None for record in records),
+        }
+        for name, reasons in troubles(records).items():
+            if len(reasons) >= MANY * asked.get(name, math.inf):
+                reason, times = most_often(reasons)
+                text = "ACE: %d of %d %ss failed, so little was learned; most often (%d times): %s"
+                logger.warning(text, len(reasons), asked[name], name, times, reason)
 
     def restored(self, journal: Journal) -> State:
         """Return the state after what the journal holds, and write its best playbook: a crash may have come before."""
@@ -238,6 +262,7 @@ class Run:
         results.keep(journal)
         logger.info("ACE: %s", self.plan.against(state.records, rollouts, usage))
         program.detailed_results = results
+        self._warn_of_roles(state.records)
         return program
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -182,6 +183,29 @@ def failures_of(rollout: Rollout, trajectory: Trajectory) -> tuple[FailedRollout
     """Return the failure of one rollout as a tuple of one, or an empty one."""
     error = trajectory.error
     return () if error is None else (FailedRollout(rollout, error.kind, error.message),)
+
+
+def troubles(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Return the reasons of all that failed, in their order, by what it was: `rollout: provider`, `reflection` …"""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for failed in record.failures:
+            found.setdefault(f"rollout: {failed.kind}", []).append(failed.message)
+        for item in record.reflections:
+            if "error" in item:
+                found.setdefault("reflection", []).append(str(item["error"]))
+        if record.curation:
+            found.setdefault("curation", []).append(record.curation)
+    return found
+
+
+def most_often(reasons: Sequence[str]) -> tuple[str, int]:
+    """Return the most frequent reason, and how often it came; reasons that differ in numbers only are the same."""
+    groups: dict[str, list[str]] = {}
+    for reason in reasons:
+        groups.setdefault(re.sub(r"\d+", "0", reason), []).append(reason)
+    most = max(groups.values(), key=len)
+    return most[0], len(most)
 
 
 def seed_validation(records: Sequence[Record]) -> Validation | None:

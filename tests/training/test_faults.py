@@ -14,6 +14,7 @@ import pytest
 from dspy_ace import Curator, Reflector
 from dspy_ace.errors import MetricError, RunError, SettingsError
 from dspy_ace.lm import calls
+from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from runs import TRAIN, billed, booked, client, compiled, faulty, unasked
@@ -235,3 +236,67 @@ def test_single_role_calls_that_fail_cost_their_example_alone() -> None:
 def booked_calls(results: Any) -> int:
     """LM calls of all roles."""
     return sum(used.calls for used in results.usage.values())
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    """The warnings that hold these words."""
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and words in r.getMessage()]
+
+
+def test_a_role_that_mostly_fails_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """The first error at once, with its text; at the end how many there were, grouped whatever number they hold."""
+    asked = 0
+
+    def reflect(playbook: Any, trajectory: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked % 5:
+            raise ValueError(f"example {trajectory.source} is odd")
+        return Reflection((f"Lesson {asked}.",))
+
+    settings: dict[str, Any] = {"reflect": reflect, "max_reflection_rounds": 0, "valset": None, "num_threads": 1}
+    with pytest.raises(RunError, match="never worked"):
+        compiled(OfflineLM(slips=1.0), **settings)
+    asked, settings["batch_size"] = 4, 2
+    results = compiled(OfflineLM(slips=1.0), **settings).detailed_results
+    lost = sum("error" in item for record in results.records for item in record.reflections)
+    first = warnings_of(caplog, "a failed reflection in step")
+    assert len(first) == 1
+    assert "is odd" in first[0]
+    assert len(warnings_of(caplog, f"{lost} of {asked - 4} reflections failed")) == 1
+    assert f"failed reflection: {lost}; most often ({lost} times): ValueError: example" in str(results)
+
+
+def test_a_flaky_metric_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Its first error is said; the others are counted."""
+    asked = 0
+
+    def metric(example: Any, prediction: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked % 3 == 0:
+            raise TimeoutError(f"attempt {asked} took too long")
+        return bool(asked % 2)
+
+    results = compiled(OfflineLM(), metric=metric, valset=None, num_threads=1).detailed_results
+    assert len(warnings_of(caplog, "a failed rollout: metric in step 1: TimeoutError: attempt 3 took")) == 1
+    assert len(warnings_of(caplog, "rollout: metric")) == 1
+    assert "failed rollout: metric: " in str(results)
+
+
+def test_failures_of_the_program_are_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """What a program does wrong is what is learned from."""
+
+    class Breaks(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+        def __init__(self) -> None:
+            super().__init__()
+            self.route = dspy.ChainOfThought(Route)
+
+        def forward(self, message: str) -> Any:
+            made = self.route(message=message)
+            if len(message) % 3 == 0:
+                raise KeyError(message)
+            return made
+
+    compiled(OfflineLM(), Breaks(), valset=None)
+    assert not warnings_of(caplog, "a failed rollout")
