@@ -213,7 +213,7 @@ class Run:
                 text = "ACE: a failed %s in step %d: %s More like this are counted in detailed_results."
                 logger.warning(text, name, record.step, reasons[0])
 
-    def _warn_of_roles(self, records: Sequence[Record]) -> None:
+    def _warn_of_roles(self, records: tuple[Record, ...]) -> None:
         """Warn of a role of which many calls failed in the run."""
         asked = {
             "reflection": sum(len(record.reflections) for record in records),
