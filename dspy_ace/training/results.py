@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from .journal import Journal
 from .page import facts_of, page_of, usage_grid
 from .state import Record, State, most_often, recorded, seed_validation, troubles
 from .verdict import Scale, Verdict
+
+logger = logging.getLogger("dspy.ace")
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,7 +114,10 @@ class Results:
         if journal.folder is not None:
             usage = {role: asdict(used) for role, used in self.usage.items()}
             ended = {"records": len(self.records), "stopped": self.stopped, "usage": usage, "rollouts": self.rollouts}
-            journal.end(ended, page_of(self))
+            try:
+                journal.end(ended, page_of(self))
+            except Exception:
+                logger.warning("ACE: %s: the page of the run could not be made.", journal.folder, exc_info=True)
 
     def save_report(self, path: str | Path) -> Path:
         """Write the run as one HTML page that opens offline, and return its path.

@@ -183,6 +183,20 @@ def test_a_page_that_cannot_be_written_does_not_cost_the_program(
     assert "run.html" in caplog.text
 
 
+def test_a_page_that_cannot_be_made_does_not_cost_the_program(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in a page is a warning with its trace; the program comes back."""
+
+    def broken(results: Results) -> str:
+        raise ZeroDivisionError(len(results.records))
+
+    monkeypatch.setattr("dspy_ace.training.results.page_of", broken)
+    assert len(compiled(OfflineLM(), log_dir=tmp_path / "run").playbook)
+    assert "could not be made" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_results_show_themselves_in_a_notebook() -> None:
     """A notebook shows a table, with everything escaped."""
     shown = results(steps(1, 1), NASTY)._repr_html_()
