@@ -70,11 +70,12 @@ class Results:
         about: Mapping[str, Any] | None = None,
     ) -> Results:
         """Return the results of a run that ended in `state`; see the class."""
-        seed = seed_validation(state.records)
+        seed, validated = seed_validation(state.records), state.verdict and state.verdict.validation
+        rows = validated.examples_before if validated else len(seed.known) if seed else 0
         return cls(
             seed_score=state.seed_score,
             best_score=state.best_score,
-            validated_on=0 if seed is None else len(seed.scores),
+            validated_on=rows,
             best_step=state.best_step,
             verdict=state.verdict,
             repairs=state.repairs,

@@ -298,16 +298,19 @@ class State:
         return self._last_learned if self.candidate is None else self.candidate_step
 
     @property
-    def best_score(self) -> float | None:
-        """The mean validation score of the best playbook; None if it was not validated."""
-        found = self._validation(self.best_step)
+    def seed_score(self) -> float | None:
+        """The mean validation score of the seed, on the rows of the verdict where there is one; None: not validated."""
+        if self.verdict is not None and self.verdict.validation is not None:
+            return self.verdict.validation.before
+        found = seed_validation(self.records)
         return None if found is None else found.mean
 
     @property
-    def seed_score(self) -> float | None:
-        """The mean score of the seed on the rows that it was validated on; None: it was not."""
-        found = seed_validation(self.records)
-        return None if found is None else found.mean
+    def best_score(self) -> float | None:
+        """The same of the best playbook, on the same rows."""
+        if not self.best_step:
+            return self.seed_score
+        return self.verdict.validation.after if self.verdict is not None and self.verdict.validation else None
 
     @property
     def pairs(self) -> tuple[Sequence[float | None], Sequence[float | None]]:

@@ -131,3 +131,52 @@ def test_a_notebook_shows_the_verdict_as_a_table() -> None:
     assert "Verdict: better" in shown
     assert "+1.000" in shown
     assert "0.000 → 1.000 (9 pairs)" in shown
+
+
+def test_a_tie_says_what_so_many_rows_can_show() -> None:
+    """17 right of 20 on both sides: a quarter can show; what cannot be seen is said, and no rows settle nothing."""
+    tie = [1.0] * 17 + [0.0] * 3
+    found = verdict(paired(tie, tie), None)
+    assert found.visible == pytest.approx(0.25, abs=0.03)
+    assert found.rows_to_settle is None
+    assert str(found).endswith("20 rows can show a difference of 0.24 or more; 0 was seen")
+    assert "3 rows can show no difference" in str(verdict(paired([1.0] * 3, [1.0] * 3), None))
+    assert "can show" not in str(verdict(paired([0.0] * 9, [1.0] * 9), None))
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_a_difference_that_can_be_seen_is_one_that_the_interval_shows(rows: int, wins: int) -> None:
+    """So many rows won and none lost, at or above `visible`, are better; well below it they are not."""
+    wins = min(wins, rows)
+    found = verdict(paired([0.0] * rows, [1.0] * wins + [0.0] * (rows - wins)), None)
+    if wins / rows >= found.visible:
+        assert found.word == BETTER
+    if wins / rows < found.visible - 0.02:
+        assert found.word == UNCLEAR
+
+
+@pytest.mark.parametrize(("wins", "losses", "rows"), [(1, 0, 20), (4, 2, 20), (3, 1, 30), (2, 1, 8)])
+def test_so_many_more_rows_like_those_seen_settle_it(wins: int, losses: int, rows: int) -> None:
+    """With as many more as it says the interval leaves 0 out; with half of them it does not."""
+
+    def seen(times: float) -> Verdict:
+        won, lost = round(wins * times), round(losses * times)
+        ties = round(rows * times) - won - lost
+        return verdict(paired([0.0] * won + [1.0] * lost + [0.0] * ties, [1.0] * won + [0.0] * (lost + ties)), None)
+
+    found = seen(1)
+    assert found.word == UNCLEAR
+    assert found.rows_to_settle > 0
+    assert f"about {found.rows_to_settle} more rows of the valset would settle it" in str(found)
+    needed = (rows + found.rows_to_settle) / rows
+    assert seen(needed * 1.1).word == BETTER
+    assert seen(1 + (needed - 1) * 0.5).word == UNCLEAR
+
+
+def test_more_rows_settle_a_difference_of_graded_scores_in_percent_alike() -> None:
+    """The scale of the metric changes neither the rows that are needed nor the share that can be seen."""
+    before, after = [50.0, 60.0, 80.0, 90.0] * 3, [60.0, 50.0, 90.0, 100.0] * 3
+    percent = verdict(paired(before, after, Scale(0, 100)), None, Scale(0, 100))
+    shares = verdict(paired([b / 100 for b in before], [a / 100 for a in after]), None)
+    assert percent.rows_to_settle == shares.rows_to_settle
+    assert percent.visible == pytest.approx(100 * shares.visible)
