@@ -170,6 +170,7 @@ def test_without_a_valset_a_playbook_that_repairs_its_failures_is_returned() -> 
     assert results.seed_score is None
     assert results.rollouts == len(TRAIN) + sum(len(record.again) for record in results.records)
     assert results.records[-1].again
+    assert results.repairs.untried  # a quarter is enough
     assert programs[0].playbook == programs[1].playbook == results.learned_playbook
     assert len(programs[0].playbook) > 0
 

@@ -207,12 +207,14 @@ def verdict(validation: Evidence | None, progressive: Evidence | None, scale: Sc
 def _rows_for(difference: float, spread: float, width: float) -> float:
     """Return how many pairs show a difference: the interval of so many leaves 0 out. Infinite for no difference.
 
-    It is the solution of `n·difference = _Z · sqrt(n·spread + 2·width²)`, the interval of `_smoothed`.
+    It solves `n·difference = _Z · sqrt(n·spread + 2·width² + 2·difference²)`, the interval of `_smoothed` (its last
+    term is a little smaller).
     """
     if difference <= 1e-9 * width:
         return math.inf
     noise = _Z**2 * spread
-    return (noise + math.sqrt(noise**2 + 8 * (_Z * width * difference) ** 2)) / (2 * difference**2)
+    smoothing = 8 * (_Z * difference) ** 2 * (width**2 + difference**2)
+    return (noise + math.sqrt(noise**2 + smoothing)) / (2 * difference**2)
 
 
 def _visible(rows: float, width: float) -> float:

@@ -102,6 +102,8 @@ def test_the_evidence_decides_where_it_is_clear_and_repairs_where_it_is_not() ->
     assert (
         by_evidence(verdict(paired([0.0] * 20, [0.0] * 20), unpaired([0.0] * 8, [0.0] * 4 + [1.0] * 12))) is not False
     )
+    assert by_evidence(verdict(paired([0.0] * 20, [1.0] + [0.0] * 19), None)) is False
+    assert by_evidence(verdict(paired([0.0] * 20, [1.0] * 3 + [0.0] * 17), None)) is None
     assert by_evidence(None) is None
 
 

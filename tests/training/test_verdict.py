@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dspy_ace import Playbook
@@ -145,13 +145,15 @@ def test_a_tie_says_what_so_many_rows_can_show() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 60))
+@example(3, 3)
+@example(4, 4)
 def test_a_difference_that_can_be_seen_is_one_that_the_interval_shows(rows: int, wins: int) -> None:
     """So many rows won and none lost, at or above `visible`, are better; well below it they are not."""
     wins = min(wins, rows)
     found = verdict(paired([0.0] * rows, [1.0] * wins + [0.0] * (rows - wins)), None)
     if wins / rows >= found.visible:
         assert found.word == BETTER
-    if wins / rows < found.visible - 0.02:
+    if wins / rows < found.visible - 0.05:
         assert found.word == UNCLEAR
 
 
