@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 MARK = "[redacted]"
-_SHORTEST = 8  # characters: a key for a local server may be a word of every text, as in api_key="none"
+_A_KEY = re.compile(r"(?![a-z_-]{0,11}\Z).{8,}", re.DOTALL)  # a local server's may be a word: "not-needed"
 
 # What looks ahead is bounded, and what is not opens behind a sign that it does not hold: linear time on any text.
 _LIKE_A_KEY = r"(?=[^\s\"'&]{0,64}\d)[\w.~+/=-]{8}"  # a digit tells it from a word: "Authorization: required"
@@ -62,10 +62,10 @@ def redact(text: str) -> str:
         >>> redact("401 for Bearer abc123def456 at https://me:pw@gateway/v1")
         '401 for Bearer [redacted] at https://[redacted]@gateway/v1'
     """
-    for secret in _secrets:
+    for secret in _secrets[:]:  # another thread may add one
         text = text.replace(secret, MARK)
     text = _SHAPES.sub(lambda found: (found["keep"] or "") + MARK, text)
-    for redactor in _redactors:
+    for redactor in _redactors[:]:
         text = redactor(text)
     return text
 
@@ -112,13 +112,18 @@ def keep_secret(settings: Mapping[str, Any]) -> None:
         name, value = waiting.pop()
         if isinstance(value, Mapping):
             waiting += value.items()
-        elif isinstance(value, str) and _SECRET_NAMES.search(str(name)):
+        elif isinstance(value, str) and names_a_secret(str(name)):
             found += [value, value.rpartition(" ")[2]]  # a header is "Bearer …"
         elif isinstance(value, str) and _ADDRESS_NAMES.search(str(name)):
             found += _parts_of(value)
     with _adding:
-        if new := {secret for secret in found if len(secret) >= _SHORTEST} - set(_secrets):
+        if new := {secret for secret in found if _A_KEY.match(secret)} - set(_secrets):
             _secrets[:] = sorted({*_secrets, *new}, key=lambda secret: (-len(secret), secret))
+
+
+def names_a_secret(name: str) -> bool:
+    """Return True for the name of a key, a password and the like: what is kept under it is not shown."""
+    return _SECRET_NAMES.search(name) is not None
 
 
 def _parts_of(address: str) -> list[str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
 import stat
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_ace import ACE, Bullet, OnlineACE, Playbook, PlaybookStore
-from dspy_ace.errors import AceError, SettingsError
+from dspy_ace import ACE, Bullet, OnlineACE, Playbook, PlaybookStore, compare
+from dspy_ace.errors import AceError, RunError, SettingsError
 from dspy_ace.output import keep_secret, printable, redact, redacted, redacting
 from dspy_ace.playbook import Add, Delete, Delta, Rejected, Update
 from dspy_ace.roles import Reflection
@@ -107,6 +111,8 @@ def test_secrets_of_an_lm_are_known_whatever_they_look_like() -> None:
     for text in ("correct horse", "http://me:p%40ssword-x@gateway.corp:8080/v1", "gateway.corp:8080", "p@ssword-x"):
         assert redact(f"<{text}>") == "<[redacted]>"
     assert redact("staple-battery and none") == "[redacted] and none"
+    keep_secret({"api_key": "placeholder", "token": "NOT A WORD"})
+    assert redact("a placeholder, NOT A WORD") == "a placeholder, [redacted]"
 
 
 def test_keys_in_the_environment_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +166,7 @@ def test_the_log_holds_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     assert KEY not in written
     assert "It failed: refused [redacted]" in written
     assert "ConnectionError: refused [redacted]" in written
+    assert caplog.records[-1].exc_info is None  # what another handler would write
 
 
 @pytest.mark.parametrize(
@@ -256,6 +263,76 @@ def test_a_run_is_continued_as_it_was(tmp_path: Path) -> None:
         again = ACE(desk_metric, log_dir=tmp_path / "b", **arguments).compile(Leaky(), messages(12, 1))
     assert again.playbook == whole.playbook
     assert (tmp_path / "a/journal.jsonl").read_bytes() == (tmp_path / "b/journal.jsonl").read_bytes()
+
+
+PLAIN_KEY = "quiet-blue-harbour"  # of no known shape: only the LM tells that it is one
+
+
+class Echo(BaseHTTPRequestHandler):
+    """A gateway that refuses each call and repeats what it was sent."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        said = f"refused: {self.headers['Authorization']} and {self.headers['Authorization'].split()[-1]}"
+        body = json.dumps({"error": {"message": said, "code": "invalid_api_key", "type": "x"}}).encode()
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Inside(dspy.Module):  # type: ignore[misc]  # dspy is untyped
+    """Makes its LM when it is called: nobody has seen it before."""
+
+    def __init__(self, gateway: str) -> None:
+        super().__init__()
+        self.gateway = f"http://{gateway}/v1"
+        self.api_key = PLAIN_KEY
+        self.route = dspy.Predict(Route)
+
+    def forward(self, message: str) -> Any:
+        lm = dspy.LM("openai/x", api_key=self.api_key, api_base=self.gateway, num_retries=0, cache=False)
+        with dspy.context(lm=lm):
+            return self.route(message=message)
+
+
+@pytest.mark.parametrize("user", ["", "user:harbour-password@"])
+def test_a_key_that_a_provider_repeats_is_shown_nowhere(gateway: str, user: str, tmp_path: Path) -> None:
+    """In the error that ends the run, its folder, a comparison's cells and page, and the command line of that."""
+    student, command = Inside(user + gateway), f"run --key-of-mine {PLAIN_KEY}"
+    said = "failed to connect to [redacted]" if user else "refused: Bearer [redacted] and [redacted]"
+    with dspy.context(lm=dspy.LM("openai/not-called", api_key=PLAIN_KEY)):
+        with pytest.raises(RunError) as ended:
+            ACE(desk_metric, log_dir=tmp_path / "run", num_threads=1).compile(student, messages(6, 1))
+        arguments: dict[str, Any] = {"trainset": messages(2, 1), "testset": messages(2, 2), "num_threads": 1}
+        optimizers = {"few-shot": dspy.LabeledFewShot(k=1)}
+        compared = compare(
+            student, metric=desk_metric, optimizers=optimizers, out=tmp_path / "c", command=command, **arguments
+        )
+    compared.save_report(tmp_path / "report.html")
+    written = everything_in(tmp_path)
+    for text in (str(ended.value), written, str(compared)):
+        assert PLAIN_KEY not in text
+        assert "harbour-password" not in text
+    assert said in str(ended.value)
+    assert said in written
+    assert "run --key-of-mine [redacted]" in written
 
 
 def test_what_is_told_reaches_a_store_without_secrets(tmp_path: Path) -> None:

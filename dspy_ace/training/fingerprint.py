@@ -30,7 +30,7 @@ import dspy
 import numpy as np
 import pydantic
 
-from ..output import redact
+from ..output import MARK, names_a_secret, redact
 from ..program import own_instructions
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
@@ -130,7 +130,9 @@ class _Describer:
             if isinstance(part, dspy.Module):
                 self.add(f"{name}.{key}", part)
             else:
-                self.found[f"{name}.{key}"] = f"{_shown(part, type(part).__qualname__)} #{self.digest(part).hex()[:12]}"
+                secret = isinstance(part, str) and names_a_secret(str(key))
+                words = MARK if secret else _shown(part, type(part).__qualname__)
+                self.found[f"{name}.{key}"] = f"{words} #{self.digest(part).hex()[:12]}"
 
     def digest(self, value: Any) -> bytes:
         """Return a hash of a value's whole content."""

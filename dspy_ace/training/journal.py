@@ -85,7 +85,7 @@ class Journal:
             if (folder / "run.json").exists():
                 _check_same(folder, before, run, free)
             if before != run:
-                write_whole(folder / "run.json", json.dumps(run, indent=1, sort_keys=True) + "\n")
+                write_whole(folder / "run.json", json.dumps(run, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
             journal.refresh()
         except OSError as error:
             journal.close()
