@@ -48,14 +48,12 @@ def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = No
 
 def fragment(title: str, grid: Grid, notes: Sequence[str] = ()) -> str:
     """Return a heading, a table and notes as HTML for a notebook."""
-    head, *rows = (("".join(f"<{tag}>{escape(text)}</{tag}>" for text in row)) for tag, row in _tagged(grid))
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
-    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return printable(f"<div><strong>{escape(title)}</strong>{table}{f'<ul>{said}</ul>' if said else ''}</div>")
-
-
-def _tagged(grid: Grid) -> list[tuple[str, Sequence[str]]]:
-    return [("td" if at else "th", row) for at, row in enumerate(grid)]
+    tags = ["th", *["td"] * (len(grid) - 1)]
+    lines = ["".join(f"<{tag}>{escape(c)}</{tag}>" for c in row) for tag, row in zip(tags, grid, strict=True)]
+    rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    body = f"<strong>{escape(title)}</strong><table>{rows}</table>{said}"
+    return printable(f'<div class="tex2jax_ignore mathjax_ignore">{body}</div>')  # two dollar signs are no formula
 
 
 def printable(text: str) -> str:

@@ -204,6 +204,7 @@ def test_results_show_themselves_in_a_notebook() -> None:
     assert "<script" not in shown
     assert json.dumps(shown)
     assert "score after" in shown
+    assert "mathjax_ignore" in shown
 
 
 @pytest.fixture(scope="module")
