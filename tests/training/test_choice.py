@@ -14,7 +14,6 @@ from dspy_ace.playbook import Add, Delta
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.choice import by_evidence, repairs, settled
-from dspy_ace.training.journal import line_of
 from dspy_ace.training.state import FailedRollout, Record, Rollout, State, Validation
 from dspy_ace.training.verdict import UNIT, paired, unpaired, verdict
 from runs import compiled
@@ -234,7 +233,7 @@ def test_the_choice_is_the_same_with_any_threads_and_after_any_cut(tmp_path: Any
     settings = {"trainset": TRAIN, "valset": VAL[:12], "max_reflection_rounds": 0}
     noisy = {"slips": 0.3, "wrong_lessons": 0.6, "seed": 4}
     whole = compiled(OfflineLM(**noisy), num_threads=1, log_dir=tmp_path / "whole", **settings).detailed_results
-    lines = [line_of(record) for record in whole.records]
+    lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
     assert sum(bool(record.again or record.validation) for record in whole.records) > 1
     for cut in range(1, len(lines)):
         folder = tmp_path / str(cut)
