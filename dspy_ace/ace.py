@@ -62,15 +62,16 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         reflect, curate, refine: the roles, as `Reflector(…)`, `Curator(…)`, `GrowAndRefine(…)` with arguments of
             their own, or any callable that keeps the contract in `dspy_ace.roles`.
 
-        auto: a preset instead of `epochs` and `max_reflection_rounds`: "light" (1 epoch, no retries; also failures
-            only, in batches of 25), "medium" (2 epochs, 1 retry) or "heavy" (5 epochs, 5 retries: the paper's
+        auto: a preset instead of `epochs` and `max_reflection_rounds`: "light" (1 epoch, no retries; also batches
+            of 25), "medium" (2 epochs, 1 retry) or "heavy" (5 epochs, 5 retries: the paper's
             setting, ACE §4).
         epochs: how often the trainset is gone through. Default: 1.
         batch_size: examples that meet the same playbook and are curated in one call; 1 is the paper's loop.
             Default: 16.
         max_reflection_rounds: how often a failure is reflected on and then tried again (ACE §3.2); 0: reflected on
             once, not tried again. Default: 1.
-        reflect_on: "all" rollouts, or "failures" only. Default: "all".
+        reflect_on: "all" rollouts: each failure alone, with its retries, and the successes of a batch in one call;
+            or "failures" only. Default: "all".
         validate: "end": after learning, the starting playbook and the last one are scored on the same rows of the
             valset, until further ones cannot change the choice. "along": also each time as many more examples were
             learned from as the valset has rows; then it is the learned playbook with the best mean.
@@ -238,7 +239,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
 def _loop(run: Run, state: State, journal: Journal, pool: ThreadPool, ctrl_c: CtrlC) -> tuple[State, str]:
     """Run all steps and validations from `state` on; returns the last state, and why the run ended."""
     stopped = f"all {run.settings.epochs} epochs done" if run.settings.epochs > 1 else "the epoch is done"
-    for batch in run.batches[state.step :]:
+    for plan in run.batches[state.step :]:
+        batch = run.planned(plan, state.records)
         if due(run, state):
             state = run.keep(journal, state, validate(run, state, pool))
         if (reason := reason_to_stop(run, state, batch)) is not None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import dspy
 import json_repair
+from dspy.adapters.utils import get_field_description_string
 from dspy.utils.exceptions import AdapterParseError
 
 from ..errors import RoleError
@@ -51,6 +52,29 @@ _NOTHING = re.compile(
     re.IGNORECASE,
 )
 _works: ContextVar[bool] = ContextVar("dspy_ace_role_works", default=False)
+
+
+class RoleAdapter(dspy.ChatAdapter):  # type: ignore[misc]  # dspy is untyped
+    """A ChatAdapter that names no field twice: the prompt of a role is paid for often."""
+
+    def format_field_description(self, signature: Any) -> str:
+        """Return the output fields, and the input fields that need a description."""
+        described = {name: str(field.json_schema_extra["desc"]) for name, field in signature.input_fields.items()}
+        inputs = [f"`{name}`: {desc}" for name, desc in described.items() if desc not in ("", f"${{{name}}}")]
+        head = ["Your input fields are:", *inputs] if inputs else []
+        return "\n".join([*head, "Your output fields are:", get_field_description_string(signature.output_fields)])
+
+    def format_field_structure(self, signature: Any) -> str:  # noqa: ARG002 - DSPy's
+        """Return how a message is built."""
+        return "All interactions will be structured by headers [[ ## name ## ]], with [[ ## completed ## ]] last."
+
+    def format_task_description(self, signature: Any) -> str:
+        """Return the instructions, without the indentation that DSPy gives them."""
+        return f"In adhering to this structure, your objective is:\n{signature.instructions}"
+
+    def user_message_output_requirements(self, signature: Any) -> str:
+        """Return the reminder at the end of the message."""
+        return f"Respond with the corresponding output fields: {', '.join(signature.output_fields)}."
 
 
 class UnreadableError(ValueError):
@@ -122,7 +146,7 @@ def _fields(
         desc = "your last reply could not be used for this reason; answer again, in the form asked for"
         signature = signature.append("problem_with_last_reply", dspy.InputField(desc=desc), str)
         inputs = {**inputs, "problem_with_last_reply": cut_middle(_safe(problem, _PROBLEM_TOKENS), _PROBLEM_TOKENS)}
-    adapter = dspy.ChatAdapter()
+    adapter = RoleAdapter()
     adapter.use_json_adapter_fallback = False  # we ask again ourselves, with the error
     settings = {"adapter": adapter, "trace": [], **({"lm": lm} if lm is not None else {})}
     try:

@@ -167,27 +167,38 @@ class _Watched:
         keeps: True if answers are kept: the same call costs nothing when a failed step is made again.
 
     Attributes:
-        outcomes: of this step's calls: the source, and True if the provider failed, False if it answered.
+        outcomes: of this step's calls: a source, and True if the provider failed, False if it answered.
     """
 
     def __init__(self, role: Any, *, keeps: bool = False) -> None:
         self._role, self._keeps = role, keeps
-        self.kept: dict[int, tuple[Any, Any]] = {}
+        self.kept: dict[tuple[int, ...], tuple[Any, Any]] = {}
         self.outcomes: list[tuple[str, bool]] = []
+        if callable(getattr(role, "on_successes", None)):
+            self.on_successes = self._on_successes
 
     def __call__(self, playbook: Playbook, subject: Any) -> Any:
-        source = getattr(subject, "source", "")
-        known, result = self.kept.get(id(subject), (None, None))
-        if known is not subject:
+        sources = [getattr(subject, "source", "")]
+        keeps = self._keeps and getattr(subject, "attempt", None) is None
+        return self._watched((id(subject.example),) if keeps else (), keeps, sources, self._role, playbook, subject)
+
+    def _on_successes(self, playbook: Playbook, subjects: Sequence[Any]) -> Any:
+        key, sources = tuple(id(subject.example) for subject in subjects), [subject.source for subject in subjects]
+        return self._watched(key, self._keeps, sources, self._role.on_successes, playbook, subjects)
+
+    def _watched(self, key: tuple[int, ...], keeps: bool, sources: list[str], role: Any, *given: Any) -> Any:
+        if key not in self.kept:
             try:
-                result = self._role(playbook, subject)
+                result = role(*given)
             except Exception as error:
                 if _is_outage(error):
-                    self.outcomes.append((source, True))
+                    self.outcomes += [(source, True) for source in sources]
                 raise
-        self.outcomes.append((source, False))
-        if self._keeps and getattr(subject, "attempt", None) is None:
-            self.kept[id(subject)] = (subject, result)
+            if keeps:
+                self.kept[key] = (given, result)  # with what it is about: no other object may have its id
+        else:
+            _, result = self.kept[key]
+        self.outcomes += [(source, False) for source in sources]
         return result
 
 

@@ -17,7 +17,17 @@ from .metric import Executed, Judged, Metric, ReadyMade, Scorer, Validated, call
 from .rollout import CallTrace, Rollouts, Setup, Started, failure_of, rollouts
 from .threads import OutOfTimeError, ThreadPool, in_time
 from .trajectory import NO_EVIDENCE, Call, Failure, Feedback, Insight, Trajectory
-from .transcript import images_of, render_calls, render_fields, render_outcome, render_value, words_of
+from .transcript import (
+    images_of,
+    outputs_of,
+    render_calls,
+    render_fields,
+    render_outcome,
+    render_value,
+    shared_pieces,
+    without_shared,
+    words_of,
+)
 
 __all__ = [
     "NO_EVIDENCE",
@@ -48,6 +58,7 @@ __all__ = [
     "images_of",
     "in_time",
     "named",
+    "outputs_of",
     "own_instructions",
     "prompt_of",
     "recording",
@@ -57,8 +68,10 @@ __all__ = [
     "render_value",
     "rollouts",
     "save_state",
+    "shared_pieces",
     "showing",
     "with_playbook",
     "with_reflection",
+    "without_shared",
     "words_of",
 ]

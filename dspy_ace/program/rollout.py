@@ -92,7 +92,8 @@ class Rollouts:
         self.instructed = isinstance(playbook, Playbook)
         self.playbook = playbook if isinstance(playbook, Playbook) else Playbook()
         self.predictors: dict[str, Any] = dict(program.named_predictors())
-        self.task = own_instructions(program)
+        self.instructions = own_instructions(program)
+        self.task = {name: _described(self.instructions[name], each) for name, each in self.predictors.items()}
         self._names = {id(predictor): name for name, predictor in self.predictors.items()}
         # BestOfN and Refine run deep copies: a predictor's `stage` survives a copy, its id does not
         self._elsewhere = Measurement(meter, "task")  # what predictors call in threads that are older than the run
@@ -232,6 +233,12 @@ class Rollouts:
         return Call(self.name_of(predictor), dict(inputs), dict(outputs.items()))
 
 
+def _described(instructions: str, predictor: dspy.Predict) -> str:
+    """Return instructions and the fields below them, with types, allowed values and descriptions."""
+    fields = dspy.ChatAdapter().format_field_description(predictor.signature)
+    return f"{instructions}\n\n{fields.replace('Your ', 'The ')}".strip()
+
+
 class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
     """Watches the calls of one rollout as they begin: one that fails leaves no trace, but its prompt showed bullets.
 
@@ -312,7 +319,7 @@ class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped
         """Say if a prompt holds a bullet, or a line of the instructions, of a predictor that was called."""
         for name in self.names - {""}:
             bullets = self._run.playbook.for_predictor(name)
-            lines = [f"[{bullet.id}]" for bullet in bullets] or self._run.task[name].splitlines() or [""]
+            lines = [f"[{bullet.id}]" for bullet in bullets] or self._run.instructions[name].splitlines() or [""]
             if any(" ".join(line.split()) in prompt for line in lines if line.strip() or len(lines) == 1):
                 return True
         return False

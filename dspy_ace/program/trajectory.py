@@ -89,7 +89,8 @@ class Trajectory:
         trace: the predictors' calls in order.
         feedback: the score and its text; a failed rollout has `failure_score`.
         source: the example's name: its index in the trainset, as text.
-        task: the instructions the predictors were given, by predictor, without the playbook.
+        task: by predictor, the instructions it was given, without the playbook, and its fields with their types.
+        shared: pieces of its inputs that all cases of its batch have, see `shared_pieces`.
         shown: ids of the bullets that stood in the prompts of the predictors that ran.
         cited: those of them that the program's replies name, in playbook order.
         error: what failed; None: nothing did.
@@ -106,6 +107,7 @@ class Trajectory:
     feedback: Feedback
     source: str = ""
     task: Mapping[str, str] = field(default_factory=dict)
+    shared: frozenset[str] = frozenset()
     shown: tuple[str, ...] = ()
     cited: tuple[str, ...] = ()
     error: Failure | None = None

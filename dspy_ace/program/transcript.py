@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from typing import Any
 
 import dspy
@@ -20,6 +20,8 @@ from .trajectory import Call, Trajectory
 
 MOST = 200_000  # characters: some 50,000 tokens, more than a role is shown by default
 _DEEPEST = 20  # levels of lists in lists
+_PIECES = re.compile(r"(?<=[\n,;])|(?<=[.!?]\s)")
+_LONG_RUN = 300  # characters
 _MESSAGE = 10_000  # characters of an error's text
 _READABLE = 1_000  # numbers of an array that is shown whole
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in memory: another one in each process
@@ -51,6 +53,26 @@ def render_fields(fields: Mapping[str, Any], images: Sequence[dspy.Image] = ()) 
         images: the images that have a number, counted from 1; an image that stands alone needs none.
     """
     return shortened("\n".join(f"{name}: {render_value(value, images)}" for name, value in fields.items()))
+
+
+def shared_pieces(cases: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the sentences, lines and items of lists that the inputs of all cases have; none of fewer than two cases.
+
+    A case is shown without long runs of them (`without_shared`): a list of 139 labels must not crowd its question out.
+    """
+    pieces = [set(_PIECES.split(render_fields(case))) for case in cases]
+    return frozenset(set.intersection(*pieces)) - {""} if len(pieces) > 1 else frozenset()
+
+
+def without_shared(text: str, shared: Collection[str]) -> tuple[str, str]:
+    """Return `text` without long runs of shared pieces, each marked where it stood; and these runs."""
+    own, runs = list[str](), list[str]()
+    for known, pieces in groupby(_PIECES.split(text), key=lambda piece: piece in shared):
+        run = "".join(pieces)
+        long = known and len(run) >= _LONG_RUN
+        own.append(f"[… {len(run)} characters that all cases share …]\n" if long else run)
+        runs += [run] if long else []
+    return "".join(own), "\n".join(runs)
 
 
 def render_value(value: Any, images: Sequence[dspy.Image] = ()) -> str:
@@ -188,6 +210,8 @@ def render_outcome(trajectory: Trajectory) -> str:
     if trajectory.error is not None:
         error = trajectory.error
         return f"FAILED before there was an answer to score ({error.kind}): {error.message}{attempt}"
+    if trajectory.cited:
+        attempt = f" It cited {', '.join(f'[{name}]' for name in trajectory.cited)}.{attempt}"
     word = "SUCCEEDED" if trajectory.success else "FAILED"
     score = f"{word}: score {trajectory.feedback.score:g}, where {trajectory.perfect_score:g} is full marks."
     return f"{score}{_unfinished(trajectory.prediction)}{attempt}"

@@ -5,34 +5,36 @@ The paper's Generator is the student program: it has no contract beyond being a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from ..errors import RoleError
-from ..playbook import Delta, Playbook, Rejected
+from ..playbook import Delta, Playbook, Rejected, count_tokens, cut_middle
 from ..program import Insight, Trajectory
 
-Vote = Literal["helpful", "harmful", "neutral"]
+Vote = Literal["helpful", "harmful", "misapplied", "neutral"]
 Role = TypeVar("Role")
 
 
 @dataclass(frozen=True)
 class Reflection:
-    """The lessons of one trajectory, as a reflector found them (ACE §3.2).
+    """The lessons of one trajectory, or of several successes, as a reflector found them (ACE §3.2).
 
     Args:
         insights: zero or more, in any iterable. A plain str is taken as an Insight for all predictors; instead of an
             iterable one str or Insight may be given.
         tags: bullet id → how the bullet worked in this attempt. Only ids that were shown to the program count.
+            "misapplied": it was followed beyond its condition; the Curator is told, no counter changes.
         verified: True if a retry with these insights in view succeeded, False if it failed again, None if there was
             no retry. The training step fills it in.
-        error_identification, root_cause, correct_approach: the reflector's findings, in words.
-        trajectory: the first attempt that it is about. The training step fills it in.
+        diagnosis: why the attempt ended as it did, in words.
+        trajectory: the first attempt that it is about. The training step fills it in, unless `on_successes` did.
+        others: further successes that it rests on, if it comes from several.
         scores: the score of the first attempt and of each retry. The training step fills it in.
 
     Raises:
-        RoleError: an item of `insights` is no insight, or a tag is not one of the three votes.
+        RoleError: an item of `insights` is no insight, or a tag is not one of the votes.
 
     Example:
         >>> Reflection(["Amounts are wanted in full, not in millions."], {"str-00003": "harmful"}).verified is None
@@ -42,10 +44,9 @@ class Reflection:
     insights: tuple[Insight, ...] = ()
     tags: Mapping[str, Vote] = field(default_factory=dict)
     verified: bool | None = None
-    error_identification: str = ""
-    root_cause: str = ""
-    correct_approach: str = ""
+    diagnosis: str = ""
     trajectory: Trajectory | None = None
+    others: tuple[Trajectory, ...] = ()
     scores: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -56,9 +57,15 @@ class Reflection:
                 raise RoleError(f"insights holds Insight or str; got {type(item).__name__}.")
         for name, vote in self.tags.items():
             if vote not in get_args(Vote):
-                raise RoleError(f"A tag is 'helpful', 'harmful' or 'neutral'; got {vote!r} for {name!r}.")
+                raise RoleError(f"A tag is 'helpful', 'harmful', 'misapplied' or 'neutral'; got {vote!r} for {name!r}.")
         object.__setattr__(self, "insights", insights)
         object.__setattr__(self, "tags", dict(self.tags))
+        object.__setattr__(self, "others", tuple(self.others))
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        """All attempts that it rests on."""
+        return () if self.trajectory is None else (self.trajectory, *self.others)
 
 
 class Reflect(Protocol):
@@ -69,6 +76,10 @@ class Reflect(Protocol):
     It is called from several threads at once: once for each trajectory, and once more for each retry of it. Then
     `trajectory.attempt` is the reflection that was in view of the retry (None at first). A later reflection replaces
     the earlier one, so it repeats all that is to be kept.
+
+    A role may also have a method `on_successes(playbook, trajectories) -> Sequence[Reflection]`. Then it is asked about
+    the successes of a batch together, after the failures' rollouts; each reflection names in `trajectory` and `others`
+    the successes that it rests on. A role without it is asked about each success alone.
 
     It must not change its arguments. It may raise: the failure is recorded and the example is skipped.
     """
@@ -110,3 +121,17 @@ def limited(role: Role, max_tokens: int) -> Role:
     """
     limited_to: Any = getattr(role, "limited_to", None)
     return limited_to(max_tokens) if callable(limited_to) else role
+
+
+def fitting(texts: Iterable[str], fields: Mapping[str, str], max_tokens: int) -> list[str]:
+    """Return the first texts, as many as a prompt holds beside its other fields; at least one, cut to what it holds."""
+    least = 3 * max_tokens // 10  # `fit` never cuts into that, however long the other fields are
+    room = left = max(least, max_tokens - sum(map(count_tokens, fields.values())))
+    kept: list[str] = []
+    for each in texts:
+        shown = cut_middle(each, room)
+        left -= count_tokens(shown) + 1  # the empty line
+        if left < 0 and kept:
+            break
+        kept.append(shown)
+    return kept

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Annotated, Any
 
 import dspy
@@ -17,6 +18,7 @@ from ..lm import Broken, LimitReachedError, UnreadableError, ask, read_list, res
 from ..playbook import (
     DEFAULT_SECTIONS,
     Add,
+    Bullet,
     Delete,
     Delta,
     Merge,
@@ -28,9 +30,9 @@ from ..playbook import (
     apply,
     text,
 )
-from ..program import render_fields
+from ..program import render_fields, without_shared
 from ..similarity import Embedder, LookAlikes, Pair
-from .contracts import Reflection
+from .contracts import Reflection, fitting
 
 _LEXICAL, _EMBEDDED = 0.5, 0.7  # cosines from which bullets look alike
 _CLOSEST, _NEWEST = 5, 5  # pairs of look-alikes that are shown
@@ -45,47 +47,32 @@ _SECTION_MARK = re.compile(r"\(([^()\n]{1,80})\)[ \t]*")
 
 
 class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
-    """You keep the playbook of a program made of language model calls. The program reads its playbook in every
-    prompt, and nothing else of what you see here. Turn the reviews of its latest attempts into the few operations
-    that will help it most with other cases.
+    """You keep the playbook of an LLM program, which reads it in every call: each token is paid for. Turn reviews of
+    its attempts into the few operations that help most with other cases.
 
-    - ADD a lesson that the playbook lacks. Keep what makes it useful: the signs that call for it, the rule, the
-      convention or number, a small worked pattern. Leave out what only one case had. Several sentences are fine.
-      One lesson a bullet; reviews that teach the same lesson make one bullet.
-    - UPDATE a bullet that a review shows to be incomplete, too broad or wrong: write its whole new content and keep
-      all that still holds. Prefer this to an ADD that nearly repeats a bullet or contradicts it.
-    - MERGE bullets that say the same: write one content that keeps every condition, number and exception of each.
-      Bullets that differ in one of these are not the same. Judge the pairs of look-alikes by this as well.
-    - DELETE a bullet only if the votes or the reviews show that it misleads.
+    - UPDATE a bullet that is incomplete, too broad or wrong: its whole new content. Prefer this to an ADD that nearly
+      repeats or contradicts it.
+    - ADD what no bullet says and the program does not do untold.
+    - MERGE bullets that say the same; keep each condition that holds. Look-alikes may differ for good.
+    - DELETE what misleads or is trivial.
+    A bullet says when, what to do, what not, and one small pattern, on its own: no id, votes or copy of a case.
 
-    Weigh the evidence. A lesson that a retry confirmed is worth most. One whose retry failed again is unproven: take
-    of it only what is certain. Of lessons that contradict each other keep the one that is confirmed, or say
-    when each holds. Leave out advice that fits any task ("read carefully", "check the answer") and advice that
-    the program cannot follow, as it never sees expected outputs or feedback.
-
-    A content must be understood on its own, and holds the lesson only: no id, no section, no votes, and never a
-    copy of a case or its answer. When little of the token budget is left, prefer UPDATE, MERGE and DELETE.
-    No operation at all is a good answer when the reviews bring nothing new.
+    Several examples count more than one. A retry confirms a lesson for its own case; of an unproven one take what
+    others support. Misapplied bullets need a sharper condition. Of contradictions keep the better one, or say when
+    each holds. [] is a good answer.
     """
 
-    playbook: str = dspy.InputField(desc="the bullets, oldest first: [id] (section) content")
-    sections: str = dspy.InputField(desc="sections to file bullets under; name a new one only if none fits")
-    evidence: str = dspy.InputField(
-        desc="how often each bullet helped or misled so far; one that is missing has no votes"
-    )
-    budget: str = dspy.InputField(desc="how many tokens the playbook may take, and how many are left")
-    look_alikes: str = dspy.InputField(desc="pairs of bullets with similar words: some say the same, some do not")
-    reviews: str = dspy.InputField(desc="numbered reviews of the latest attempts, each with its case")
-    reasoning: str = dspy.OutputField(
-        desc="in a few sentences: what the reviews teach, and what of it the playbook has already"
-    )
+    task: str = dspy.InputField(desc="")
+    playbook: str = dspy.InputField(desc="")
+    sections: str = dspy.InputField(desc="")
+    evidence: str = dspy.InputField(desc="")
+    budget: str = dspy.InputField(desc="")
+    look_alikes: str = dspy.InputField(desc="")
+    reviews: str = dspy.InputField(desc="")
+    reasoning: str = dspy.OutputField(desc="what is new, briefly")
     operations: str = dspy.OutputField(
-        desc="a JSON list of operations, [] if none: "
-        '{"type": "ADD", "section": "…", "content": "…", "reviews": [1, 3]}, '
-        '{"type": "UPDATE", "id": "…", "content": "…", "reviews": [2]}, '
-        '{"type": "MERGE", "ids": ["…", "…"], "content": "…"}, {"type": "DELETE", "id": "…", "reason": "…"}; '
-        '"reviews": the numbers of the reviews it comes from; an ADD from an insight that is marked as for one '
-        'predictor carries that name too: "predictor": "…"'
+        desc='a JSON list: {"type": "ADD", "section": "…", "content": "…", "reviews": [1, 3]}; UPDATE also has "id", '
+        'MERGE "ids"; DELETE has "id" and "reason"; "predictor" if its insight is for one'
     )
 
 
@@ -152,8 +139,8 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         delta, rejected, failures = Delta(), list[Rejected](), list[BaseException]()
         parts, at = 0, 0
         while at < len(reflections):
-            fields = self._fields(playbook)
-            reviews = self._that_fit(reflections[at:], fields)
+            fields = self._fields(playbook, reflections)
+            reviews = fitting(map(_review, count(1), reflections[at:]), fields, self.max_prompt_tokens)
             part = reflections[at : at + len(reviews)]
             parts, at = parts + 1, at + len(reviews)
             try:
@@ -189,35 +176,31 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
 
         return ask(self.predict, inputs, ("operations",), read, self.lm, max_tokens=self.max_prompt_tokens)
 
-    def _fields(self, playbook: Playbook) -> dict[str, str]:
+    def _fields(self, playbook: Playbook, reflections: Sequence[Reflection]) -> dict[str, str]:
         """Return the input fields but the reviews.
 
         What changes least comes first: providers cache what prompts have in common at their beginning.
         """
         alike = _chosen(self.look_alikes.pairs(playbook), playbook)
-        counted = (f"{b.id}: helpful {b.helpful}, harmful {b.harmful}" for b in playbook if b.helpful or b.harmful)
+        task = next((r.trajectory.task for r in reflections if r.trajectory is not None), {})
+        several = len(task) > 1
+        known = [bullet for bullet in playbook if bullet.helpful or bullet.harmful or len(bullet.sources) > 1]
         used, limit = playbook.tokens(), self.max_tokens
-        left = "no limit" if limit is None else f"{limit} tokens in all, {used} used, {max(0, limit - used)} left"
+        left = "no limit" if limit is None else f"{max(0, limit - used)} of {limit} are left"
         return {
+            "task": "\n\n".join(f"[{name}]\n{own}" if several else own for name, own in task.items()) or "(not known)",
             "playbook": playbook.render() or "(empty)",
             "sections": "; ".join(_sections(playbook)),
-            "evidence": "\n".join(counted) or "(no votes yet)",
-            "budget": left,
+            "evidence": "\n".join(map(_standing, known)) or "(no votes yet)",
+            "budget": f"The playbook costs each call {used} tokens; {left}.",
             "look_alikes": "\n".join(f"[{pair.older.id}] ~ [{pair.newer.id}]" for pair in alike) or "(none)",
         }
 
-    def _that_fit(self, reflections: Sequence[Reflection], fields: Mapping[str, str]) -> list[str]:
-        """Return the reviews of the first reflections, as many as the prompt holds beside the other fields."""
-        least = 3 * self.max_prompt_tokens // 10  # `fit` never cuts into that, however long the other fields are
-        room = max(least, self.max_prompt_tokens - sum(map(text.count_tokens, fields.values())))
-        left, reviews = room, list[str]()
-        for number, reflection in enumerate(reflections, 1):
-            review = _review(number, reflection, room)
-            left -= text.count_tokens(review) + 1  # the empty line
-            if left < 0 and reviews:
-                break
-            reviews.append(review)
-        return reviews
+
+def _standing(bullet: Bullet) -> str:
+    """Return the votes on a bullet, and how many examples it comes from."""
+    examples = f", from {len(bullet.sources)} examples" if len(bullet.sources) > 1 else ""
+    return f"{bullet.id}: helpful {bullet.helpful}, harmful {bullet.harmful}{examples}"
 
 
 def _chosen(pairs: Sequence[Pair], playbook: Playbook) -> list[Pair]:
@@ -238,34 +221,34 @@ def _sections(playbook: Playbook) -> Sequence[str]:
     )
 
 
-def _review(number: int, reflection: Reflection, max_tokens: int) -> str:
-    """Return one reflection with its case, as the Curator reads it. A cut in the middle spares the insights."""
+def _review(number: int, reflection: Reflection) -> str:
+    """Return one reflection with its case, as the Curator reads it."""
     trajectory = reflection.trajectory
     lines = [f"Review {number} ({_evidence(reflection)})"]
     if trajectory is not None:
-        lines.append("Case: " + text.cut_middle(render_fields(trajectory.inputs), min(_CASE_TOKENS, max_tokens // 2)))
-    for title, words in (
-        ("What happened", reflection.error_identification),
-        ("Root cause", reflection.root_cause),
-        ("Correct approach", reflection.correct_approach),
-    ):
-        if words:
-            lines.append(f"{title}: {words}")
+        case, _ = without_shared(render_fields(trajectory.inputs), trajectory.shared)
+        lines.append(f"Case: {text.cut_middle(case, _CASE_TOKENS)}")
+        cited = dict.fromkeys(trajectory.cited, "cited") | dict(reflection.tags)
+        lines += [f"Bullets: {', '.join(f'[{name}] {vote}' for name, vote in cited.items())}"] if cited else []
+    if reflection.diagnosis:
+        lines.append(f"Diagnosis: {reflection.diagnosis}")
     lines.append("Insights:")
     for insight in reflection.insights:
         scope = f" (for predictor {insight.predictor})" if insight.predictor else ""
         lines.append(f"- {insight.content}{scope}")
-    return text.cut_middle("\n".join(lines), max_tokens)
+    return "\n".join(lines)
 
 
 def _evidence(reflection: Reflection) -> str:
-    trajectory = reflection.trajectory
+    trajectory, more = reflection.trajectory, len(reflection.others)
+    if more:
+        return f"{1 + more} successes; this is one of them"
     outcome = "outcome unknown" if trajectory is None else ("success" if trajectory.success else "failure")
     if reflection.verified is None:
         return f"{outcome}; not retried"
-    retried = "put it right" if reflection.verified else "failed again"
+    retried = "confirmed for this case by a retry" if reflection.verified else "unproven: each retry failed again"
     scores = " → ".join(f"{score:g}" for score in reflection.scores)
-    return f"{outcome}; a retry with these insights {retried}" + (f", scores {scores}" if scores else "")
+    return f"{outcome}; {retried}" + (f", scores {scores}" if scores else "")
 
 
 def _object(item: Any) -> Any:
@@ -378,7 +361,7 @@ def _sources(reviews: Any, reflections: Sequence[Reflection]) -> tuple[str, ...]
     """Return the examples behind the reviews that an operation names; all of them if it names none."""
     named = [int(number) for number in re.findall(r"(?<![\d.-])\d{1,6}(?!\d)", str(reviews), re.ASCII)]
     picked = [reflections[number - 1] for number in named if 0 < number <= len(reflections)]
-    sources = (r.trajectory.source for r in (picked or reflections) if r.trajectory is not None)
+    sources = (trajectory.source for r in (picked or reflections) for trajectory in r.trajectories)
     return tuple(dict.fromkeys(sources))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
-from itertools import accumulate
+from itertools import count
 from typing import Annotated, Any, get_args
 
 import dspy
@@ -14,75 +14,96 @@ from annotated_types import Ge
 from ..errors import checked
 from ..lm import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored
 from ..playbook import Playbook, text
-from ..program import Insight, Trajectory, images_of, render_calls, render_fields, render_outcome
-from .contracts import Reflection, Vote
+from ..program import (
+    Insight,
+    Trajectory,
+    images_of,
+    outputs_of,
+    render_calls,
+    render_fields,
+    render_outcome,
+    render_value,
+    without_shared,
+)
+from ..similarity import nearest
+from .contracts import Reflection, Vote, fitting
 
 logger = logging.getLogger("dspy.ace")
 
-_SHOWN_TOKENS = 1500  # of bullets that were shown but not cited
-_WORDS_TOKENS = 1000  # of one insight or finding: later prompts hold no more of it
+_BULLET_TOKENS = 3000  # of a playbook that is shown whole; of a larger one the bullets that matter for the case
+_CLOSEST = 10  # of these
+_WORDS_TOKENS = 1000  # of one insight or diagnosis: later prompts hold no more of it
+_ATTEMPT_TOKENS, _OUTPUT_TOKENS = 500, 150  # of a success among others, and of each of its outputs
+_MOST_INSIGHTS = 3  # of one call about successes
 _IMAGES = "the images of this attempt: (image 1) is the first one, and so on; those beyond the last one are not shown"
 _VOTES: dict[str, Vote] = {vote: vote for vote in get_args(Vote)}
 
 
 class ReflectOnTrajectory(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
-    """You coach a program made of language model calls. You see one attempt of it at one case. Find out why it ended
-    as it did, then write down what would help the program with other cases.
+    """You coach an LLM program. Find where this attempt first went wrong: a misread input, an unknown
+    rule or convention, a skipped check, a wrong tool or format. If nothing tells the right answer, go by errors,
+    contradictions and steps without support.
 
-    Diagnose from the evidence. Compare what was answered with the feedback and, if given, with the expected outputs;
-    follow the trajectory back to the first place where it went wrong: a misread input, a rule or convention that
-    the program could not know, a skipped check, a wrong tool or format. If nothing tells the right answer, go by
-    what the trajectory itself shows: errors, contradictions, steps without support. Of a success say what it
-    rested on.
+    Then write what will help with other cases. An insight
+    - says "when the inputs show …, do …, not …", with the rule, format or label, and a small made-up pattern;
+    - leaves out what only this case has, and never copies it or its answer. Name labels of a fixed set; keep a figure
+      that may be the condition, as a bound ("at least 480");
+    - stands on its own: the program will not see this case or its feedback;
+    - claims no more than is shown; also that a bullet holds more widely or narrowly than it says.
+    None for bad luck, what a bullet states, or advice for any task: [] is a good answer.
 
-    Then write the key insights. Each one
-    - says when it applies and what to do then: "when the inputs show …, do …, not …";
-    - carries the knowledge behind the right answer: the rule, convention, format or number; a small pattern with
-      values you made up may show it; several sentences are fine;
-    - holds for other cases: leave out names, figures and wordings that only this case has, and never copy the case
-      or its answer;
-    - stands on its own: the program will read it without this case, the feedback or the expected outputs in view,
-      so it cannot look there;
-    - claims no more than the evidence shows.
-    Advice that fits any task ("read carefully", "check the answer") is no insight. Write none when there is nothing
-    new: a routine success, a lesson that a bullet already states, bad luck or noise. A success is worth an insight if
-    it shows a convention or strategy that others would miss. No insight at all is a good answer.
-
-    Last, tag each cited bullet that mattered: helpful if it led towards the right outcome, harmful if following it led
-    away from it; leave out the others. A failure alone makes no bullet harmful.
-
-    If an earlier reflection is given, this attempt was made with it in view. If it failed again, find what was wrong
-    or missing. Your answer replaces that reflection: repeat what is to be kept.
+    Tag cited bullets that mattered: helpful, harmful (followed as written, it misled) or misapplied (stretched beyond
+    its condition). A failure alone makes none harmful.
     """
 
-    task: str = dspy.InputField(desc="the program's own instructions, by predictor")
-    task_inputs: str = dspy.InputField(desc="the inputs of this case")
-    trajectory: str = dspy.InputField(desc="every call of every predictor, in order: its inputs, then its outputs")
-    outcome: str = dspy.InputField(desc="how the attempt ended")
-    feedback: str = dspy.InputField(desc="what the metric or the environment said")
-    expected_outputs: str = dspy.InputField(desc="the right outputs, if they are known")
-    bullets: str = dspy.InputField(desc="playbook bullets that were in view: first those the attempt cited")
-    earlier_reflection: str = dspy.InputField(desc="the reflection on the attempt before this one, if there was one")
-    error_identification: str = dspy.OutputField(desc="what went wrong and where, exactly; or what went right")
-    root_cause: str = dspy.OutputField(desc="why: the misreading, missing rule or wrong assumption behind it")
-    correct_approach: str = dspy.OutputField(desc="what should have been done instead, in general terms")
+    task: str = dspy.InputField(desc="")
+    bullets: str = dspy.InputField(desc="")
+    task_inputs: str = dspy.InputField(desc="")
+    trajectory: str = dspy.InputField(desc="")
+    outcome: str = dspy.InputField(desc="")
+    feedback: str = dspy.InputField(desc="")
+    expected_outputs: str = dspy.InputField(desc="")
+    earlier_reflection: str = dspy.InputField(desc="")
+    diagnosis: str = dspy.OutputField(desc="what went wrong and why; empty for a routine success")
     key_insights: str = dspy.OutputField(
-        desc="a JSON list of strings, one an insight, [] if none; if the task has several predictors and an insight is "
-        'for one of them only: {"insight": "…", "predictor": "name"} instead of the string'
+        desc='a JSON list of strings; {"insight": "…", "predictor": "name"} for one predictor of several'
     )
-    bullet_tags: str = dspy.OutputField(
-        desc='a JSON object: id of each cited bullet that mattered → "helpful" or "harmful"; {} if none did'
+    bullet_tags: str = dspy.OutputField(desc='a JSON object: {"id": "helpful"}')
+
+
+class ReflectOnSuccesses(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
+    """You coach an LLM program. You see attempts of it that succeeded, and its playbook. Which
+    conventions, formats, rules or strategies do they show that somebody new to the task would miss?
+
+    Write at most three insights, the most useful first. Each one
+    - rules out a plausible other answer: "when the inputs show …, do …, not …", with the rule, format or label, and a
+      small pattern with made-up values;
+    - names the attempts it rests on, and claims no more than they show. Cases that are alike but for their answers
+      show a condition best;
+    - stands on its own: the program will not see these attempts. Never copy one.
+    Leave out what a bullet states, what the program does without being told, and advice for any task. [] is a good
+    answer.
+    """
+
+    task: str = dspy.InputField(desc="")
+    bullets: str = dspy.InputField(desc="")
+    attempts: str = dspy.InputField(desc="")
+    key_insights: str = dspy.OutputField(
+        desc='a JSON list: {"insight": "…", "attempts": [1, 4]}; "predictor": "name" for one predictor of several'
     )
 
 
 class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
-    """The default `Reflect`: one LM call a trajectory, and up to two more where a reply cannot be read.
+    """The default `Reflect`: one LM call a failure, and one for all successes of a batch.
+
+    A reply that cannot be read is asked for once or twice more. Successes that outgrow the prompt together are shown in
+    parts, one after the other.
 
     Args:
         lm: the LM to ask; None: the LM in force where it is called.
         max_prompt_tokens: limit of the input fields together, in estimated tokens (`dspy_ace.playbook.count_tokens`),
             500 or more. Long fields are cut in the middle, visibly.
-        max_images: how many images of a trajectory the LM is given, as images, 0 or more; 0 is for an LM that takes
+        max_images: how many images of a failure the LM is given, as images, 0 or more; 0 is for an LM that takes
             text only. Their tokens do not count towards `max_prompt_tokens`.
 
     Raises:
@@ -98,6 +119,7 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         self.max_prompt_tokens = checked("max_prompt_tokens", max_prompt_tokens, Annotated[int, Ge(500)])
         self.max_images = checked("max_images", max_images, Annotated[int, Ge(0)])
         self.predict = dspy.Predict(ReflectOnTrajectory)
+        self.predict_together = dspy.Predict(ReflectOnSuccesses)
 
     def forward(self, playbook: Playbook, trajectory: Trajectory) -> Reflection:
         """Reflect on `trajectory`.
@@ -105,21 +127,13 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         Raises:
             RoleError: no reply could be read. LM errors pass through.
         """
-        names, ran = set(trajectory.task), {call.predictor for call in trajectory.trace}
 
         def read(fields: Mapping[str, Any]) -> Reflection:
-            items = read_list(fields["key_insights"], "key_insights")
-            if any(isinstance(item, Broken) for item in items):
-                logger.warning(
-                    "The reflection on example %s breaks off; its last insight is left out.", trajectory.source
-                )
-            insights = [insight for item in items if (insight := _insight(item, names, ran)) is not None]
+            found = _insights(fields["key_insights"], [trajectory])
             return Reflection(
-                insights=tuple(insights),
+                insights=tuple(insight for insight, _ in found),
                 tags=_tags(fields["bullet_tags"], playbook, trajectory),
-                error_identification=_words(fields["error_identification"]),
-                root_cause=_words(fields["root_cause"]),
-                correct_approach=_words(fields["correct_approach"]),
+                diagnosis=_words(fields["diagnosis"]),
             )
 
         parts = self.parts(playbook, trajectory)
@@ -128,18 +142,47 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
         return ask(predict, parts, ("key_insights",), read, self.lm, max_tokens=self.max_prompt_tokens)
 
     def parts(self, playbook: Playbook, trajectory: Trajectory) -> dict[str, str]:
-        """Return the input fields, before they are cut to size."""
-        several, images = len(trajectory.task) > 1, images_of(trajectory)
+        """Return the input fields, before they are cut to size. What prompts have in common comes first."""
+        images = images_of(trajectory)
+        case, common = without_shared(render_fields(trajectory.inputs, images), trajectory.shared)
         return {
-            "task": "\n\n".join(f"[{name}]\n{own}" if several else own for name, own in trajectory.task.items()),
-            "task_inputs": render_fields(trajectory.inputs, images),
+            "task": _render_task(trajectory, common),
+            "bullets": _render_bullets(playbook, trajectory),
+            "task_inputs": case,
             "trajectory": render_calls(trajectory, images),
             "outcome": render_outcome(trajectory),
             "feedback": trajectory.feedback.text or "(none)",
             "expected_outputs": render_fields(trajectory.expected) or "(not available)",
-            "bullets": _render_bullets(playbook, trajectory),
             "earlier_reflection": _render_earlier(trajectory.attempt),
         }
+
+    def on_successes(self, playbook: Playbook, trajectories: Sequence[Trajectory]) -> list[Reflection]:
+        """Reflect on successes together: one reflection an insight, with the successes that it rests on.
+
+        Raises:
+            RoleError: no reply could be read. LM errors pass through.
+        """
+        found: list[Reflection] = []
+        left = list(trajectories)
+        while left:
+            _, common = without_shared(render_fields(left[0].inputs), left[0].shared)
+            fields = {"task": _render_task(left[0], common), "bullets": playbook.render() or "(empty)"}
+            attempts = fitting(map(_render_attempt, count(1), left), fields, self.max_prompt_tokens)
+            part, left = left[: len(attempts)], left[len(attempts) :]
+
+            def read(reply: Mapping[str, Any], part: Sequence[Trajectory] = part) -> list[Reflection]:
+                insights = _insights(reply["key_insights"], part)
+                if len(insights) > _MOST_INSIGHTS:
+                    logger.info("Of %d insights on successes the first %d are kept.", len(insights), _MOST_INSIGHTS)
+                return [
+                    Reflection((insight,), trajectory=first, others=tuple(others))
+                    for insight, (first, *others) in insights[:_MOST_INSIGHTS]
+                ]
+
+            fields["attempts"] = "\n\n".join(attempts)
+            limit = self.max_prompt_tokens
+            found += ask(self.predict_together, fields, ("key_insights",), read, self.lm, max_tokens=limit)
+        return found
 
 
 class _Seeing:
@@ -147,11 +190,31 @@ class _Seeing:
 
     def __init__(self, predict: dspy.Predict, images: Sequence[dspy.Image]) -> None:
         self.predict, self.images = predict, list(images)
-        place = min(2, len(predict.signature.input_fields))  # below the inputs of the case
+        place = min(3, len(predict.signature.input_fields))  # below the inputs of the case
         self.signature = predict.signature.insert(place, "images", dspy.InputField(desc=_IMAGES), list[dspy.Image])
 
     def __call__(self, **inputs: Any) -> Any:
         return self.predict(images=self.images, **inputs)
+
+
+def _insights(said: Any, attempts: Sequence[Trajectory]) -> list[tuple[Insight, list[Trajectory]]]:
+    """Return the insights of a reply, each with the attempts that it names; one that names none rests on all.
+
+    Raises:
+        UnreadableError: the reply holds no list.
+    """
+    items, found = read_list(said, "key_insights"), []
+    if any(isinstance(item, Broken) for item in items):
+        named = ", ".join(attempt.source for attempt in attempts)
+        logger.warning("The reflection on example %s breaks off; its last insight is left out.", named)
+    names = set(attempts[0].task)
+    for item in items:
+        numbers = re.findall(r"\d{1,6}", str(item.get("attempts", ""))) if isinstance(item, Mapping) else []
+        basis = [attempts[at] for at in dict.fromkeys(int(n) - 1 for n in numbers) if 0 <= at < len(attempts)]
+        ran = {call.predictor for attempt in basis or attempts for call in attempt.trace}
+        if (insight := _insight(item, names, ran)) is not None:
+            found.append((insight, basis or list(attempts)))
+    return found
 
 
 def _insight(item: Any, names: Collection[str], ran: Collection[str]) -> Insight | None:
@@ -220,20 +283,40 @@ def _vote(said: Any) -> Vote | None:
     return _VOTES.get(word[1]) if word else None
 
 
+def _render_task(trajectory: Trajectory, common: str) -> str:
+    several = len(trajectory.task) > 1
+    own = [f"[{name}]\n{words}" if several else words for name, words in trajectory.task.items()]
+    return "\n\n".join([*own, *([f"All cases share:\n{common}"] if common else [])])
+
+
 def _render_bullets(playbook: Playbook, trajectory: Trajectory) -> str:
+    """Return the bullets that were shown, all in one order while they are few: so providers can cache the prompt."""
     shown = [bullet for name in trajectory.shown if (bullet := playbook.get(name)) is not None]
-    cited = [bullet for bullet in shown if bullet.id in trajectory.cited]
-    others = [bullet for bullet in shown if bullet.id not in trajectory.cited]
-    sizes = accumulate(bullet.tokens for bullet in others)
-    fitting = [bullet for bullet, size in zip(others, sizes, strict=True) if size < _SHOWN_TOKENS]
-    lines = ["Cited:", *(bullet.block for bullet in cited)] if cited else []
-    lines += ["Shown, not cited:", *(bullet.block for bullet in fitting)] if fitting else []
-    hidden = len(others) - len(fitting)
-    return "\n".join(lines + ([f"(and {hidden} more that were shown)"] if hidden else [])) or "(none)"
+    if sum(bullet.tokens for bullet in shown) > _BULLET_TOKENS:
+        words = f"{render_fields(trajectory.inputs)}\n{trajectory.feedback.text}"
+        view = Playbook(tuple(shown))
+        kept = {bullet.id for bullet in nearest(view, words, _CLOSEST)} | set(trajectory.cited)
+        hidden = len(shown) - len(kept)
+        shown = [bullet for bullet in shown if bullet.id in kept]
+        return "\n".join([*(bullet.block for bullet in shown), f"(and {hidden} more, further from this case)"])
+    return "\n".join(bullet.block for bullet in shown) or "(none)"
+
+
+def _render_attempt(number: int, trajectory: Trajectory) -> str:
+    """Return a success, short: the case, what was answered, and the bullets it cited."""
+    case, _ = without_shared(render_fields(trajectory.inputs), trajectory.shared)
+    lines = [f"Attempt {number}", text.cut_middle(case, _ATTEMPT_TOKENS)]
+    for name, value in outputs_of(trajectory.prediction).items():
+        lines.append(f"  → {name}: {text.cut_middle(render_value(value), _OUTPUT_TOKENS)}")
+    if trajectory.feedback.text:
+        lines.append(f"  Feedback: {text.cut_middle(trajectory.feedback.text, _OUTPUT_TOKENS)}")
+    lines += [f"  Cited: {', '.join(f'[{name}]' for name in trajectory.cited)}"] if trajectory.cited else []
+    return "\n".join(lines)
 
 
 def _render_earlier(attempt: Any) -> str:
     if not isinstance(attempt, Reflection):
         return "(none)"
-    causes = [f"Root cause: {attempt.root_cause}"] if attempt.root_cause else []
-    return "\n".join([*causes, *(f"- {insight.content}" for insight in attempt.insights)]) or "(none)"
+    causes = [f"Diagnosis: {attempt.diagnosis}"] if attempt.diagnosis else []
+    insights = [f"- {insight.content}" for insight in attempt.insights]
+    return "\n".join(["Your answer replaces this one: repeat what is to be kept.", *causes, *insights])

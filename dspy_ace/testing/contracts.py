@@ -51,7 +51,7 @@ def trajectories() -> list[Trajectory]:
         )
 
     failure = made("I want a refund for the broken kettle.", "front", "claims", "1")
-    earlier = Reflection((Insight("Refunds for broken goods go to claims."),), root_cause="No rule for refunds.")
+    earlier = Reflection((Insight("Refunds for broken goods go to claims."),), diagnosis="No rule for refunds.")
     return [made("The lamp is too bright.", "front", "front", "0"), failure, replace(failure, attempt=earlier)]
 
 

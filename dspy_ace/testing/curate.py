@@ -160,6 +160,8 @@ def curate(ask: Ask, junk: bool = False) -> dict[str, Any]:
 
 def _fullness(budget: str, book: str) -> float:
     """Return tokens of the playbook / tokens allowed, if the budget names a number of tokens; else 0."""
+    if "no limit" in budget:
+        return 0.0
     limit = max((int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*", budget)), default=0)
     return len(re.findall(r"\w+|[^\w\s]", book)) / limit if limit >= 200 else 0.0
 

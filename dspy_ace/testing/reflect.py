@@ -51,12 +51,16 @@ _HEADING = re.compile(r"^\[(\S+)\][ \t]*$", re.MULTILINE)
 _CALLED = re.compile(r"^(?:Call|Step) \d+:[ \t]*([\w.\[\]'\"-]+)[ \t]*$", re.MULTILINE)
 _CALL = re.compile(r"^(?:Call \d+|Step \d+|Returned)\b", re.MULTILINE)
 _PREFIX = re.compile(r"^[ \t]*[-*]?[ \t]*[`\"']?\w{1,40}[`\"']?[ \t]*[:=][ \t]+", re.MULTILINE)
+_ATTEMPT = re.compile(r"^Attempt (\d+)[ \t]*$", re.MULTILINE)
+_ASIDE = re.compile(r"^  (?:Feedback|Cited): ", re.MULTILINE)
 _NOTHING = frozenset(
     ("", "none", "n/a", "null", "{}", "(none)", "not shown", "not available", "(not available)", "unknown",
      "(not shown)", "-")
 )  # fmt: skip
 _LONGEST_CUE = 2
 """Most words of a cue, apart from the pattern around a number."""
+_MOST_INSIGHTS, _MOST_CUES = 3, 10
+"""Most insights from several successes, and most cues of one."""
 _FIELDS = 8
 """Most output fields that are compared in one case."""
 _FACTORS = ("100", "0.01", "1000", "0.001", "1000000", "0.000001", "-1")
@@ -446,6 +450,9 @@ def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
         wording: which of several wordings.
         flip: True to call the wrong answer right.
     """
+    if "attempts" in ask.values:
+        together = {"key_insights": reflect_on_successes(ask, wording, flip), "diagnosis": ""}
+        return {asked.name: _value(asked.name, asked.type, together) for asked in ask.outputs}
     case = read_case(ask)
     lessons = lessons_of(case)
     tags = tags_of(case, lessons)
@@ -459,11 +466,12 @@ def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
             field = f"{lesson.field} = " if lesson.field else ""
             said = " or ".join(f'"{cue}"' for cue in shared) + f" does not call for {field}{lesson.wrong}."
             insights.append(_addressed(said, lesson.predictor, ask))
-    if not insights and case.good is False and case.feedback.strip():
+    if not insights and case.good is False and case.feedback.strip().lower() not in _NOTHING:
         insights = [f"Avoid this: {clip(case.feedback, 30)}"]
     first = lessons[0] if lessons else None
     wrong = f"The answer was {first.wrong}." if first and first.wrong else "The attempt was right." if case.good else ""
     values: dict[str, Any] = {
+        "diagnosis": wrong or "Nothing shows what was wrong.",
         "error_identification": wrong or "Nothing shows what was wrong.",
         "root_cause": f"The words {', '.join(first.cues[:3])} were not read as they should be." if first else
         "Nothing was missing." if case.good else "The evidence does not show a cause.",
@@ -473,6 +481,45 @@ def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
         "bullet_tags": tags,
     }  # fmt: skip
     return {asked.name: _value(asked.name, asked.type, values) for asked in ask.outputs}
+
+
+def reflect_on_successes(ask: Ask, wording: int = 0, flip: bool = False) -> list[dict[str, Any]]:
+    """Return what several successes show: for the answers that most of them share, the words by which to know them.
+
+    Args:
+        ask: a request with numbered attempts.
+        wording, flip: see `reflect`.
+    """
+    if len(_HEADING.findall(ask.values.get("task", ""))) > 1:
+        return []  # a right answer does not say which predictor it is due to
+    bullets, shown = _field(ask, "bullets", "playbook"), list[tuple[int, str, Lesson]]()
+    for mark, whole in cut(_ATTEMPT.finditer(ask.values["attempts"]), ask.values["attempts"]):
+        body = _ASIDE.split(whole)[0]
+        case = Case(_values_only(body.partition("\n  →")[0]), {}, _given(body, {}), True, "", bullets)
+        shown += [(int(mark[1]), normal(case.text), lesson) for lesson in lessons_of(case)]
+    groups: dict[tuple[str, str], list[tuple[int, str, Lesson]]] = {}
+    for one in shown:
+        groups.setdefault((one[2].field, one[2].answer or one[2].factor), []).append(one)
+    insights = []
+    for group in sorted(groups.values(), key=lambda group: (-len(group), group[0][0]))[:_MOST_INSIGHTS]:
+        cues = _telling(group, [text for _, text, _ in shown if all(text != own for _, own, _ in group)])
+        lesson = replace(group[0][2], cues=tuple(_distinct(cues, _MOST_CUES)))
+        if flip:
+            lesson = replace(lesson, answer="none", wrong=lesson.answer)
+        insights.append({"insight": say(lesson, wording), "attempts": list(dict.fromkeys(one[0] for one in group))})
+    return insights
+
+
+def _telling(group: Sequence[tuple[int, str, Lesson]], others: Sequence[str]) -> list[str]:
+    """Return the cues of a group of attempts: those that most of them have first, without those that others have."""
+    ranked = zip_longest(*(lesson.cues for _, _, lesson in group))  # the first cue of each, then the second …
+    cues = list(dict.fromkeys(cue for row in ranked for cue in row if cue))
+
+    def holds(text: str, cue: str) -> bool:
+        return f" {normal(cue)} " in f" {text} "
+
+    own = [cue for cue in cues if not any(holds(text, cue) for text in others)] or cues
+    return sorted(own, key=lambda cue: -sum(holds(text, cue) for _, text, _ in group))
 
 
 def _addressed(said: str, predictor: str, ask: Ask) -> Any:
@@ -487,6 +534,6 @@ def _value(name: str, kind: str, values: Mapping[str, Any]) -> Any:
     key = name if name in values else next(
         (k for part, k in (("insight", "key_insights"), ("lesson", "key_insights"), ("tag", "bullet_tags"),
                            ("cause", "root_cause"), ("approach", "correct_approach"))
-         if part in name.lower()), "error_identification")  # fmt: skip
+         if part in name.lower()), "diagnosis")  # fmt: skip
     value = values[key]
     return json.dumps(value, ensure_ascii=False) if kind == "str" and not isinstance(value, str) else value

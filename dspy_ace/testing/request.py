@@ -84,7 +84,7 @@ class Ask:
 
 
 _LISTING = re.compile(
-    r"Your input fields are:\n(?P<inputs>.*?)\n?Your output fields are:\n(?P<outputs>.*?)"
+    r"(?:Your input fields are:\n(?P<inputs>.*?)\n?)?Your output fields are:\n(?P<outputs>.*?)"
     r"\n(?=All interactions will be structured)(?P<rest>.*)",
     re.DOTALL,
 )
@@ -147,7 +147,7 @@ def _frame(text: str) -> Ask | None:
         style = "json"
     notes = _notes(structure, style)
     outputs = tuple(Field(f.name, f.type, f.desc, notes.get(f.name, "")) for f in _entries(match["outputs"]))
-    return Ask(style, _entries(match["inputs"]), outputs, _dedent("".join(objective)))
+    return Ask(style, _entries(match["inputs"] or ""), outputs, _dedent("".join(objective)))
 
 
 def _dedent(text: str) -> str:
@@ -192,7 +192,7 @@ def _tagged(text: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _inputs(frame: Ask, text: str) -> dict[str, str]:
-    names = [f.name for f in frame.inputs]
+    names = [f.name for f in frame.inputs] or list(dict.fromkeys(m[1] for m in _HEADER.finditer(text)))
     reminders = list(_REMINDER.finditer(text))
     body = text[: reminders[-1].start()] if reminders else text
     found = _tagged(body, names) if frame.style == "xml" else sections(body, names)

@@ -73,7 +73,7 @@ def repairs(records: Sequence[Record], scale: Scale) -> Repairs:
     first: dict[str, float] = {}  # its score
     tried: set[str] = set()
     for record in records:
-        confirmed = {item["example"] for item in record.reflections if item.get("verified")}
+        confirmed = {item["examples"][0] for item in record.reflections if item.get("verified")}
         for example, score, kind in zip(map(str, record.batch), record.scores, record.kinds, strict=True):
             if kind in NO_EVIDENCE:
                 continue

@@ -117,6 +117,23 @@ class Engine:
             raise TypeError(f"expected a Reflection (see dspy_ace.roles); got {reflection!r:.200}")
         return reflection
 
+    @property
+    def together(self) -> bool:
+        """True if the Reflector takes the successes of a batch together, see `Reflect`."""
+        return callable(getattr(self.reflector, "on_successes", None))
+
+    def reflect_on_successes(
+        self, playbook: Playbook, trajectories: Sequence[Trajectory], works: bool
+    ) -> tuple[Reflection, ...]:
+        """Ask the Reflector about successes together. See `reflect`."""
+        with self.meter.measure("reflector"), dspy.context(lm=self._role_lm), working(works):
+            found = self.reflector.on_successes(playbook, trajectories)  # type: ignore[union-attr]  # see `together`
+        reflections = tuple(found)
+        for each in reflections:
+            if not isinstance(each, Reflection):
+                raise TypeError(f"expected Reflections (see dspy_ace.roles); got {each!r:.200}")
+        return reflections
+
     def curate(
         self, playbook: Playbook, reflections: Sequence[Reflection], works: bool
     ) -> tuple[Delta, Sequence[Rejected]]:

@@ -168,8 +168,11 @@ def _notes(record: Record) -> Iterator[str]:
     for failed in record.failures:
         yield f"Failed ({failed.kind}), example {failed.rollout}: {failed.message:.500}"
     for reflection in record.reflections:
+        named = ", ".join(reflection["examples"])
         if "error" in reflection:
-            yield f"Reflection on example {reflection['example']} failed: {reflection['error']:.500}"
+            yield f"Reflection on {named} failed: {reflection['error']:.500}"
+        elif reflection["verified"] is False:
+            yield f"Example {named} stayed a failure: its retries failed."
     if record.curation:
         yield f"The curation failed: {record.curation:.500}"
 

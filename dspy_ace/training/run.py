@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from .plan import Plan
 from .progress import Progress
 from .results import Results
 from .settings import Settings
-from .state import Record, State, most_often, recorded, troubles
+from .state import Record, State, most_often, recorded, troubles, unsolved
 from .verdict import BETTER
 
 logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
@@ -127,6 +128,15 @@ class Run:
             )
             return []
         return useful
+
+    def planned(self, batch: Batch, records: Sequence[Record]) -> Batch:
+        """Return the batch as its epoch is made: examples that stayed failures in the epochs before come first."""
+        before = [record for record in records if record.epoch < batch.epoch]
+        again = unsolved(before, self.settings.perfect_score)
+        epoch = [each for each in self.batches if each.epoch == batch.epoch]
+        order = sorted((place for each in epoch for place in each.examples), key=lambda place: place not in again)
+        start = (batch.step - epoch[0].step) * self.settings.batch_size
+        return batch._replace(examples=tuple(order[start : start + self.settings.batch_size]))
 
     def rollouts_for_learning(self, wanted: int) -> int:
         """Return how many of `wanted` rollouts may be made now; those of the last validation are kept back."""

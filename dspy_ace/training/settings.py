@@ -144,7 +144,7 @@ class Settings(LearningSettings):
         | {"max_metric_calls", "max_lm_calls", "max_cost", "max_seconds"}
     )
     AUTO: ClassVar[dict[str, dict[str, Any]]] = {
-        "light": {"epochs": 1, "max_reflection_rounds": 0, "reflect_on": "failures", "batch_size": 25},
+        "light": {"epochs": 1, "max_reflection_rounds": 0, "batch_size": 25},
         "medium": {"epochs": 2, "max_reflection_rounds": 1},
         "heavy": {"epochs": 5, "max_reflection_rounds": 5},  # the paper's own setting (ACE §4)
     }
@@ -163,8 +163,6 @@ class Settings(LearningSettings):
             raise SettingsError(
                 f"auto={auto!r} decides {', '.join(twice)}; give auto, or {' and '.join(twice)}, not both."
             )
-        if given.get("metric") is None:  # without a metric hardly a rollout is a failure
-            preset = {name: value for name, value in preset.items() if name != "reflect_on"}
         given = {**preset, **given}
         if "validate" in given:
             given["validate_when"] = given.pop("validate")  # pydantic has a method of that name

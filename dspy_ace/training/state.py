@@ -104,8 +104,8 @@ class Record:
         batch: positions in the trainset.
         scores: of the batch. Each example was rolled out before it was learned from.
         failures: the rollouts that failed, retries and validation included.
-        reflections: one a reflection that was asked for: `example` (its name), `insights` (their number), `verified`;
-            or `example` and `error` if the Reflector failed.
+        reflections: one a reflection that was asked for: `examples` (their names), `insights` (their number) and
+            `verified` (False: all retries failed; None: there was none); or `examples` and `error` if it failed.
         curation: how the Curator's call ended: `""` if it worked, else the error; None if it was not asked.
         delta: the operations that changed the playbook.
         rejected: operation (or None) and reason, for each operation that was left out.
@@ -206,6 +206,19 @@ def most_often(reasons: Sequence[str]) -> tuple[str, int]:
         groups.setdefault(re.sub(r"\d+", "0", reason), []).append(reason)
     most = max(groups.values(), key=len)
     return most[0], len(most)
+
+
+def unsolved(records: Sequence[Record], perfect_score: float) -> frozenset[int]:
+    """Return the examples that stayed failures: all their retries failed, and nothing has solved them since."""
+    found: set[int] = set()
+    for record in records:
+        found -= {
+            position for position, score in zip(record.batch, record.scores, strict=True) if score >= perfect_score
+        }
+        for item in record.reflections:
+            if item.get("verified") is not None:
+                (found.discard if item["verified"] else found.add)(int(item["examples"][0]))
+    return frozenset(found)
 
 
 def seed_validation(records: Sequence[Record]) -> Validation | None:

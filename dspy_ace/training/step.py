@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import dspy
 
 from ..errors import RunError
 from ..lm import LimitReachedError, Usage
 from ..playbook import Add, Delta, Operation, Playbook, Rejected, Tag, admit, apply
-from ..program import Rollouts, ThreadPool, Trajectory, with_playbook, with_reflection, words_of
+from ..program import Rollouts, ThreadPool, Trajectory, shared_pieces, with_playbook, with_reflection, words_of
 from ..roles import Reflection
 from .engine import Engine
 from .state import FailedRollout, Record, Rollout, State, failures_of
@@ -48,6 +48,40 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Together:
+    """The reflection on the successes of a batch.
+
+    Args:
+        trajectories: the successes.
+        reflections: what they show; each names those that it rests on.
+        error: why it failed; `""`: it did not.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    reflections: tuple[Reflection, ...] = ()
+    error: str = ""
+
+
+class Reflected(NamedTuple):
+    """A batch that was reflected on: one attempt an example, and the successes together (None: nobody was asked)."""
+
+    attempts: tuple[Attempt, ...]
+    together: Together | None = None
+
+    @property
+    def errors(self) -> list[str]:
+        """How each reflection ended: the error, or `""`."""
+        ended = [attempt.error for attempt in self.attempts if attempt.asked]
+        return ended if self.together is None else [*ended, self.together.error]
+
+    @property
+    def reflections(self) -> tuple[Reflection, ...]:
+        """The reflections in the order of the examples; then those on the successes together."""
+        alone = tuple(attempt.reflection for attempt in self.attempts if attempt.reflection is not None)
+        return alone if self.together is None else alone + self.together.reflections
+
+
+@dataclass(frozen=True)
 class Step:
     """The outcome of one step: what was learned from its attempts.
 
@@ -57,6 +91,7 @@ class Step:
             it gives `playbook`.
         rejected: operations that were left out, each with its reason.
         attempts: one per example, in order.
+        together: the reflection on the successes of the batch.
         curation: see `Record`.
     """
 
@@ -64,19 +99,20 @@ class Step:
     delta: Delta
     rejected: tuple[Rejected, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    together: Together | None = None
     curation: str | None = None
 
     @property
     def reflections(self) -> tuple[Reflection, ...]:
-        """The reflections, in the order of the examples."""
-        return tuple(attempt.reflection for attempt in self.attempts if attempt.reflection is not None)
+        """See `Reflected`."""
+        return Reflected(self.attempts, self.together).reflections
 
 
 def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
     """Roll a batch out with the playbook as it stands, and learn from it.
 
-    Each example is one task in one thread: rollout, reflection and, after a failure, retries. Each batch is curated
-    once.
+    The batch is rolled out. Then each failure is one task in one thread: reflection and retries; and the successes are
+    one task together. Then the batch is curated once.
 
     Returns:
         The record of the step. If a limit was reached, it covers only the examples that were rolled out.
@@ -85,43 +121,21 @@ def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
         RunError, MetricError: LM, metric, set-up or a role keeps failing, see `stopping`.
         LimitReachedError: a limit left no example of the batch.
     """
-    engine, before = run.engine, run.engine.meter.totals()
-    with engine.limits.keeping_back():  # for the curation
-        attempts = roll_out_and_reflect(run, state, batch, pool)
-    if engine.limits.reached and not any(attempt.trajectory for attempt in attempts):
-        raise LimitReachedError(engine.limits.reached)  # nothing was done: there is nothing to record
-    step = learn_from(engine, state, attempts)
-    met = [int(attempt.trajectory.source) for attempt in step.attempts if attempt.trajectory is not None]
-    return record_of(step, state.step + 1, batch.epoch, met, before, engine)
-
-
-def roll_out_and_reflect(run: Run, state: State, batch: Batch, pool: ThreadPool) -> list[Attempt]:
-    """Roll a batch out and reflect: each example is one task in one thread.
-
-    Until the Reflector has worked once and the student has made a mistake, the whole batch is rolled out before any
-    reflection. So a dead model costs three calls, and a perfect student no reflection.
-
-    Returns:
-        One attempt per example, in order.
-
-    Raises:
-        RunError, MetricError: LM, metric, set-up or a role keeps failing, see `stopping`.
-    """
-    engine, shares = run.engine, run.shares(batch)
+    engine, before, shares = run.engine, run.engine.meter.totals(), run.shares(batch)
     rollouts = engine.rollouts(with_playbook(engine.student, state.playbook, cite=True))
 
     def roll_out(share: Share) -> Attempt:
         return first_attempt(engine, rollouts, run.trainset[share.position], str(share.position))
 
-    def task(share: Share) -> Attempt:
-        return reflect_in_rounds(engine, state, roll_out(share), share.retries)
-
-    if state.reflector_works and not state.flawless(engine.settings.perfect_score):
-        attempts = pool.map(task, shares)
-        check_rollouts(state.records, trajectories_of(attempts))
-        return attempts
-    attempts = roll_out_in_waves(roll_out, shares, pool, state.records)
-    return reflect_on_batch(engine, state, list(zip(attempts, (s.retries for s in shares), strict=True)), pool)
+    with engine.limits.keeping_back():  # for the curation
+        attempts = roll_out_in_waves(roll_out, shares, pool, state.records)
+        retries = [share.retries for share in shares]
+        reflected = reflect_on_batch(engine, state, list(zip(attempts, retries, strict=True)), pool)
+    if engine.limits.reached and not any(attempt.trajectory for attempt in attempts):
+        raise LimitReachedError(engine.limits.reached)  # nothing was done: there is nothing to record
+    step = learn_from(engine, state, reflected)
+    met = [int(attempt.trajectory.source) for attempt in step.attempts if attempt.trajectory is not None]
+    return record_of(step, state.step + 1, batch.epoch, met, before, engine)
 
 
 def first_attempt(engine: Engine, rollouts: Rollouts, example: dspy.Example, source: str) -> Attempt:
@@ -151,12 +165,11 @@ def roll_out_in_waves(
     return done
 
 
-def reflect_on_batch(
-    engine: Engine, state: State, batch: Sequence[tuple[Attempt, int]], pool: ThreadPool
-) -> list[Attempt]:
-    """Reflect on a batch that was rolled out: on three attempts first, until the Reflector has worked.
+def reflect_on_batch(engine: Engine, state: State, batch: Sequence[tuple[Attempt, int]], pool: ThreadPool) -> Reflected:
+    """Reflect on a batch that was rolled out: on each failure alone, and on the successes together.
 
-    With a metric, nothing is reflected on until a rollout has failed: a perfect student costs no role call.
+    Until the Reflector has worked, three tasks come first: a dead one costs three calls. With a metric, successes are
+    reflected on only once the student has made a mistake: a perfect one costs no role call.
 
     Args:
         engine, state: see `learn_from`.
@@ -167,23 +180,37 @@ def reflect_on_batch(
         RunError: the Reflector never worked.
         MetricError: all first scores lie outside of the scale.
     """
-    settings = engine.settings
-    check_scores(settings.scale, state.records, trajectories_of([attempt for attempt, _ in batch]))
-    errs = not state.flawless(settings.perfect_score) or any(
-        not trajectory.success for trajectory in trajectories_of([attempt for attempt, _ in batch])
-    )
-    asked = errs or settings.metric is None
-    first = len(batch) if state.reflector_works else FIRST
+    settings, attempts = engine.settings, [made for made, _ in batch]
+    trajectories = trajectories_of(attempts)
+    check_scores(settings.scale, state.records, trajectories)
+    errs = not state.flawless(settings.perfect_score) or any(not trajectory.success for trajectory in trajectories)
+    of_successes = settings.reflect_on == "all" and (errs or settings.metric is None)
+    shared = shared_pieces([trajectory.inputs for trajectory in trajectories])
+    successes = tuple(replace(trajectory, shared=shared) for trajectory in trajectories if trajectory.success)
+    grouped = successes if of_successes and engine.together else ()
 
-    def reflect(one: tuple[Attempt, int]) -> Attempt:
-        return reflect_in_rounds(engine, state, *one)
+    def alone(at: int) -> Attempt:
+        return reflect_in_rounds(engine, state, *batch[at], shared)
 
-    wanted = [one for one in batch if asked and one[0].trajectory is not None]
-    done = pool.map(reflect, wanted[:first])
-    check_roles(state.records, [attempt.error for attempt in done if attempt.asked])
-    done += pool.map(reflect, wanted[first:])
-    reflected = {id(made): attempt for (made, _), attempt in zip(wanted, done, strict=True)}
-    return [reflected.get(id(made), made) for made, _ in batch]
+    def together(_: int) -> Together | None:
+        return reflect_together(engine, state, grouped)
+
+    def asked_alone(trajectory: Trajectory | None) -> bool:
+        if trajectory is None or not trajectory.teaches:
+            return False
+        return not trajectory.success or (of_successes and not grouped)
+
+    tasks: list[tuple[Callable[[int], Any], int]] = [
+        (alone, at) for at, made in enumerate(attempts) if asked_alone(made.trajectory)
+    ]
+    tasks += [(together, -1)] if grouped else []
+    first = len(tasks) if state.reflector_works else FIRST
+    done: dict[int, Any] = {}
+    for part in (tasks[:first], tasks[first:]):
+        done |= zip((at for _, at in part), pool.map(lambda task: task[0](task[1]), part), strict=True)
+        reflected = Reflected(tuple(done.get(at, made) for at, made in enumerate(attempts)), done.get(-1))
+        check_roles(state.records, reflected.errors)
+    return reflected
 
 
 def trajectories_of(attempts: Sequence[Attempt]) -> list[Trajectory]:
@@ -191,46 +218,68 @@ def trajectories_of(attempts: Sequence[Attempt]) -> list[Trajectory]:
     return [attempt.trajectory for attempt in attempts if attempt.trajectory is not None]
 
 
-def learn_from(engine: Engine, state: State, attempts: Sequence[Attempt]) -> Step:
+def learn_from(engine: Engine, state: State, reflected: Reflected) -> Step:
     """Curate the reflections of a batch, grow and refine.
+
+    Bullets that a success cites have a vote each: whoever follows a bullet and is right was helped by it.
 
     Args:
         engine: the roles.
         state: the state before this batch: its playbook and records.
-        attempts: one per example, in order, reflected on.
+        reflected: the batch.
 
     Raises:
-        RunError: a role never worked, or raised RunError to end the run.
+        RunError: the Curator never worked, or raised RunError to end the run.
     """
-    check_roles(state.records, [attempt.error for attempt in attempts if attempt.asked])
+    attempts, together = reflected
     trajectories = trajectories_of(attempts)
-    reflections = [attempt.reflection for attempt in attempts if attempt.reflection is not None]
     unasked = [a.trajectory for a in attempts if a.trajectory is not None and a.trajectory.success and not a.asked]
 
     playbook = state.playbook
-    votes, unknown = admit(playbook, _votes(playbook, reflections) + _citations(unasked))
+    alone = [attempt.reflection for attempt in attempts if attempt.reflection is not None]
+    votes, unknown = admit(playbook, _votes(playbook, alone) + _citations(unasked))
     voted = apply(playbook, votes)  # at most one vote per bullet and example
-    delta, left_out, curation = _curate(engine, state, reflections)
+    delta, left_out, curation = _curate(engine, state, voted, reflected.reflections)
     check_roles(state.records, curation=curation)
     added, misfits = admit(voted, _for_predictors_that_ran(delta, trajectories).operations)
     grown = apply(voted, added)  # grow …
     refined = engine.refine(grown)  # … and refine (ACE §3.3)
-    return Step(
-        apply(grown, refined), votes + added + refined, (*unknown, *left_out, *misfits), tuple(attempts), curation
-    )
+    rejected = (*unknown, *left_out, *misfits)
+    return Step(apply(grown, refined), votes + added + refined, rejected, attempts, together, curation)
 
 
-def reflect_in_rounds(engine: Engine, state: State, made: Attempt, retries: int) -> Attempt:
+def reflect_together(engine: Engine, state: State, successes: tuple[Trajectory, ...]) -> Together | None:
+    """Reflect on the successes of a batch together; None if a limit is reached.
+
+    Raises:
+        RunError: the role raised it to end the run. Other errors are kept in `Together.error`.
+    """
+    if engine.limits.reached:
+        return None
+    try:
+        return Together(successes, engine.reflect_on_successes(state.playbook, successes, state.reflector_works))
+    except RunError:
+        raise
+    except LimitReachedError:
+        return None
+    except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
+        return Together(successes, error=f"{type(error).__name__}: {error}")
+
+
+def reflect_in_rounds(
+    engine: Engine, state: State, made: Attempt, retries: int, shared: frozenset[str] = frozenset()
+) -> Attempt:
     """Reflect on one example; after a failure it is rolled out again with the insights in the prompt (ACE §3.2).
 
-    No reflection is asked for if provider, metric or set-up failed, for a success with `reflect_on="failures"`, or once
-    a limit is reached. Only the last reflection is used; it must repeat what it keeps of earlier ones.
+    Once a limit is reached, no reflection is asked for. Only the last reflection is used; it must repeat what it keeps
+    of earlier ones.
 
     Args:
         engine: the Reflector, and the program.
         state: the state before this batch: its playbook and records.
         made: the first attempt.
         retries: the limit of retries.
+        shared: see `Trajectory`.
 
     Returns:
         The attempt with its reflection. If a limit is reached, the attempt so far.
@@ -238,10 +287,9 @@ def reflect_in_rounds(engine: Engine, state: State, made: Attempt, retries: int)
     Raises:
         RunError: the role raised it to end the run. Other errors are kept in `Attempt.error`.
     """
-    first, playbook = made.trajectory, state.playbook
-    skipped = first is None or not first.teaches or (first.success and engine.settings.reflect_on == "failures")
-    if first is None or skipped or engine.limits.reached:
+    if made.trajectory is None or engine.limits.reached:
         return made
+    first, playbook = replace(made.trajectory, shared=shared), state.playbook
     latest, verified, scores = first, None, [first.feedback.score]
     for number in range(1, max(1, engine.settings.max_reflection_rounds) + 1):
         try:
@@ -265,7 +313,7 @@ def reflect_in_rounds(engine: Engine, state: State, made: Attempt, retries: int)
         made = replace(made, failures=(*made.failures, *failed), rollouts=made.rollouts + 1)
         if not again.teaches:  # provider or metric failed: no evidence either way
             break
-        latest, verified = replace(again, attempt=reflection), again.success
+        latest, verified = replace(again, attempt=reflection, shared=shared), again.success
         scores.append(again.feedback.score)
         if verified:
             break
@@ -293,7 +341,7 @@ def record_of(
         batch=tuple(batch),
         scores=tuple(trajectory.feedback.score for trajectory in trajectories),
         failures=tuple(failure for attempt in step.attempts for failure in attempt.failures),
-        reflections=tuple(_told(attempt) for attempt in step.attempts if attempt.asked),
+        reflections=tuple(_told(step)),
         curation=step.curation,
         delta=step.delta,
         rejected=tuple(rejected.to_json() for rejected in step.rejected),
@@ -312,24 +360,30 @@ def since(totals: dict[str, Usage], before: dict[str, Usage]) -> dict[str, dict[
     return {role: counts for role, counts in used.items() if counts["calls"]}
 
 
-def _told(attempt: Attempt) -> dict[str, Any]:
-    """Return what a record says of a reflection."""
-    example = "" if attempt.trajectory is None else attempt.trajectory.source
-    if attempt.reflection is None:
-        return {"example": example, "error": attempt.error}
-    reflection = attempt.reflection
-    return {"example": example, "insights": len(reflection.insights), "verified": reflection.verified}
+def _told(step: Step) -> Iterator[dict[str, Any]]:
+    """Yield what a record says of each reflection."""
+    for attempt in step.attempts:
+        example = [] if attempt.trajectory is None else [attempt.trajectory.source]
+        if attempt.reflection is not None:
+            found = attempt.reflection
+            yield {"examples": example, "insights": len(found.insights), "verified": found.verified}
+        elif attempt.error:
+            yield {"examples": example, "error": attempt.error}
+    if (group := step.together) is not None:
+        insights = sum(len(reflection.insights) for reflection in group.reflections)
+        ended = {"error": group.error} if group.error else {"insights": insights, "verified": None}
+        yield {"examples": [trajectory.source for trajectory in group.trajectories], **ended}
 
 
 def _curate(
-    engine: Engine, state: State, reflections: Sequence[Reflection]
+    engine: Engine, state: State, playbook: Playbook, reflections: Sequence[Reflection]
 ) -> tuple[Delta, Sequence[Rejected], str | None]:
     """Curate a batch in one call. Returns the delta, what was left out, and how the call ended (see `Record`)."""
     reviewed = [reflection for reflection in reflections if reflection.insights]
     if not reviewed:
         return Delta(), (), None
     try:
-        delta, rejected = engine.curate(state.playbook, reviewed, state.curator_works)
+        delta, rejected = engine.curate(playbook, reviewed, state.curator_works)
     except RunError:
         raise
     except LimitReachedError as error:
@@ -369,11 +423,11 @@ def _votes(playbook: Playbook, reflections: Sequence[Reflection]) -> list[Tag]:
         for name, vote in reflection.tags.items():
             bullet = playbook.get(name)
             known = bullet.id if bullet is not None and bullet.id in shown else f"{name} (not shown)"
-            if vote != "neutral":
+            if vote in ("helpful", "harmful"):
                 votes.append(Tag(known, int(vote == "helpful"), int(vote == "harmful"), source))
     return votes
 
 
 def _citations(successes: Sequence[Trajectory]) -> list[Tag]:
-    """Return one helpful vote for each bullet cited by a success that was not reflected on."""
+    """Return one helpful vote for each bullet cited by a success that was not reflected on alone."""
     return [Tag(cited, 1, 0, success.source) for success in successes for cited in success.cited]

@@ -10,6 +10,8 @@ import dspy
 import pytest
 
 from dspy_ace import Playbook
+from dspy_ace.lm.asking import RoleAdapter
+from dspy_ace.playbook import count_tokens
 from dspy_ace.program import Call, Feedback, Trajectory
 from dspy_ace.roles import Reflection
 from paths import SHARED
@@ -24,9 +26,7 @@ def chat(**fields: Any) -> str:
 def reflection_reply(insights: Any = (), tags: Any = None) -> str:
     """A whole reply of a reflector."""
     return chat(
-        error_identification="The sum was wrong.",
-        root_cause="A carry was missed.",
-        correct_approach="Carry.",
+        diagnosis="The sum was wrong.",
         key_insights=insights if isinstance(insights, str) else list(insights),
         bullet_tags=tags if tags is not None else {},
     )
@@ -44,6 +44,12 @@ def fields_of(messages: list[dict[str, str]]) -> dict[str, str]:
     *_, last = found
     found[last] = found[last].partition("\n\nRespond with the corresponding output fields")[0]
     return {name: value.strip("\n") for name, value in found.items()}
+
+
+def prompt_tokens(signature: Any) -> int:
+    """The tokens of a role's prompt whose input fields are empty."""
+    messages = RoleAdapter().format(signature, [], dict.fromkeys(signature.input_fields, ""))
+    return sum(count_tokens(message["content"]) for message in messages)
 
 
 def trajectory(source: str = "7", *, score: float = 0.0, **fields: Any) -> Trajectory:

@@ -370,7 +370,7 @@ def test_one_answer_that_fails_is_recorded(offline: OfflineLM) -> None:
         program.learn()
         assert len(program.playbook) == 1
         assert program.results.records[-1].reflections[1] == {
-            "example": "tell-2",
+            "examples": ["tell-2"],
             "error": "ValueError: cannot read this",
         }
 
@@ -416,7 +416,7 @@ def test_what_the_provider_fails_while_it_answers_others_waits(offline: OfflineL
         assert [seen.source for seen in notebook.seen].count("tell-2") == 3
         assert [bullet.sources for bullet in program.playbook] == [("tell-1",), ("tell-3",), ("tell-4",), ("tell-5",)]
         asked = [item for record in program.results.records for item in record.reflections]
-        assert [item["example"] for item in asked if "error" in item] == ["tell-2"]
+        assert [item["examples"][0] for item in asked if "error" in item] == ["tell-2"]
 
 
 def test_a_reflection_that_was_made_is_not_made_again(offline: OfflineLM) -> None:

@@ -99,7 +99,7 @@ def test_a_room_that_does_not_open_costs_its_example_alone() -> None:
     failures = [failure for record in results.records for failure in record.failures]
     assert {failure.kind for failure in failures} == {"setup"}
     assert all("the room is locked" in failure.message for failure in failures)
-    reflected = {reflection["example"] for record in results.records for reflection in record.reflections}
+    reflected = {name for record in results.records for item in record.reflections for name in item["examples"]}
     assert reflected.isdisjoint(
         failure.rollout.example for failure in failures if failure.rollout.of == "train" and not failure.rollout.retry
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 from typing import Any
 
 import dspy
@@ -15,11 +16,20 @@ from hypothesis import strategies as st
 from dspy_ace import Playbook, Reflector
 from dspy_ace.errors import RoleError, SettingsError
 from dspy_ace.playbook import count_tokens
-from dspy_ace.program import Call, Failure, Feedback
+from dspy_ace.program import Call, Failure, Feedback, shared_pieces
 from dspy_ace.roles import Insight, Reflection
-from dspy_ace.roles.reflector import ReflectOnTrajectory
+from dspy_ace.roles.reflector import ReflectOnSuccesses, ReflectOnTrajectory
 from scripted import rate_limited, scripted
-from scripted_roles import PLAYBOOK, chat, fields_of, real_replies, reflection_reply, sections, trajectory
+from scripted_roles import (
+    PLAYBOOK,
+    chat,
+    fields_of,
+    prompt_tokens,
+    real_replies,
+    reflection_reply,
+    sections,
+    trajectory,
+)
 
 pytestmark = pytest.mark.compat
 
@@ -65,31 +75,96 @@ def test_without_labels_no_expected_value_is_in_the_prompt() -> None:
     assert fields_of(lm.script.requests[0])["expected_outputs"] == "(not available)"
 
 
-def test_cited_bullets_come_first_then_others_that_were_shown_without_counters() -> None:
-    """Bullets that were not shown are not in view, and no counter sways the judgement."""
+def test_bullets_that_were_shown_stand_in_one_order_without_counters() -> None:
+    """So the prompts of a batch have them in common; what was cited stands in the outcome."""
     fields = shown(trajectory(shown=("str-00001", "str-00002"), cited=("str-00002",)))
-    cited, _, others = fields["bullets"].partition("Shown, not cited:")
-    assert "[str-00002]" in cited
-    assert "[str-00001]" in others
-    assert "cmt-00012" not in fields["bullets"]
-    assert "helpful" not in fields["bullets"]
+    assert fields["bullets"] == "\n".join(PLAYBOOK[name].block for name in ("str-00001", "str-00002"))
+    assert "It cited [str-00002]." in fields["outcome"]
 
 
-def test_many_cited_bullets_leave_room_for_others() -> None:
-    """The room of bullets that were not cited is their own; how many are left out is said."""
-    lines = "\n".join(f"[s-{n:05d}] {'word ' * 400}" for n in range(1, 9))
-    playbook = Playbook.from_text(f"## S\n{lines}")
+def test_of_many_bullets_those_that_matter_for_the_case_are_shown() -> None:
+    """The cited ones, and the closest to the case, wherever they stand; how many are left out is said."""
+    lines = [f"[s-{n:05d}] Boats {n}: {'word ' * 100}" for n in range(1, 40)]
+    lines[30] = f"[s-00031] How many are 7 and 5: carry. {'word ' * 100}"
+    playbook = Playbook.from_text("## S\n" + "\n".join(lines))
     names = tuple(bullet.id for bullet in playbook)
-    bullets = shown(trajectory(shown=names, cited=names[:4]), playbook)["bullets"]
-    assert all(f"[{name}]" in bullets for name in names[:7])
-    assert "[s-00008]" not in bullets
-    assert bullets.endswith("(and 1 more that were shown)")
+    bullets = shown(trajectory(shown=names, cited=("s-00020",)), playbook)["bullets"]
+    assert "[s-00031]" in bullets
+    assert "[s-00020]" in bullets
+    assert count_tokens(bullets) < 2000
+    assert bullets.endswith("more, further from this case)")
+
+
+TAGS = f"Tags: {', '.join(f'Tag{n}' for n in range(200))}."
+
+
+def test_what_all_cases_share_is_shown_once_and_never_crowds_the_case_out() -> None:
+    """A list of labels in every input stands behind the task; a small prompt cuts it, and the question stays whole."""
+    cases = [{"question": f"{TAGS} What is {n} worth? Say it."} for n in range(3)]
+    example = dspy.Example(cases[1]).with_inputs("question")
+    t = trajectory(example=example, shared=shared_pieces(cases), trace=())
+    fields = shown(t)
+    assert fields["task_inputs"].endswith("characters that all cases share …]\nWhat is 1 worth? Say it.")
+    assert "Tag199" in fields["task"]
+    small = shown(t, max_prompt_tokens=500)
+    assert small["task_inputs"] == fields["task_inputs"]
+    assert "characters cut" in small["task"]
+
+
+SUCCESSES = [
+    trajectory(str(n), score=1.0, shown=("str-00001",), cited=("str-00001",) if n == 2 else ()) for n in (1, 2, 3)
+]
+
+
+def test_successes_are_reflected_on_in_one_call() -> None:
+    """Their inputs, outputs and citations in short, and all bullets; each insight names the successes it rests on."""
+    said = [{"insight": "Write sums in words.", "attempts": [1, 3]}, "Round up.", {"insight": "Sort.", "attempts": [9]}]
+    lm = scripted(chat(key_insights=[*said, "A fourth one."]))
+    reflections = Reflector(lm).on_successes(PLAYBOOK, SUCCESSES)
+    assert len(lm.script.requests) == 1
+    fields = fields_of(lm.script.requests[0])
+    assert fields["bullets"] == PLAYBOOK.render()
+    assert fields["attempts"].split("\n\n")[1].splitlines() == [
+        "Attempt 2", "question: How many are 2 and 5?", "  → answer: eleven", "  Feedback: Off by one.",
+        "  Cited: [str-00001]",
+    ]  # fmt: skip
+    assert [(r.insights[0].content, [t.source for t in r.trajectories]) for r in reflections] == [
+        ("Write sums in words.", ["1", "3"]), ("Round up.", ["1", "2", "3"]), ("Sort.", ["1", "2", "3"]),
+    ]  # fmt: skip
+
+
+def test_successes_that_outgrow_a_prompt_are_shown_in_parts() -> None:
+    """Every success is in one of the calls, within the limit of each; attempt 1 is the first one of its part."""
+    many = [
+        trajectory(
+            str(n), score=1.0, example=dspy.Example(question=f"Case {n}: {'word ' * 200}").with_inputs("question")
+        )
+        for n in range(8)
+    ]
+    lm = scripted(chat(key_insights=[{"insight": "Carry.", "attempts": [1]}]))
+    reflections = Reflector(lm, max_prompt_tokens=1000).on_successes(PLAYBOOK, many)
+    asked = [fields_of(request)["attempts"] for request in lm.script.requests]
+    assert len(asked) > 1
+    assert all(sum(f"Case {n}:" in shown for shown in asked) == 1 for n in range(8))
+    assert all(count_tokens(request[-1]["content"]) <= 1200 for request in lm.script.requests)
+    assert [r.trajectories[0].source for r in reflections] == [re.findall(r"Case (\d):", shown)[0] for shown in asked]
+
+
+def test_no_insight_from_successes_is_a_good_answer() -> None:
+    """An empty list costs one call and gives no reflection."""
+    lm = scripted(chat(key_insights="[]"))
+    assert Reflector(lm).on_successes(PLAYBOOK, SUCCESSES) == []
+    assert len(lm.script.requests) == 1
 
 
 def test_a_retry_shows_the_earlier_reflection_and_says_so() -> None:
-    """Root cause and insights of the reflection that was in view; the outcome says it is a retry."""
-    fields = shown(trajectory(attempt=Reflection(("Carry the one.",), root_cause="A carry was missed.")))
-    assert fields["earlier_reflection"] == "Root cause: A carry was missed.\n- Carry the one."
+    """Diagnosis and insights of the reflection that was in view; the outcome says it is a retry."""
+    fields = shown(trajectory(attempt=Reflection(("Carry the one.",), diagnosis="A carry was missed.")))
+    assert fields["earlier_reflection"].splitlines() == [
+        "Your answer replaces this one: repeat what is to be kept.",
+        "Diagnosis: A carry was missed.",
+        "- Carry the one.",
+    ]
     assert "retry" in fields["outcome"]
 
 
@@ -106,9 +181,7 @@ def test_every_part_of_the_answer_is_read() -> None:
     assert reflect(reply) == Reflection(
         (Insight("Carry."), Insight("Write units.")),
         {"str-00001": "helpful", "str-00002": "harmful"},
-        error_identification="The sum was wrong.",
-        root_cause="A carry was missed.",
-        correct_approach="Carry.",
+        diagnosis="The sum was wrong.",
     )
 
 
@@ -276,21 +349,21 @@ def test_real_reflections_come_through_whole() -> None:
         if row["role"] == "reflector":
             said = sections(row["completion"])
             reply = chat(
-                error_identification="",
-                root_cause=said["root_cause"],
-                correct_approach="",
+                diagnosis=said["root_cause"],
                 key_insights=said["insights"],
                 bullet_tags=said["bullet_tags"],
             )
             reflection = reflect(reply)
-            assert reflection.root_cause == said["root_cause"]
+            assert reflection.diagnosis == said["root_cause"]
             insights, votes = insights + len(reflection.insights), votes + len(reflection.tags)
     assert (insights, votes) == (10, 8)
 
 
-def test_the_instructions_are_bounded_and_say_what_matters() -> None:
-    """The prompt's fixed part stays below 700 tokens; zero insights and one tag a cited bullet are asked for."""
-    text = ReflectOnTrajectory.instructions
-    assert count_tokens(text) < 700
-    for words in ("never copy the case", "No insight at all is a good answer", "tag each cited bullet"):
-        assert words in " ".join(text.split())
+def test_the_prompts_are_short_and_say_what_matters() -> None:
+    """Without a case the whole prompt on a failure has at most 450 tokens, that on successes 350."""
+    assert prompt_tokens(ReflectOnTrajectory) <= 450
+    assert prompt_tokens(ReflectOnSuccesses) <= 350
+    assert "none harmful" in ReflectOnTrajectory.instructions
+    for signature in (ReflectOnTrajectory, ReflectOnSuccesses):
+        for words in ("[] is a good answer", "stands on its own", "small"):
+            assert words in " ".join(signature.instructions.split())

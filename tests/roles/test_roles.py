@@ -41,9 +41,9 @@ def test_what_is_no_insight_is_refused_where_it_is_made(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["good", "Helpful", None, 1, ["helpful"]])
-def test_a_tag_is_one_of_three_votes(wrong: Any) -> None:
+def test_a_tag_is_one_of_the_votes(wrong: Any) -> None:
     """A vote that would count for nothing is not accepted in silence."""
-    with pytest.raises(RoleError, match="'helpful', 'harmful' or 'neutral'"):
+    with pytest.raises(RoleError, match="'helpful', 'harmful', 'misapplied' or 'neutral'"):
         Reflection(tags={"str-00001": wrong})
 
 

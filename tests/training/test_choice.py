@@ -38,7 +38,7 @@ def headlines(count: int, seed: int) -> list[dspy.Example]:
 
 def step(number: int, *scores: float, verified: Any = (), epoch: int = 1, batch: Any = None, **more: Any) -> Record:
     """A step that learns from a batch with these scores; retries confirmed the examples in `verified`."""
-    reflections = tuple({"example": str(position), "insights": 1, "verified": True} for position in verified)
+    reflections = tuple({"examples": [str(position)], "insights": 1, "verified": True} for position in verified)
     places = tuple(range(len(scores))) if batch is None else batch
     delta = Delta((Add("S", f"Lesson {number}."),))
     return Record(number, epoch, places, scores, reflections=reflections, delta=delta, **more)

@@ -32,7 +32,7 @@ FULL = Record(
     batch=(3, 1),
     scores=(1.0, 0.0),
     failures=(FailedRollout(Rollout("1", retry=1), "format", "AdapterParseError: ü \udc80"),),
-    reflections=({"example": "1", "insights": 1, "verified": True},),
+    reflections=({"examples": ["1"], "insights": 1, "verified": True},),
     curation="",
     delta=Delta((Add("S", "Nimm „das“.", None, ("1",)), Tag("s-00001", 1, 0, "3"))),
     rejected=({"operation": {"op": "delete", "id": "x-00001"}, "reason": "no bullet 'x-00001' in the playbook"},),

@@ -33,7 +33,7 @@ def steps(count: int, each: int, words: str = "read the unit") -> tuple[Record, 
         made.append(
             Record(
                 step, 1, (0, 1), (0.0, step / count), (FailedRollout(Rollout("1"), "program", f"ValueError: {words}"),),
-                ({"example": "1", "error": words},), "", Delta((*operations, *edits)),
+                ({"examples": ["1"], "error": words},), "", Delta((*operations, *edits)),
                 ({"operation": None, "reason": f"too long: {words}"},), rollouts=3,
                 usage={"task": {"calls": 3, "prompt_tokens": 300, "completion_tokens": 30}},
             )

@@ -130,7 +130,7 @@ def test_a_failure_is_retried_with_its_insights_until_it_is_right_or_the_rounds_
         (True, (0.0, 0.0, 1.0)), (False, (0.0, 0.0, 0.0, 0.0)), (None, (1.0,)),
     ]  # fmt: skip
     assert contents(step) == ["Round 2 on late.", "Round 3 on never.", "Round 1 on won."]
-    assert step.reflections[0].trajectory is batch[0]
+    assert step.reflections[0].trajectory == batch[0]
     assert [attempt.rollouts for attempt in step.attempts] == [2, 3, 0]
 
 
@@ -188,7 +188,7 @@ def test_a_success_that_nobody_reflects_on_counts_for_the_bullets_it_cites() -> 
 
 
 def test_a_batch_is_curated_in_one_call() -> None:
-    """The Curator sees all reflections with insights at once, in the order of the examples, and the votes before."""
+    """The Curator sees all reflections with insights at once, in the order of the examples, and this batch's votes."""
     calls: list[tuple[Playbook, list[str]]] = []
 
     def curate(playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[()]]:
@@ -200,7 +200,7 @@ def test_a_batch_is_curated_in_one_call() -> None:
 
     batch = [trajectory("a"), trajectory("quiet"), trajectory("b")]
     step = step_of(batch, reflect, curate)
-    assert [(p["s-00001"].helpful, sources) for p, sources in calls] == [(1, ["a", "b"])]
+    assert [(p["s-00001"].helpful, sources) for p, sources in calls] == [(4, ["a", "b"])]
     assert (step.playbook["s-00001"].helpful, step.playbook["s-00002"].content) == (4, "Better.")
     assert step.curation == ""
 

@@ -137,12 +137,12 @@ def test_rollouts_that_worked_before_may_fail_seven_times_in_a_row() -> None:
 
 def test_a_role_that_never_worked_ends_a_run() -> None:
     """The Reflector after three failures, the Curator after two; one success long ago is enough to go on."""
-    error = {"example": "0", "error": "RoleError: no"}
+    error = {"examples": ["0"], "error": "RoleError: no"}
     check_roles([step(1, reflections=(error, error))])
     with pytest.raises(RunError, match="The Reflector failed 3 times and never worked: RoleError: no"):
         check_roles([step(1, reflections=(error, error))], ["RoleError: no"])
     check_roles(
-        [step(1, reflections=(error, {"example": "1", "insights": 0, "verified": None}))], ["RoleError: no"] * 9
+        [step(1, reflections=(error, {"examples": ["1"], "insights": 0, "verified": None}))], ["RoleError: no"] * 9
     )
     check_roles([step(1, curation="no JSON")])
     with pytest.raises(RunError, match="The Curator failed 2 times and never worked: no JSON"):
