@@ -313,7 +313,7 @@ class _Short(reprlib.Repr):
 
     def repr_str(self, x: str, level: int) -> str:  # noqa: ARG002 - reprlib's
         """Show how a text begins."""
-        text = redact(x[:500])
+        text = redact(x[:120])
         return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
     def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002 - reprlib's

@@ -17,7 +17,7 @@ from typing import Any
 
 import pydantic
 
-from ..errors import DeltaError, JournalError
+from ..errors import DeltaError, JournalError, expected
 from ..lm import Spent
 from ..output import redacted
 from ..playbook import Playbook, append_line, hold_folder, whole_lines, write_whole
@@ -34,7 +34,8 @@ MAY_GROW = {"epochs"}  # settings that a run may be continued with a larger valu
 class Journal:
     """The records of one run, in order. A context manager: leaving it releases the folder.
 
-    Use `Journal.open`. `records` are those found on disk; `append` adds one, to the disk first.
+    `Journal.open` opens one on disk, `Journal(None)` one in memory. `records` are those found on disk; `append` adds one,
+    to the disk first.
     """
 
     def __init__(self, folder: Path | None, lock: Any = None) -> None:
@@ -46,7 +47,7 @@ class Journal:
     @classmethod
     def open(
         cls,
-        log_dir: str | Path | None,
+        log_dir: str | Path,
         fingerprint: Mapping[str, str],
         about: Mapping[str, Any] | None = None,
         *,
@@ -55,7 +56,7 @@ class Journal:
         """Start a run in `log_dir`, or continue the one that is there.
 
         Args:
-            log_dir: a folder, made if need be; None: in memory.
+            log_dir: a folder, made if need be.
             fingerprint: what the run depends on, by name, each as a text that differs if it does; see `described`.
             about: `settings` by name, and what else `run.json` tells a reader; plain JSON data.
             free: names of settings that a run may be continued with other values of.
@@ -64,8 +65,6 @@ class Journal:
             JournalError: the folder cannot be used, is in use, or holds something else: another run (the difference is
                 named), one of another version, a damaged journal.
         """
-        if log_dir is None:
-            return cls(None)
         folder = Path(log_dir).absolute()  # a tool may change the working directory
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +78,8 @@ class Journal:
             )
         journal = cls(folder, lock)
         try:
-            run = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "settings": {}, **(about or {})}
-            run = redacted(run)
+            run = {"format": FORMAT, "version": VERSION, "settings": {}, **redacted(about or {})}
+            run["fingerprint"] = dict(fingerprint)
             before = journal.about()
             if (folder / "run.json").exists():
                 _check_same(folder, before, run, free)
@@ -165,8 +164,8 @@ class Journal:
             return Spent()
         try:
             return _SPENT.validate_json(path.read_bytes(), strict=True)
-        except ValueError as error:
-            raise JournalError(f"{path} is damaged: {error}. Give another log_dir.") from error
+        except pydantic.ValidationError as error:
+            raise JournalError(f"{path} is damaged: {expected(error)} Give another log_dir.") from error
 
     def keep_best(self, playbook: Playbook, save_program: Callable[[Path], None]) -> None:
         """Write the best playbook and program so far: `playbook.json` and `program.json`.
@@ -285,7 +284,8 @@ def _check_same(folder: Path, data: Mapping[str, Any], run: Mapping[str, Any], f
 
 def _texts(run: Mapping[str, Any]) -> dict[str, str]:
     """Return what a run was made with, by name: settings as they are, other things as `described` words them."""
-    return {**{name: repr(value) for name, value in run["settings"].items()}, **run["fingerprint"]}
+    settings = {name: repr(value) for name, value in run["settings"].items()}
+    return settings | {name: str(text) for name, text in run["fingerprint"].items()}
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any]:

@@ -164,6 +164,8 @@ class Run:
     def journal(self) -> Journal:
         """Open the journal under all that this run depends on."""
         settings, engine = self.settings, self.engine
+        if settings.log_dir is None:
+            return Journal(None)
         parts, self.unknown = described(
             self.given,
             program=engine.student,

@@ -218,7 +218,7 @@ def test_records_that_do_not_follow_are_refused(tmp_path: Path) -> None:
 
 def test_without_a_folder_the_same_bytes_stay_in_memory(tmp_path: Path) -> None:
     """In memory and on disk a run is the same."""
-    with Journal.open(None, PRINT) as memory, Journal.open(tmp_path, PRINT) as disk:
+    with Journal(None) as memory, Journal.open(tmp_path, PRINT) as disk:
         for journal in (memory, disk):
             journal.append(record(0))
             journal.append(FULL)
