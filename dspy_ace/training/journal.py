@@ -34,8 +34,8 @@ MAY_GROW = {"epochs"}  # settings that a run may be continued with a larger valu
 class Journal:
     """The records of one run, in order. A context manager: leaving it releases the folder.
 
-    `Journal.open` opens one on disk, `Journal(None)` one in memory. `records` are those found on disk; `append` adds one,
-    to the disk first.
+    `Journal.open` opens one on disk, `Journal(None)` one in memory. `records` are those found on disk; `append` adds
+    one, to the disk first.
     """
 
     def __init__(self, folder: Path | None, lock: Any = None) -> None:

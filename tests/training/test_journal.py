@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,27 @@ def test_epochs_may_be_raised_and_not_lowered(tmp_path: Path) -> None:
         Journal.open(tmp_path, PRINT, {"settings": {"epochs": epochs}}).close()
     with pytest.raises(JournalError, match="was made with epochs=3; now epochs=2"):
         Journal.open(tmp_path, PRINT, {"settings": {"epochs": 2}})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("run.json", "", "run.json is damaged"),
+        ("run.json", "{}", "run.json is not a run of dspy_ace"),
+        ("run.json", "[1]", "expected an object"),
+        ("run.json", "[" * 100_000, "run.json is damaged"),
+        ("run.json", '{"format": "dspy_ace.run", "version": 3}', "names no settings"),
+        ("spent.json", "", "spent.json is damaged"),
+        ("spent.json", '{"calls": "x"}', "calls must be a whole number; got 'x'"),
+        ("spent.json", '{"dollars": null}', "dollars must be a number"),
+    ],
+)
+def test_other_files_that_are_damaged_are_refused(tmp_path: Path, name: str, content: str, words: str) -> None:
+    """By the name of the file, with what was expected; never a raw error, never a run that starts anew over it."""
+    Journal.open(tmp_path, PRINT).close()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(JournalError, match=re.escape(words)), Journal.open(tmp_path, PRINT) as journal:
+        journal.spent()
 
 
 def test_records_that_do_not_follow_are_refused(tmp_path: Path) -> None:
