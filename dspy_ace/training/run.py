@@ -254,12 +254,12 @@ class Run:
         if not state.learned or (found is not None and found.word == BETTER):
             return
         returned, other = ("learned", "seed") if state.returns_learned else ("starting", "learned")
-        evidence = "without a metric nothing shows" if self.settings.metric is None else "nothing shows"
+        unknown = f"nothing shows if the learned playbook is better{', without a metric' * (not self.settings.metric)}"
         logger.warning(
-            "ACE: %s. %s. A call takes about %d tokens with the learned playbook, %d with the starting one. The %s "
+            "ACE: %s. %sA call takes about %d tokens with the learned playbook, %d with the starting one. The %s "
             "playbook is returned; the other one is detailed_results.%s_playbook.",
-            f"{evidence} if the learned playbook is better" if found is None else f"the learned playbook is {found}",
-            str(state.repairs).capitalize(),
+            unknown if found is None else f"the learned playbook is {found}",
+            f"{state.repairs}. ".capitalize() if state.repairs.failures else "",
             state.learned_playbook.tokens(),
             state.seed.tokens(),
             returned,

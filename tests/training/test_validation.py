@@ -12,7 +12,7 @@ from dspy_ace import Playbook
 from dspy_ace.playbook import Add, Delta
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.journal import line_of
-from dspy_ace.training.state import Record
+from dspy_ace.training.state import Record, seed_validation
 from runs import compiled
 from tasks import Route, desk_metric, messages
 
@@ -163,3 +163,32 @@ def test_a_success_counts_for_the_bullets_it_cites() -> None:
     assert not any(bullet.harmful for bullet in program.playbook)
     with dspy.context(lm=lm):
         assert dspy.ChainOfThought(Route)(message=TRAIN[0].message) is not None
+
+
+SCORED: Counter[str] = Counter()
+
+
+def counting(example: Any, prediction: Any, trace: Any = None) -> Any:
+    """The task's metric; it holds no count itself, so that its run can be continued."""
+    SCORED[example.message] += 1
+    return desk_metric(example, prediction)
+
+
+def test_rows_that_the_seed_was_validated_on_are_not_rolled_out_with_it_again(tmp_path: Any) -> None:
+    """A finished run that goes on with another epoch validates its new playbook, and the seed only on new rows."""
+    SCORED.clear()
+    settings = {"trainset": TRAIN[:12], "valset": VAL[:12], "log_dir": tmp_path, "metric": counting}
+    noisy = {"slips": 0.3, "wrong_lessons": 0.4, "seed": 2}
+    first = compiled(OfflineLM(**noisy), **settings).detailed_results
+    known = seed_validation(first.records)
+    before = Counter(SCORED)
+    more = compiled(OfflineLM(**noisy), epochs=2, **settings).detailed_results
+    parts = [record for record in more.records[len(first.records) :] if record.validation]
+    assert known is not None
+    assert parts
+    rows = sum(len(record.validation.scores) for record in parts)
+    new = sum(SCORED[example.message] - before[example.message] for example in VAL[:12])
+    assert new == rows + max(0, rows - len(known.scores))
+    assert [score for record in parts for score in record.baseline.scores][: len(known.scores)] == list(known.scores)[
+        :rows
+    ]
