@@ -136,6 +136,7 @@ class Journal:
         """Write `record` to disk, then keep it. Raises JournalError if the disk refuses it."""
         if self.folder is not None:
             try:
+                (self.folder / "results.json").unlink(missing_ok=True)  # of a finished run that goes on
                 append_line(self.path, line_of(record, len(self.records) + 1))
             except OSError as error:
                 raise JournalError(f"{self.folder}: cannot be written: {error}. The steps before are safe.") from error

@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_ace import ACE, AceError
+from dspy_ace import ACE, AceError, Results
 from dspy_ace.errors import JournalError
 from dspy_ace.testing import OfflineLM
 from paths import ROOT
@@ -45,6 +45,14 @@ def test_epochs_may_be_added_to_a_finished_run(tmp_path: Path, caplog: pytest.Lo
     assert [record.epoch for record in more.records if record.batch] == [1] * 4 + [2] * 4
     with pytest.raises(JournalError, match="was made with epochs=2; now epochs=1"):
         compiled(OfflineLM(), log_dir=tmp_path)
+
+    def stop(record: Any, playbook: Any) -> None:
+        raise KeyError
+
+    assert Results.load(tmp_path).stopped == more.stopped
+    with pytest.raises(KeyError):
+        compiled(OfflineLM(), log_dir=tmp_path, epochs=3, on_step=stop)
+    assert Results.load(tmp_path).stopped == "not finished"
 
 
 def test_a_limit_may_be_raised_whatever_it_did_to_the_valset(tmp_path: Path) -> None:
