@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import MetricError, RunError
 from ..program import NO_EVIDENCE, Trajectory
 from .state import Record, State
-from .verdict import Scale
+from .verdict import UNIT, Scale
 
 if TYPE_CHECKING:
     from .run import Batch, Run
@@ -104,6 +104,8 @@ def check_rollouts(records: Sequence[Record], made: Sequence[Trajectory], *, at_
 def check_scores(scale: Scale, records: Sequence[Record], made: Sequence[Trajectory]) -> None:
     """Stop a run whose first scores, three or more, all lie outside of the scale, before they are reflected on.
 
+    Scores above a `perfect_score` that is not the default are no mistake: it may be a threshold.
+
     Args:
         scale: the one in the settings.
         records: those of the run so far.
@@ -114,7 +116,10 @@ def check_scores(scale: Scale, records: Sequence[Record], made: Sequence[Traject
     """
     before = [score for record in records for score in record.scores]
     scores = before + [trajectory.feedback.score for trajectory in made if trajectory.error is None]
-    if len(before) >= FIRST or len(scores) < FIRST or any(map(scale.holds, scores)):
+    known = [scale.holds(score) for score in scores]
+    if scale.perfect != UNIT.perfect:  # the user's own: better scores may be meant to be successes as well
+        known = [score >= scale.failure for score in scores]
+    if len(before) >= FIRST or len(scores) < FIRST or any(known):
         return
     raise MetricError(
         f"All of the first {len(scores)} scores, {min(scores):g} to {max(scores):g}, lie outside of the scale from "

@@ -203,3 +203,10 @@ def test_a_told_score_outside_of_the_scale_is_warned_of(caplog: Any) -> None:
             online.learn()
         assert online.pending == 3
         online.close(learn=False)
+
+
+def test_a_threshold_that_all_first_scores_pass_is_no_mistake(caplog: Any) -> None:
+    """perfect_score=0.8 and a student that scores 0.9 from the start: a warning, and nothing is left to learn."""
+    results = compiled(OfflineLM(), metric=lambda example, prediction: 0.9, perfect_score=0.8, epochs=3)
+    assert "the score 0.9 lies outside" in caplog.text
+    assert "nothing left to learn" in results.detailed_results.stopped
