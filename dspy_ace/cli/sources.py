@@ -22,6 +22,7 @@ from ..playbook import (
     write_whole,
 )
 from ..store import PlaybookStore
+from ..training import Results
 from .cases import read_text
 
 
@@ -46,17 +47,14 @@ class Source:
         """Read the playbook at a path or a URL.
 
         Raises:
-            PlaybookError, StoreError, SettingsError: there is none, or it cannot be read.
+            PlaybookError, JournalError, StoreError, SettingsError: there is none, or it cannot be read.
         """
         path = Path(name)
         if "://" in name:
             return cls(name, "store", _in_store(name), {})
         if path.is_dir():
-            if not (path / "playbook.json").is_file():
-                raise SettingsError(f"{name} is no run of dspy_ace: it holds no playbook.json.")
-            program = path / "program.json"
-            prompts = cls.open(str(program)).prompts if program.is_file() else {}
-            return cls(name, "run", Playbook.load(path / "playbook.json"), prompts)
+            results = Results.load(path)
+            return cls(name, "run", results.playbook, dict(results.about["prompts"]))
         if not path.is_file():
             raise SettingsError(f"There is no {name}; give a playbook, a program, a prompt, a run's folder or a store.")
         with path.open("rb") as file:
