@@ -222,8 +222,8 @@ class Run:
         known = {*troubles(state.records), "rollout: program", "rollout: format"}
         for name, reasons in troubles([record]).items():
             if name not in known:
-                text = "ACE: a failed %s in step %d: %s More like this are counted in detailed_results."
-                logger.warning(text, name, record.step, reasons[0])
+                text = "ACE: a failed %s in step %d: %s (More are counted in detailed_results.)"
+                logger.warning(text, name, record.step, _in_a_line(reasons[0]))
 
     def _warn_of_roles(self, records: tuple[Record, ...]) -> None:
         """Warn of a role of which many calls failed in the run."""
@@ -235,7 +235,7 @@ class Run:
             if len(reasons) >= MANY * asked.get(name, math.inf):
                 reason, times = most_often(reasons)
                 text = "ACE: %d of %d %ss failed, so little was learned; most often (%d times): %s"
-                logger.warning(text, len(reasons), asked[name], name, times, reason)
+                logger.warning(text, len(reasons), asked[name], name, times, _in_a_line(reason))
 
     def restored(self, journal: Journal) -> State:
         """Return the state after what the journal holds, and write its best playbook: a crash may have come before."""
@@ -276,6 +276,10 @@ class Run:
         program.detailed_results = results
         self._warn_of_roles(state.records)
         return program
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def _inputs(examples: list[dspy.Example]) -> list[dspy.Example]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import dspy
 import pytest
+import scipy.stats
 
 from dspy_ace import Curator, Reflector
 from dspy_ace.errors import MetricError, RunError, SettingsError
@@ -163,6 +165,33 @@ def test_what_is_learned_under_faults_is_worth_as_much() -> None:
 
     without, under = ([score(chances, seed) for seed in range(5)] for chances in ({}, MIXED))
     assert sum(under) / 5 >= sum(without) / 5 - 0.03
+
+
+SEEDS = range(min(5, int(os.environ.get("DSPY_ACE_TRIALS", "8")) // 4))
+
+
+@pytest.mark.slow
+def test_a_provider_that_refuses_calls_changes_no_verdict() -> None:
+    """30 % of the calls refused: held-out and verdict within the intervals of the runs without; counts are exact."""
+    data: dict[str, Any] = {"trainset": messages(40, 1), "valset": messages(40, 2), "epochs": 2, "batch_size": 8}
+    scores: dict[float, list[float]] = {0.0: [], 0.3: []}
+    for seed in SEEDS:
+        verdicts = []
+        for chance, found in scores.items():
+            with faulty({"rate_limit": chance}, seed) as server:
+                program = compiled(client(server), seed=seed, **data)
+                assert booked(program) == billed(server)
+                assert sum(record.fault is not None for record in server.log) >= 0.2 * server.calls * (chance > 0)
+            verdicts.append(program.detailed_results.verdict)
+            with dspy.context(lm=OfflineLM()):
+                found.append(accuracy(program, TEST))
+        without, under = verdicts
+        print(f"seed {seed}: held out {scores[0.0][-1]:.3f}, {scores[0.3][-1]:.3f}; {without}; {under}")
+        assert without.low <= under.high
+        assert under.low <= without.high
+    rows = len(SEEDS) * len(TEST)
+    right = round(sum(scores[0.0]) * len(TEST))
+    assert sum(scores[0.3]) / len(SEEDS) >= scipy.stats.binomtest(right, rows).proportion_ci(method="wilson").low
 
 
 class Watched:
