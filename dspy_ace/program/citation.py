@@ -25,6 +25,9 @@ _ASK = (
 )
 _RECORD = "dspy_ace_citations"  # a DSPy setting: it reaches the threads that dspy.Parallel starts
 _NUMBER = re.compile(r"-\d+")
+_OPENS = re.compile(rf"(?<!/)\b{FIELD}\b")
+_CLAUSE = re.compile(r"[.,;\n()\[\]\"]")
+_DENIES = re.compile(r"\b(?:not|never|no|irrelevant|unused|ignored)\b|n['’]t\b")
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)")  # in a JSON reply: `\ncmt-00002` is no word of its own
 _CHAT = re.compile(  # from the field's header, however written, to the next header
     rf"(?:^[\s\[\]#*<>_:-]{{0,12}}|\[\[[\s#]*){FIELD}\b.*?(?=^[^\S\n]*\[\[ ## (?!{FIELD}\b)|\Z)",
@@ -194,11 +197,16 @@ def _without_field(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _note(text: str, shown: Mapping[str, str]) -> None:
-    """Record the ids of `shown` that `text` names, in linear time whatever the text."""
+    """Record the ids of `shown` that `text` cites, in linear time whatever the text.
+
+    A reply that has the field cites in it alone. Without it, every id that the reply names counts. "ctx-00007 does not
+    apply" is no citation in either.
+    """
     record = dspy.settings.get(_RECORD)
     if record is None or "-" not in text:
         return
     folded = _ESCAPE.sub(" ", text).casefold()
+    folded = folded[max((field.end() for field in _OPENS.finditer(folded)), default=0) :]
     sizes = {len(name) for name in shown}
     for found in _NUMBER.finditer(folded):
         end = found.end()
@@ -206,7 +214,10 @@ def _note(text: str, shown: Mapping[str, str]) -> None:
             start = end - size
             name = folded[max(start, 0) : end]
             if name in shown and not (start > 0 and _continues(folded[start - 1], name[0])):
-                record.append(shown[name])
+                before, after = folded[max(0, start - 100) : start], folded[end : end + 100]
+                clause = _CLAUSE.split(before)[-1] + _CLAUSE.split(after)[0]
+                if not _DENIES.search(clause) or "misle" in clause:
+                    record.append(shown[name])
 
 
 def _continues(before: str, first: str) -> bool:

@@ -59,7 +59,7 @@ def check_reflect(reflect: Reflect) -> None:
     """Assert that `reflect` keeps the contract of `dspy_ace.roles.Reflect`.
 
     It returns a `Reflection` of `Insight`s with tags for bullets that were shown, changes nothing, and returns the same
-    for the same arguments in any thread.
+    for the same arguments in any thread. So does `on_successes`, if it has one, about successes together.
     """
     for trajectory in trajectories():
         before = repr(trajectory)
@@ -69,6 +69,14 @@ def check_reflect(reflect: Reflect) -> None:
         votes = {PLAYBOOK.get(name) for name in reflection.tags}
         _expect(None not in votes, f"tags for bullets that were shown ({', '.join(trajectory.shown)})", reflection.tags)
         _expect(repr(trajectory) == before, "the trajectory unchanged", trajectory)
+    together = getattr(reflect, "on_successes", None)
+    if together is not None:
+        first = trajectories()[0]
+        successes = (first, replace(first, source="3"))
+        for reflection in _same_in_threads(together, PLAYBOOK, successes):
+            _expect(isinstance(reflection, Reflection), "Reflections", reflection)
+            named = {trajectory.source for trajectory in reflection.trajectories}
+            _expect(bool(named) and named <= {"0", "3"}, "reflections that name successes they rest on", named)
 
 
 def check_curate(curate: Curate) -> None:

@@ -85,9 +85,15 @@ def read_point(text: str, source: str = "") -> Point:
 
 
 def reviewed(text: str) -> list[Point]:
-    """Return the lessons of the reviews, each once, with the numbers of the reviews that state it."""
+    """Return the lessons of the reviews, each once, with the numbers of the reviews that state it.
+
+    A lesson that only unproven reviews state is left out.
+    """
     found: list[Point] = []
+    unproven: set[int] = set()
     for mark, body in cut(_REVIEW.finditer(text), text):
+        if "unproven" in mark[0]:
+            unproven.add(int(mark[1]))
         for line in _insights(body):
             point = read_point(line)
             twin = next((p for p in found if _same(p, point)), None)
@@ -96,7 +102,7 @@ def reviewed(text: str) -> list[Point]:
                 twin = point
             if int(mark[1]) not in twin.reviews:
                 twin.reviews.append(int(mark[1]))
-    return found
+    return [point for point in found if not unproven.issuperset(point.reviews)]
 
 
 def _insights(body: str) -> Iterable[str]:

@@ -93,6 +93,9 @@ WRITTEN = {
     "comma text": ("cmt-00002, misc-00003", ("cmt-00002", "misc-00003")),
     "markdown": ("- **cmt-00002**\n- `str-00001`\n- _misc-00003_", ("str-00001", "cmt-00002", "misc-00003")),
     "a sentence": ("I relied on cmt-00002.", ("cmt-00002",)),
+    "one that does not apply": ("cmt-00002 does not apply.", ()),
+    "one of two that does not apply": ("str-00001, not cmt-00002; misc-00003 isn't relevant", ("str-00001",)),
+    "one that misled": ("cmt-00002 misled me and is not right", ("cmt-00002",)),
     "no spaces": ("根据cmt-00002的内容", ("cmt-00002",)),
     "lines": ("these:\ncmt-00002\nstr-00001", ("str-00001", "cmt-00002")),
     "repeated": ('["cmt-00002", "cmt-00002"]', ("cmt-00002",)),
@@ -294,3 +297,13 @@ def test_the_offline_model_cites_what_it_relies_on(kind: str) -> None:
     assert trajectory.prediction is not None
     assert trajectory.prediction.desk == "Harbor"
     assert "str-00001" in trajectory.cited
+
+
+@pytest.mark.compat
+def test_a_reply_with_the_field_cites_in_it_alone(playbook: Playbook) -> None:
+    """An id in the reasoning is no citation where the field names others, or none; without the field it is one."""
+    told = "[[ ## answer ## ]]\nParis, as str-00001 says"
+    for field, expected in (("[]", ()), ('["cmt-00002"]', ("cmt-00002",))):
+        trajectory, _ = says("chat", f"{told}\n\n[[ ## {FIELD} ## ]]\n{field}\n\n[[ ## completed ## ]]", playbook)
+        assert trajectory.cited == expected
+    assert says("chat", f"{told}\n\n[[ ## completed ## ]]", playbook)[0].cited == ("str-00001",)

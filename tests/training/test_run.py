@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
+import dspy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_ace.training import schedule
+from dspy_ace import ACE, Playbook
+from dspy_ace.playbook import Add, Delta
+from dspy_ace.program import Trajectory
+from dspy_ace.roles import Reflection
+from dspy_ace.testing import OfflineLM
+from dspy_ace.training import Record, schedule
 
 
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 70), st.integers())
@@ -34,3 +43,70 @@ def test_epochs_differ_and_processes_agree() -> None:
     first, second = schedule(20, 2, 20, 3)
     assert first.examples != second.examples
     assert drawn[0] == drawn[1] == f"{[first, second]}\n"
+
+
+class Student(dspy.Module):
+    """Answers "right" to a question whose word stands in its instructions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return dspy.Prediction(answer="right" if question in self.ask.signature.instructions else "wrong")
+
+
+def run(folder: Path) -> list[Record]:
+    """Three epochs over twelve questions: retries solve ten; "hard" once a bullet is there; "never" not at all."""
+    words = [*(f"word{n}" for n in range(10)), "hard", "never"]
+    trainset = [dspy.Example(question=word).with_inputs("question") for word in words]
+
+    def reflect(playbook: Playbook, trajectory: Trajectory) -> Reflection:
+        word = trajectory.inputs["question"]
+        solves = word.startswith("word") or (word == "hard" and "word9" in playbook.render())
+        return Reflection((f"Say {word}." if solves else "Try.",))
+
+    def curate(playbook: Playbook, reflections: Sequence[Reflection]) -> tuple[Delta, tuple[()]]:
+        told = [insight.content for each in reflections if each.verified for insight in each.insights]
+        return Delta(tuple(Add("S", content) for content in told)), ()
+
+    optimizer = ACE(
+        lambda example, prediction: prediction.answer == "right",
+        reflect=reflect, curate=curate, epochs=3, batch_size=4, num_threads=1, log_dir=folder, progress=False,
+    )  # fmt: skip
+    with dspy.context(lm=OfflineLM()):
+        program = optimizer.compile(Student(), trainset)
+    return [record for record in program.detailed_results.records if record.batch]
+
+
+def test_what_stayed_a_failure_comes_first_in_the_next_epoch_until_it_is_solved(tmp_path: Path) -> None:
+    """The record marks it (`verified` is false); the order of an epoch follows from the records before it."""
+    records = run(tmp_path / "whole")
+    hard, never = 10, 11
+    epochs = [[place for record in records if record.epoch == epoch for place in record.batch] for epoch in (1, 2, 3)]
+    assert all(sorted(order) == list(range(12)) for order in epochs)
+    marked = [
+        {name for r in records if r.epoch == epoch for item in r.reflections if item["verified"] is False
+         for name in item["examples"]}
+        for epoch in (1, 2, 3)
+    ]  # fmt: skip
+    first = set(map(int, marked[0]))
+    assert never in first
+    assert set(epochs[1][: len(first)]) == first
+    second = set(map(int, marked[1]))
+    assert never in second
+    assert hard not in second
+    assert set(epochs[2][: len(second)]) == second
+
+
+def test_a_run_that_is_continued_in_any_epoch_keeps_the_order(tmp_path: Path) -> None:
+    """From every line of the journal on, the bytes are those of the unbroken run."""
+    run(tmp_path / "whole")
+    lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    for kept in (2, 4, 7):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        shutil.copy(tmp_path / "whole" / "run.json", folder)
+        (folder / "journal.jsonl").write_bytes(b"".join(lines[:kept]))
+        run(folder)
+        assert (folder / "journal.jsonl").read_bytes() == b"".join(lines)

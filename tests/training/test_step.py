@@ -12,6 +12,7 @@ import pytest
 
 import steps
 from dspy_ace import Playbook
+from dspy_ace.errors import RunError
 from dspy_ace.playbook import Add, Delete, Delta, Tag, Update, apply
 from dspy_ace.program import Failure, Feedback, Trajectory
 from dspy_ace.roles import Reflection
@@ -269,3 +270,86 @@ def test_an_empty_batch_changes_nothing() -> None:
     """No call is made."""
     step = step_of([], lambda p, t: 1 / 0, lambda p, r: 1 / 0)
     assert (step.playbook, step.delta, step.curation) == (START, Delta(), None)
+
+
+class Grouping:
+    """A reflector that takes successes together, and keeps what it was asked about."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.alone: list[str] = []
+        self.groups: list[list[str]] = []
+        self.error = error
+
+    def __call__(self, playbook: Playbook, t: Trajectory) -> Reflection:
+        self.alone.append(t.source)
+        return insight(playbook, t)
+
+    def on_successes(self, playbook: Playbook, successes: Sequence[Trajectory]) -> list[Reflection]:
+        self.groups.append([t.source for t in successes])
+        if self.error is not None:
+            raise self.error
+        return [Reflection(("All are brief.",), trajectory=successes[0], others=tuple(successes[1:]))]
+
+
+def test_failures_are_reflected_on_alone_and_successes_together() -> None:
+    """One call for all successes of a batch; its reflection is curated last, and its bullets name them all."""
+    role = Grouping()
+    batch = [trajectory("a", 1.0), trajectory("b"), trajectory("c", 1.0), trajectory("d")]
+    step = step_of(batch, role)
+    assert (role.alone, role.groups) == (["b", "d"], [["a", "c"]])
+    assert contents(step) == ["Lesson of b.", "Lesson of d.", "All are brief."]
+    assert [t.source for t in step.reflections[-1].trajectories] == ["a", "c"]
+
+
+def test_votes_of_successes_are_their_citations() -> None:
+    """Also of successes that were reflected on together."""
+    batch = [trajectory("a", 1.0, cited=("s-00002",)), trajectory("b")]
+    assert step_of(batch, Grouping()).playbook["s-00002"].helpful == 1
+
+
+def test_a_perfect_student_costs_no_call_about_successes() -> None:
+    """Before the first mistake nobody is asked; with failures only, never."""
+    role = Grouping()
+    step_of([trajectory("a", 1.0), trajectory("b", 1.0)], role)
+    step_of([trajectory("a", 1.0), trajectory("b")], role, reflect_on="failures")
+    assert role.groups == []
+
+
+def test_a_failed_reflection_on_successes_loses_itself_alone() -> None:
+    """The lessons of failures are curated, and the error is in the step."""
+    step = step_of([trajectory("a", 1.0), trajectory("b")], Grouping(RuntimeError("no reply")))
+    assert contents(step) == ["Lesson of b."]
+    assert step.together is not None
+    assert step.together.error == "RuntimeError: no reply"
+
+
+def test_a_dead_reflector_costs_three_calls() -> None:
+    """Whatever failures and successes are in the first batch."""
+    asked: list[str] = []
+
+    def dead(playbook: Playbook, t: Trajectory) -> Reflection:
+        asked.append(t.source)
+        raise RuntimeError("401")
+
+    with pytest.raises(RunError, match="never worked"):
+        step_of([trajectory(str(n), float(n % 2)) for n in range(10)], dead)
+    assert len(asked) == 3
+
+
+def test_a_vote_for_misapplied_changes_no_counter() -> None:
+    """The Curator is told; the bullet may be right within its condition."""
+    step = step_of([trajectory("a")], lambda p, t: Reflection(tags={"s-00001": "misapplied"}))
+    assert step.delta == Delta()
+
+
+def test_the_inputs_that_a_batch_shares_are_told_to_the_reflector() -> None:
+    """Every trajectory that it is asked about knows the pieces of text that all cases have."""
+    seen: list[frozenset[str]] = []
+
+    def reflect(playbook: Playbook, t: Trajectory) -> Reflection:
+        seen.append(t.shared)
+        return Reflection()
+
+    examples = [dspy.Example(question=f"Tags: A, B. Which is {n}?").with_inputs("question") for n in range(2)]
+    step_of([Trajectory(e, None, (), Feedback(0.0), str(n)) for n, e in enumerate(examples)], reflect)
+    assert seen == [frozenset({"question: Tags: A,", " B. "})] * 2
