@@ -16,7 +16,7 @@ from dspy.utils.exceptions import LMError, LMInvalidRequestError
 from ..errors import RunError, StoreError
 from ..playbook import Playbook
 from ..program import ThreadPool, words_of
-from ..training import Attempt, Engine, Record, State, Step, learn_from, record_of, reflect_on_batch
+from ..training import Attempt, Engine, Record, Reflected, State, Step, learn_from, record_of, reflect_on_batch
 from .inbox import Inbox, Told
 
 logger = logging.getLogger("dspy.ace")
@@ -120,7 +120,9 @@ class Learner:
         for name, role in (("Reflector", self._reflector), ("Curator", self._curator)):
             if role.outcomes and all(is_outage for _, is_outage in role.outcomes):
                 self._in_doubt = True
-                errors = [attempt.error for attempt in step.attempts if attempt.error] or [step.curation or ""]
+                errors = [error for error in Reflected(step.attempts, step.together).errors if error] or [
+                    step.curation or ""
+                ]
                 raise RunError(f"The provider failed every call of the {name}: {errors[-1]}")
 
     def _waits_again(self, told: Told, step: Step) -> bool:

@@ -87,7 +87,7 @@ def read_point(text: str, source: str = "") -> Point:
 def reviewed(text: str) -> list[Point]:
     """Return the lessons of the reviews, each once, with the numbers of the reviews that state it.
 
-    A lesson that only unproven reviews state is left out.
+    An answer that only unproven reviews name is left out: the retry was its test. A way to go on may still be right.
     """
     found: list[Point] = []
     unproven: set[int] = set()
@@ -102,7 +102,7 @@ def reviewed(text: str) -> list[Point]:
                 twin = point
             if int(mark[1]) not in twin.reviews:
                 twin.reviews.append(int(mark[1]))
-    return [point for point in found if not unproven.issuperset(point.reviews)]
+    return [point for point in found if not (point.answer and unproven.issuperset(point.reviews))]
 
 
 def _insights(body: str) -> Iterable[str]:

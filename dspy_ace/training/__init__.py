@@ -13,6 +13,7 @@ from .settings import Auto, LearningSettings, ReflectOn, Settings, Validate
 from .state import Record, Rollout, State, failures_of
 from .step import (
     Attempt,
+    Reflected,
     Step,
     first_attempt,
     learn,
@@ -38,6 +39,7 @@ __all__ = [
     "Plan",
     "Record",
     "ReflectOn",
+    "Reflected",
     "Results",
     "Rollout",
     "Run",

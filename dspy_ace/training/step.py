@@ -233,11 +233,14 @@ def learn_from(engine: Engine, state: State, reflected: Reflected) -> Step:
     """
     attempts, together = reflected
     trajectories = trajectories_of(attempts)
-    unasked = [a.trajectory for a in attempts if a.trajectory is not None and a.trajectory.success and not a.asked]
+    # told online, successes whose reflection failed may come again: then they vote
+    lost = {t.source for t in together.trajectories} if together is not None and together.error else set[str]()
+    alone = {attempt.trajectory.source for attempt in attempts if attempt.trajectory is not None and attempt.asked}
+    cites = [t for t in trajectories if t.success and t.source not in lost | alone]
 
     playbook = state.playbook
-    alone = [attempt.reflection for attempt in attempts if attempt.reflection is not None]
-    votes, unknown = admit(playbook, _votes(playbook, alone) + _citations(unasked))
+    reflections = [attempt.reflection for attempt in attempts if attempt.reflection is not None]
+    votes, unknown = admit(playbook, _votes(playbook, reflections) + _citations(cites))
     voted = apply(playbook, votes)  # at most one vote per bullet and example
     delta, left_out, curation = _curate(engine, state, voted, reflected.reflections)
     check_roles(state.records, curation=curation)

@@ -25,7 +25,6 @@ from dspy_ace.testing.backend import REFLECTOR, TASK, role_of
 from dspy_ace.testing.calculate import numbers, show
 from dspy_ace.testing.noise import Dice
 from dspy_ace.testing.request import Ask
-from dspy_ace.testing.statements import blocks
 from dspy_ace.testing.words import content_stems, sentences, split_name, stem
 
 from .advice import ORDER, TIMES, WEEK, WEEKDAYS, Advice, chosen, conclude, read_advice, say
@@ -280,15 +279,15 @@ def reflect_on_steps(ask: Ask, steps: Sequence[Step], tools: Mapping[str, Tool])
         else "The steps do not show a cause." if failed else "Nothing was missing.",
         "correct_approach": insights[0] if insights else "Go on in the same way.",
         "key_insights": insights,
-        "bullet_tags": _tags(ask.values.get("bullets", ""), failed),
+        "bullet_tags": _tags(ask.values.get("outcome", ""), failed),
     }  # fmt: skip
     return {f.name: _as_field(values.get(f.name, values["error_identification"]), f.type) for f in ask.outputs}
 
 
-def _tags(bullets: str, failed: bool) -> dict[str, str]:
+def _tags(outcome: str, failed: bool) -> dict[str, str]:
     """Tag the cited bullets: helpful if the task was done, else neutral, as nothing shows which one misled."""
-    cited = bullets.partition("Shown, not cited:")[0]
-    return {source: "neutral" if failed else "helpful" for source, _ in blocks(cited) if source}
+    cited = re.findall(r"\[([^\]\s]+)\]", outcome.partition("It cited ")[2])
+    return dict.fromkeys(cited, "neutral" if failed else "helpful")
 
 
 def _as_field(value: Any, kind: str) -> Any:

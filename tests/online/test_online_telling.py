@@ -419,6 +419,31 @@ def test_what_the_provider_fails_while_it_answers_others_waits(offline: OfflineL
         assert [item["examples"][0] for item in asked if "error" in item] == ["tell-2"]
 
 
+def test_successes_whose_reflection_the_provider_fails_come_again(offline: OfflineLM) -> None:
+    """They are reflected on together with the next batch, and learned from once."""
+
+    class Shaky(Notebook):
+        def __init__(self) -> None:
+            super().__init__()
+            self.groups: list[list[str]] = []
+
+        def on_successes(self, playbook: Playbook, trajectories: Any) -> list[Reflection]:
+            self.groups.append([each.source for each in trajectories])
+            if len(self.groups) == 1:
+                raise LMServerError(message="503")
+            return [Reflection(("Both greet.",), trajectory=trajectories[0], others=trajectories[1:])]
+
+    notebook = Shaky()
+    with noted(notebook, num_threads=1) as program:
+        for n, score in enumerate((1, 0, 1)):
+            program.tell(program(message=str(n)), score)
+        while program.learn() is not None:
+            pass
+        assert notebook.groups[1:] == [["tell-1", "tell-3"]]
+        assert [bullet.sources for bullet in program.playbook if "greet" in bullet.content] == [("tell-1",)]
+        assert program.pending == 0
+
+
 def test_a_reflection_that_was_made_is_not_made_again(offline: OfflineLM) -> None:
     """Where the provider fails the reflection on a retry, the one on the first attempt is learned from, once."""
 
