@@ -248,7 +248,7 @@ def test_ace_books_the_judge_under_metric() -> None:
             dspy.ChainOfThought(Route), TRAIN[:8]
         )
     results = program.detailed_results
-    assert results.usage["metric"].calls == len(lm.script.requests) == results.rollouts == 8
+    assert results.usage["metric"].calls == len(lm.script.requests) == results.rollouts
     assert set(results.records[0].scores) <= {1.0, 0.25}
     reflections = [record.request for record in coach.log if record.role == "reflector"]
     assert any("Summit is the friendliest desk." in request for request in reflections)
