@@ -62,8 +62,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         reflect, curate, refine: the roles, as `Reflector(…)`, `Curator(…)`, `GrowAndRefine(…)` with arguments of
             their own, or any callable that keeps the contract in `dspy_ace.roles`.
 
-        auto: a preset instead of `epochs` and `max_reflection_rounds`: "light" (1 epoch, no retries; also batches
-            of 25), "medium" (2 epochs, 1 retry) or "heavy" (5 epochs, 5 retries: the paper's
+        auto: a preset instead of `epochs` and `max_reflection_rounds`: "light" (1 epoch, no retries, batches of
+            25), "medium" (2 epochs, 1 retry) or "heavy" (5 epochs, 5 retries: the paper's
             setting, ACE §4).
         epochs: how often the trainset is gone through. Default: 1.
         batch_size: examples that meet the same playbook and are curated in one call; 1 is the paper's loop.
