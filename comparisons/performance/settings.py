@@ -123,7 +123,7 @@ def rows(
         runs = []
         for seed in seeds:
             lm, judge = situation.model(noise, seed), situation.model({})
-            runs.append(outcome(situation.task(seed), {**situation.settings, **settings}, seed, lm, judge))
+            runs.append(outcome(situation.task(seed), settings, seed, lm, judge))
         base = runs if base is None else base
         yield line(named(settings), runs, base)
 

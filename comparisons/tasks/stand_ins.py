@@ -3,8 +3,8 @@
 | situation | the model and its task | what it can show |
 |---|---|---|
 | `plain` | the quickstart as it is | |
-| `conventions` | the model knows the house rules every other time; it is told a score alone | a right answer shows what is wanted, a wrong one only what is not: who reflects on failures alone loses |
-| `known` | the model knows every other rule for sure | bullets on these cost tokens and nothing else |
+| `conventions` | training messages to three desks say where they went, others do not | which messages belong there is seen in right answers alone: who reflects on failures alone loses |
+| `known` | the model knows every other rule, which no prompt holds | bullets on these cost tokens and nothing else |
 | `lessons` | 30 % of the reflections call the wrong answer right | whether a retry confirmed a lesson matters |
 | `labels` | 10 % of the labels to learn on and to choose by are wrong | a lesson that one example shows may be none |
 """  # noqa: E501 - a table
@@ -33,6 +33,9 @@ from .task import Task  # first: it makes the examples importable
 from routing_task import DESKS, HOUSE_RULES  # type: ignore[import-not-found]  # isort: skip
 
 
+MARKED = ("Maple", "Lantern", "Orchard")
+
+
 @dataclass(frozen=True)
 class Situation:
     """A task and a model for it.
@@ -40,46 +43,44 @@ class Situation:
     Args:
         task: a seed → the task, drawn anew for each seed.
         knows: rules that the task model knows although no prompt holds them.
-        sure: the share of the time in which it knows a rule, 0 … 1.
         noise: settings of the model in the place of those that are common to all situations.
-        settings: arguments of `ACE` that belong to the situation.
     """
 
     task: Callable[[int], Task]
     knows: Sequence[str] = ()
-    sure: float = 1.0
     noise: Mapping[str, float] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def model(self, noise: Mapping[str, float], seed: int = 0) -> OfflineLM:
         """Return the model. `noise`: fields of `Knobs`; none: it makes no slips."""
         own = {**noise, **self.noise} if noise else {}
-        answerers = [knowing(self.knows, self.sure, own.get("slips", 0.0))] if self.knows else []
+        answerers = [knowing(self.knows, own.get("slips", 0.0))] if self.knows else []
         return OfflineLM(**own, seed=seed, answerers=answerers)
 
 
-def knowing(rules: Sequence[str], sure: float, slips: float) -> Answerer:
-    """Return an answerer for the task model: it reads `rules` beside the prompt, each `sure` of the time."""
+def knowing(rules: Sequence[str], slips: float) -> Answerer:
+    """Return an answerer for the task model that reads `rules` beside the prompt. `slips`: see `Knobs`."""
 
     def answerer(ask: Ask, dice: Dice) -> tuple[str, dict[str, Any]] | None:
         if role_of(ask) != TASK:
             return None
-        known = [rule for rule in rules if dice.number(rule) < sure]
-        informed = replace(ask, instructions="\n".join((ask.instructions, *known)))
+        informed = replace(ask, instructions="\n".join((ask.instructions, *rules)))
         return TASK, answer(informed, lambda name, verdict: dice.other(name, verdict.best, len(verdict.scores), slips))
 
     return answerer
 
 
-def unlabelled(seed: int) -> Task:
-    """The quickstart's task with a metric that tells a score alone, from labels that no example holds."""
+def marked(seed: int) -> Task:
+    """The quickstart's task, where training messages to three of the seven desks say where they went.
+
+    So the student is right about them, and only a right answer shows which messages belong there. All other messages
+    say nothing, in training as in the test.
+    """
     task = split_of(seed)
-    desks = {example.message: example.desk for example in (*task.train, *task.val, *task.test)}
-
-    def metric(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
-        return float(desks[example.message] == getattr(prediction, "desk", None))
-
-    return replace(task, metric=metric)
+    train = [
+        example.copy(message=f"{example.message} (Passed on to {example.desk}.)") if example.desk in MARKED else example
+        for example in task.train
+    ]
+    return replace(task, train=train)
 
 
 def mislabelled(seed: int, share: float = 0.1) -> Task:
@@ -98,7 +99,7 @@ def mislabelled(seed: int, share: float = 0.1) -> Task:
 
 SITUATIONS = {
     "plain": Situation(split_of),
-    "conventions": Situation(unlabelled, HOUSE_RULES, 0.5, settings={"labels": False}),
+    "conventions": Situation(marked),
     "known": Situation(split_of, HOUSE_RULES[::2]),
     "lessons": Situation(split_of, noise={"wrong_lessons": 0.3}),
     "labels": Situation(mislabelled),

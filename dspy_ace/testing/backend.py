@@ -271,7 +271,7 @@ def _own_answer(ask: Ask, knobs: Knobs, dice: Dice, sampled: bool) -> tuple[str,
     role = role_of(ask)
     if role == REFLECTOR:
         wording = 1 + dice.below("wording", 3) if dice.happens("paraphrase", knobs.paraphrase) else 0
-        values = reflect(ask, wording, dice.happens("wrong_lessons", knobs.wrong_lessons))
+        values = reflect(ask, wording, lambda lesson: dice.happens(f"wrong_lessons{lesson}", knobs.wrong_lessons))
     elif role == CURATOR:
         values = curate(ask, dice.happens("junk", knobs.junk))
     elif is_step(ask):

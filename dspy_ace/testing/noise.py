@@ -30,7 +30,8 @@ class Knobs:
         slips: probability of another option than the best one, drawn for each choice.
         unparsable: probability of a reply that cannot be parsed (prose, cut off, or empty).
         junk: probability that a curation repeats the playbook's own format instead of new lessons.
-        wrong_lessons: probability that a reflection swaps right and wrong in its lessons.
+        wrong_lessons: probability that a reflection swaps right and wrong in its lessons; drawn for each lesson where
+            a reply is on several successes.
         paraphrase: probability that a reflection words its lessons differently.
         faults: name of a provider fault → its probability, drawn for each attempt; 1.0 means always.
         context_window: most prompt tokens; a longer request is a `context_overflow`. None for no limit.

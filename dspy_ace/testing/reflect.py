@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import Any
@@ -442,20 +442,21 @@ def tags_of(case: Case, lessons: list[Lesson]) -> dict[str, str]:
     return found
 
 
-def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
+def reflect(ask: Ask, wording: int = 0, flips: Callable[[str], bool] = lambda _: False) -> dict[str, Any]:
     """Return the values of a reflection request.
 
     Args:
         ask: the request.
         wording: which of several wordings.
-        flip: True to call the wrong answer right.
+        flips: by a name for a lesson, True to call the wrong answer right in it. A failure or a single success has one.
     """
     if "attempts" in ask.values:
-        together = {"key_insights": reflect_on_successes(ask, wording, flip), "diagnosis": ""}
+        together = {"key_insights": reflect_on_successes(ask, wording, flips), "diagnosis": ""}
         return {asked.name: _value(asked.name, asked.type, together) for asked in ask.outputs}
     case = read_case(ask)
     lessons = lessons_of(case)
     tags = tags_of(case, lessons)
+    flip = flips("")
     if flip:
         lessons = [replace(le, answer=le.wrong or "none", wrong=le.answer) for le in lessons]
     insights: list[Any] = [_addressed(say(lesson, wording), lesson.predictor, ask) for lesson in lessons]
@@ -483,12 +484,14 @@ def reflect(ask: Ask, wording: int = 0, flip: bool = False) -> dict[str, Any]:
     return {asked.name: _value(asked.name, asked.type, values) for asked in ask.outputs}
 
 
-def reflect_on_successes(ask: Ask, wording: int = 0, flip: bool = False) -> list[dict[str, Any]]:
+def reflect_on_successes(
+    ask: Ask, wording: int = 0, flips: Callable[[str], bool] = lambda _: False
+) -> list[dict[str, Any]]:
     """Return what several successes show: for the answers that most of them share, the words by which to know them.
 
     Args:
         ask: a request with numbered attempts.
-        wording, flip: see `reflect`.
+        wording, flips: see `reflect`.
     """
     if len(_HEADING.findall(ask.values.get("task", ""))) > 1:
         return []  # a right answer does not say which predictor it is due to
@@ -504,7 +507,7 @@ def reflect_on_successes(ask: Ask, wording: int = 0, flip: bool = False) -> list
     for group in sorted(groups.values(), key=lambda group: (-len(group), group[0][0]))[:_MOST_INSIGHTS]:
         cues = _telling(group, [text for _, text, _ in shown if all(text != own for _, own, _ in group)])
         lesson = replace(group[0][2], cues=tuple(_distinct(cues, _MOST_CUES)))
-        if flip:
+        if flips(lesson.answer):
             lesson = replace(lesson, answer="none", wrong=lesson.answer)
         insights.append({"insight": say(lesson, wording), "attempts": list(dict.fromkeys(one[0] for one in group))})
     return insights

@@ -10,7 +10,7 @@ import pytest
 
 from comparisons.performance.settings import NOISE, outcome
 from comparisons.tasks.quickstart import split_of
-from comparisons.tasks.stand_ins import SITUATIONS, knowing, mislabelled, misleading, unlabelled
+from comparisons.tasks.stand_ins import MARKED, SITUATIONS, knowing, marked, mislabelled, misleading
 from dspy_ace import Bullet, Playbook
 from dspy_ace.testing import OfflineLM
 
@@ -30,24 +30,26 @@ def test_a_tenth_of_the_labels_is_wrong() -> None:
     assert [example.desk for example in mislabelled(3).train] == [example.desk for example in spoiled.train]
 
 
-def test_a_score_alone_is_told_without_labels() -> None:
-    """The metric is right about an example that has no label, and says nothing but a number."""
-    task = unlabelled(0)
-    example = task.test[0]
-    bare = dspy.Example(message=example.message).with_inputs("message")
-    assert task.metric(bare, dspy.Prediction(desk=example.desk)) == 1.0
-    assert task.metric(bare, dspy.Prediction(desk="Nowhere")) == 0.0
+def test_marked_messages_are_answered_right_in_training_alone() -> None:
+    """The student is right about each marked message, and no message of the other sets has a mark."""
+    task = marked(1)
+    shown = [example for example in task.train if example.desk in MARKED]
+    assert 20 < len(shown) < 80
+    with dspy.context(lm=OfflineLM()):
+        assert all(task.program(message=example.message).desk == example.desk for example in shown)
+    rest = [*task.val, *task.test, *(example for example in task.train if example.desk not in MARKED)]
+    assert not any("Passed on" in example.message for example in rest)
 
 
-@pytest.mark.parametrize(("sure", "least", "most"), [(1.0, 1.0, 1.0), (0.5, 0.3, 0.7), (0.0, 0.0, 0.0)])
-def test_a_model_knows_what_no_prompt_says(sure: float, least: float, most: float) -> None:
-    """A rule that the model knows for sure is always applied, one that it half knows about half of the time."""
-    lm = OfflineLM(answerers=[knowing([RULE], sure, 0.0)])
+def test_a_model_knows_what_no_prompt_says() -> None:
+    """A rule that the model knows is applied, and stands in no prompt."""
+    lm = OfflineLM(answerers=[knowing([RULE], 0.0)])
     student = dspy.Predict("message -> desk: Literal['Harbor', 'Quarry']")
     with dspy.context(lm=lm):
-        desks = [student(message=f"Who repairs the spade of team {n}?").desk for n in range(40)]
-    assert least <= desks.count("Quarry") / 40 <= most
+        assert {student(message=f"Who repairs the spade of team {n}?").desk for n in range(10)} == {"Quarry"}
     assert all("rake" not in record.request for record in lm.log)
+    with dspy.context(lm=OfflineLM()):
+        assert student(message="Who repairs the spade of team 1?").desk != "Quarry"
 
 
 @pytest.mark.parametrize(
@@ -68,14 +70,11 @@ def test_misleading_bullets_are_counted(content: str, count: int) -> None:
 def mean(situation: str, settings: Mapping[str, Any], seeds: tuple[int, ...]) -> float:
     """The mean score on held-out messages under noise."""
     chosen = SITUATIONS[situation]
-    runs = [
-        outcome(chosen.task(seed), {**chosen.settings, **settings}, seed, chosen.model(NOISE, seed), chosen.model({}))
-        for seed in seeds
-    ]
+    runs = [outcome(chosen.task(seed), settings, seed, chosen.model(NOISE, seed), chosen.model({})) for seed in seeds]
     return sum(sum(run.scores) / len(run.scores) for run in runs) / len(runs)
 
 
 @pytest.mark.slow
 def test_conventions_that_only_successes_show() -> None:
-    """Where a wrong answer does not tell the right one, who reflects on failures alone is left behind."""
+    """Where only right answers show what belongs to a desk, who reflects on failures alone is left behind."""
     assert mean("conventions", {}, (5, 6)) >= mean("conventions", {"reflect_on": "failures"}, (5, 6)) + 0.1
