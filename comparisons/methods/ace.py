@@ -35,17 +35,19 @@ def shipped(setting: Setting, seed: int, **effort: Any) -> ACE:
 
 
 def at_most(setting: Setting, epochs: int, rounds: int, batch: int) -> Expected:
-    """Expect half of the examples to fail and to use every round; a reflection a rollout, a curation a batch.
+    """Expect half of the examples to fail and to use every round; a curation a batch.
 
-    At the end the seed and the last playbook meet on the valset.
+    A failure is reflected on once a round, the successes of a batch in one call. At the end the seed and the last
+    playbook meet on the valset.
     """
     seen = epochs * setting.train
     rollouts = seen + seen * rounds // 2 + 2 * setting.val
     if setting.budget is not None and setting.budget < rollouts:
         seen = seen * setting.budget // rollouts
         rollouts = setting.budget
-    reflections = seen // 2 + seen // 2 * max(1, rounds)
-    return Expected(rollouts, role_calls=reflections + -(-seen // batch), added_tokens=3000)
+    batches = -(-seen // batch)
+    reflections = seen // 2 * max(1, rounds) + min(batches, seen // 2)
+    return Expected(rollouts, role_calls=reflections + batches, added_tokens=1000)
 
 
 def expect(setting: Setting) -> Expected:
@@ -54,9 +56,8 @@ def expect(setting: Setting) -> Expected:
 
 
 def expect_light(setting: Setting) -> Expected:
-    """One epoch, learning from failures alone: about half of the reflections of a whole epoch."""
-    whole = at_most(setting, 1, 0, 25)
-    return Expected(whole.rollouts, whole.role_calls // 2, added_tokens=whole.added_tokens)
+    """One epoch without retries, batches of 25."""
+    return at_most(setting, 1, 0, 25)
 
 
 SOURCE = "arXiv 2510.04618; dspy_ace.ACE"

@@ -77,4 +77,5 @@ def mean(situation: str, settings: Mapping[str, Any], seeds: tuple[int, ...]) ->
 @pytest.mark.slow
 def test_conventions_that_only_successes_show() -> None:
     """Where only right answers show what belongs to a desk, who reflects on failures alone is left behind."""
-    assert mean("conventions", {}, (5, 6)) >= mean("conventions", {"reflect_on": "failures"}, (5, 6)) + 0.1
+    seeds = (5, 6, 7, 8, 9)
+    assert mean("conventions", {}, seeds) >= mean("conventions", {"reflect_on": "failures"}, seeds) + 0.1
