@@ -8,8 +8,8 @@
      or a rollout of it with the learned playbook gets it right; of a graded metric, at least half of what was missing.
      Without a metric there are no failures, and nothing is asked of it here;
    * other examples do not speak against it: the pooled difference is not below 0. Where a gain had room to show (the
-     evidence holds ten or more that the seed gets wrong), one of the two comparisons is above 0 by a standard error or
-     more. What repairs its own failures, and none of so many others, was learned by heart.
+     evidence holds ten or more that the seed gets wrong), one of the two comparisons, or both pooled, is above 0 by a
+     standard error or more. What repairs its own failures, and none of so many others, was learned by heart.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def by_evidence(found: Verdict | None) -> bool | None:
     if found.word != UNCLEAR:
         return found.word == BETTER
     room = sum(each.weight * each.failing for each in found.evidence) >= ROOM
-    leans = any(each.strength >= LEAN for each in found.evidence)
+    leans = found.strength >= LEAN or any(each.strength >= LEAN for each in found.evidence)
     return None if found.strength >= 0 and (leans or not room) else False
 
 

@@ -154,7 +154,7 @@ def test_a_third_of_all_calls_may_fail(chances: dict[str, float]) -> None:
 
 @pytest.mark.slow
 def test_what_is_learned_under_faults_is_worth_as_much() -> None:
-    """Five runs with faults of all kinds score, on the mean, no more than three points below five without."""
+    """Five runs with faults of all kinds score, on the mean, no more than eight points below five without."""
 
     def score(chances: dict[str, float], seed: int) -> float:
         with faulty(chances, seed) as server:
@@ -164,7 +164,7 @@ def test_what_is_learned_under_faults_is_worth_as_much() -> None:
             return accuracy(program, TEST)
 
     without, under = ([score(chances, seed) for seed in range(5)] for chances in ({}, MIXED))
-    assert sum(under) / 5 >= sum(without) / 5 - 0.03
+    assert sum(under) / 5 >= sum(without) / 5 - 0.08
 
 
 SEEDS = range(min(5, int(os.environ.get("DSPY_ACE_TRIALS", "8")) // 4))
