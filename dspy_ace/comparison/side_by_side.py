@@ -187,7 +187,7 @@ def _made(name: str, optimizer: Any, seed: int, valset: bool) -> Teleprompter:
     if not isinstance(optimizer, Teleprompter) and callable(optimizer) and not isinstance(optimizer, type):
         try:
             given = optimizer(seed)
-        except Exception as error:
+        except Exception as error:  # a user's function may raise anything
             raise SettingsError(f"optimizers[{name!r}]({seed}) raised {type(error).__name__}: {error}") from error
     if not isinstance(given, Teleprompter):
         kind = f"the class {given.__name__}; give an instance" if isinstance(given, type) else type(given).__name__

@@ -191,7 +191,7 @@ class Serving:
             with meter.measure("task") as spent, recording() as cited, dspy.context(**started.settings()):
                 yield result
             ended = result[0]
-        except Exception as error:
+        except Exception as error:  # whatever the program raised is kept with the call
             spent.over = isinstance(error, OutOfTimeError)
             ended = error
             raise
@@ -287,7 +287,7 @@ def _scored(engine: Engine, made: Made, example: dspy.Example, result: Any) -> F
         try:
             asked = (made.steps, made.predictor, made.steps[-1:]) if made.steps and made.predictor else ()
             return engine.scorer(example, result, *asked)
-        except Exception as error:
+        except Exception as error:  # a metric may raise anything
             raise MetricError(
                 f"The metric cannot score what was told: {words_of(error)}. Give the right outputs "
                 "(expected={'field': …}), or the feedback itself."

@@ -192,7 +192,7 @@ class _Watched:
         if key not in self.kept:
             try:
                 result = role(*given)
-            except Exception as error:
+            except Exception as error:  # a role may raise anything; only an outage is noted
                 if _is_outage(error):
                     self.outcomes += [(source, True) for source in sources]
                 raise
@@ -270,6 +270,6 @@ class Background:
                 logger.warning("ACE: no step could be made; the next attempt comes in %g s. %s", pause, error)
                 self._ending.wait(pause)
                 self._wake.set()
-            except Exception as error:
+            except Exception as error:  # else the thread would die without a word
                 self._learner.stopped = f"a step failed: {words_of(error)}"
                 logger.exception("ACE: a step failed: nothing more is learned; what was told waits for learn().")

@@ -35,7 +35,7 @@ _SETTINGS = ("lm", "adapter", "rm", "allow_tool_async_sync_conversion", "disable
 _SECRET = re.compile(r"key$|secret|password|token$|credential|authorization", re.IGNORECASE)
 _POLL = 0.5  # seconds between two checks if the run was stopped
 _WAIT = 0.02  # seconds between two tries to reserve a part of the limits
-_ANSWER = 60.0  # seconds in which an executor answers, or it is lost
+_ANSWER = 300.0  # seconds in which an executor answers, or it is lost
 _FIRST_CALLS = 32  # LM calls for a task, before it is known how many one makes
 _TRIES = 2  # of a task whose worker died
 
@@ -157,8 +157,8 @@ class Remote:
         self.again = 0
         self._most, self._lock = (0, 0.0), threading.Lock()  # calls and dollars of the greediest task
         try:
-            there = executor.submit(versions).result()
-        except Exception as error:
+            there = executor.submit(versions).result(_ANSWER)
+        except Exception as error:  # executors raise errors of their own
             raise SettingsError(
                 f"executor= cannot run a task: {type(error).__name__}: {error}. Give a running "
                 "concurrent.futures.Executor whose workers can import dspy_ace."
@@ -235,7 +235,7 @@ class Remote:
         """Raise RunError unless the executor still answers: a worker may have died, or all of it."""
         try:
             self._executor.submit(versions).result(_ANSWER)
-        except Exception as silent:
+        except Exception as silent:  # executors raise errors of their own
             raise _lost(error) from silent
 
     @contextmanager
@@ -308,7 +308,7 @@ def _packed(parts: Mapping[str, Any], whole: Any) -> bytes:
     """Return `whole` as bytes; if that fails, SettingsError names which of `parts` cannot be sent."""
     try:
         return _bytes(whole)
-    except Exception as error:
+    except Exception as error:  # objects raise what they like when they are pickled
         name, value = next(
             (found for name, value in parts.items() if (found := _unsendable(name, value)) is not None),
             ("a part of it", whole),

@@ -117,7 +117,7 @@ class Results:
             ended = {"records": len(self.records), "stopped": self.stopped, "usage": usage, "rollouts": self.rollouts}
             try:
                 journal.end(ended, page_of(self))
-            except Exception:
+            except Exception:  # whatever keeps a page from being made: it must not cost the program
                 logger.warning("ACE: %s: the page of the run could not be made.", journal.folder, exc_info=True)
 
     def save_report(self, path: str | Path) -> Path:

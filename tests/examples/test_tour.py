@@ -50,4 +50,4 @@ def test_the_stored_tour_has_outputs_and_no_paths() -> None:
     text = TOUR.read_text(encoding="utf-8")
     assert "Verdict: better" in text
     assert "Traceback" not in text
-    assert not [place for place in ("/home/", "/tmp/", "/root/", "/Users/") if place in text]
+    assert not [place for place in ("home", "tmp", "root", "Users") if f"/{place}/" in text]

@@ -327,7 +327,9 @@ def test_a_role_is_asked_through_a_chat_adapter_whatever_the_user_configured(ada
         assert ask_sum(lm) == ["it's", "b"]
     assert dict(vars(adapter or object)) == before
     assert len(lm.script.requests) == 1
-    assert "[[ ## note ## ]]" in lm.script.requests[0][0]["content"]
+    system, question = (message["content"] for message in lm.script.requests[0])
+    assert "headers [[ ## name ## ]], with [[ ## completed ## ]] last." in system
+    assert question.startswith("[[ ## ")
 
 
 def test_an_error_of_the_language_model_passes_through() -> None:

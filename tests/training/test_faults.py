@@ -154,7 +154,10 @@ def test_a_third_of_all_calls_may_fail(chances: dict[str, float]) -> None:
 
 @pytest.mark.slow
 def test_what_is_learned_under_faults_is_worth_as_much() -> None:
-    """Five runs with faults of all kinds score, on the mean, no more than eight points below five without."""
+    """Ten runs with faults of all kinds score, on the mean, no more than three points below ten without.
+
+    Single runs differ by nine points (standard deviation) either way, so five were too few.
+    """
 
     def score(chances: dict[str, float], seed: int) -> float:
         with faulty(chances, seed) as server:
@@ -163,8 +166,8 @@ def test_what_is_learned_under_faults_is_worth_as_much() -> None:
         with dspy.context(lm=OfflineLM()):
             return accuracy(program, TEST)
 
-    without, under = ([score(chances, seed) for seed in range(5)] for chances in ({}, MIXED))
-    assert sum(under) / 5 >= sum(without) / 5 - 0.08
+    without, under = ([score(chances, seed) for seed in range(10)] for chances in ({}, MIXED))
+    assert sum(under) / 10 >= sum(without) / 10 - 0.03
 
 
 SEEDS = range(min(5, int(os.environ.get("DSPY_ACE_TRIALS", "8")) // 4))
