@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +10,7 @@ import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
 
+from compare_helpers import killed_after
 from comparisons import ratios
 from comparisons.__main__ import main
 from comparisons.methods import METHODS, Setting, bootstrap, gepa, mipro, simba
@@ -24,7 +20,6 @@ from comparisons.published import published
 from comparisons.tasks import load_task
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
-from paths import ROOT
 from tasks import RULES, Route, desk_metric, messages
 
 pytestmark = pytest.mark.filterwarnings("default")  # other optimizers warn of what they do
@@ -264,23 +259,8 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After kill -9 the same command keeps the finished cells byte for byte and makes the missing ones."""
     command = ["run", *TINY, "--methods", "icl,gepa,ace", "--seeds", "0", "1", "2", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "comparisons", *command],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     cells = tmp_path / "quickstart" / "cells.jsonl"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if cells.exists() and cells.read_bytes().count(b"\n") >= 3:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    left = cells.read_bytes()
-    whole = left[: left.rfind(b"\n") + 1]
+    whole = killed_after(3, cells, command)
     assert 3 <= whole.count(b"\n") < 12
     assert main(command) == 0
     assert cells.read_bytes().startswith(whole)

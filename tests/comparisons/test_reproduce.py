@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
 
+from compare_helpers import killed_after
 from comparisons.__main__ import main
 from comparisons.arguments import parse
 from comparisons.estimate import Estimate
 from comparisons.models import OFFLINE, connect
 from comparisons.reproduce import plan, worth
 from comparisons.tasks import load_task
-from paths import ROOT
 
 pytestmark = pytest.mark.filterwarnings("default")  # other optimizers warn of what they do
 SMALL = ["--train", "6", "--val", "3", "--test", "3", "--num-threads", "4"]
@@ -77,23 +72,10 @@ def test_a_killed_reproduction_goes_on_and_leaves_table_cells_and_pages(
     """After kill -9 the same command makes the missing cells alone; the table has every task and method."""
     out = tmp_path / "out"
     command = ["reproduce", "--task", "quickstart,office", *SMALL, "--seeds", "0", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "comparisons", *command],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    cells, deadline = out / "quickstart" / "cells.jsonl", time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if cells.exists() and cells.read_bytes().count(b"\n") >= 2:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    left = cells.read_bytes()
+    cells = out / "quickstart" / "cells.jsonl"
+    whole = killed_after(2, cells, command)
     assert main(command) == 0
-    assert cells.read_bytes().startswith(left[: left.rfind(b"\n") + 1])
+    assert cells.read_bytes().startswith(whole)
     for task in ("quickstart", "office"):
         made = [json.loads(line) for line in (out / task / "cells.jsonl").read_text().splitlines()]
         assert len({(cell["method"], cell["seed"]) for cell in made}) == len(made) == 6

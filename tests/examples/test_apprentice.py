@@ -188,33 +188,35 @@ def test_an_answer_without_a_fact_teaches_nothing(answer: str) -> None:
     assert list(conclude("draw", {"artist": "Mia Berg"}, answer, task="Draw.", before=[], tools=TOOLS)) == []
 
 
+class Opened(dspy.Module):
+    """The agent in an office of its own; `done` says if the office ends as it is `wanted`."""
+
+    def __init__(self, wanted: dict[str, Any]) -> None:
+        super().__init__()
+        self.agent = dspy.ReAct("task -> report", tools=list(tools.TOOLS), max_iters=30)
+        self.wanted = wanted
+
+    def forward(self, task: str) -> Any:
+        with world.opened(records_of()) as opened:
+            self.agent(task=task)
+            return dspy.Prediction(done=opened.end_state() == world.EndState(**self.wanted))
+
+
 @pytest.mark.parametrize("rule", HABITS)
 def test_a_rule_is_learned_from_one_episode(rule: str) -> None:
     """From one failed episode of somebody who lacks one piece of advice, that advice is concluded, and it helps."""
     task, needed, wanted = HABITS[rule]
     known = [advice for advice in ALL if advice not in needed - {NAMES}] if needed != {NAMES} else [
         advice for advice in ALL if advice != NAMES]  # fmt: skip
-    student = dspy.ReAct("task -> report", tools=list(tools.TOOLS), max_iters=30)
-
-    class Opened(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.agent = student
-
-        def forward(self, task: str) -> Any:
-            with world.opened(records_of()) as opened:
-                self.agent(task=task)
-                return dspy.Prediction(done=opened.end_state() == world.EndState(**wanted))
-
     playbook = Playbook(tuple(Bullet(f"str-{i:05}", "OTHERS", a) for i, a in enumerate(known, 1)))
     example = dspy.Example(task=task).with_inputs("task")
     with dspy.context(lm=Apprentice()):
-        program: Any = Opened()
+        program: Any = Opened(wanted)
         for _ in range(len(needed)):  # a rejected call hides what would come after it
             program = ACE(
                 lambda example, prediction: float(prediction.done), labels=False, epochs=1, playbook=playbook,
                 progress=False,
-            ).compile(Opened(), [example])  # fmt: skip
+            ).compile(Opened(wanted), [example])  # fmt: skip
             playbook = program.detailed_results.learned_playbook
         assert with_playbook(program, playbook)(task=task).done
 
@@ -286,20 +288,11 @@ def test_faults_reach_the_steps() -> None:
 def test_the_bullets_that_were_heeded_are_cited() -> None:
     """A training copy names the bullets it followed; a success speaks for them."""
     playbook = Playbook((Bullet("str-00001", "OTHERS", WEEK), Bullet("str-00002", "OTHERS", NAMES)))
-    task, _, _ = HABITS["a name as it is read"]
-    student = dspy.ReAct("task -> report", tools=list(tools.TOOLS), max_iters=30)
-
-    class Opened(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.agent = student
-
-        def forward(self, task: str) -> Any:
-            with world.opened(records_of()):
-                return self.agent(task=task)
-
+    task, _, wanted = HABITS["a name as it is read"]
     with dspy.context(lm=Apprentice()):
-        program = ACE(playbook=playbook, epochs=1).compile(Opened(), [dspy.Example(task=task).with_inputs("task")])
+        program = ACE(playbook=playbook, epochs=1).compile(
+            Opened(wanted), [dspy.Example(task=task).with_inputs("task")]
+        )
     assert {b.id: (b.helpful, b.harmful) for b in program.playbook} == {"str-00001": (0, 0), "str-00002": (1, 0)}
 
 

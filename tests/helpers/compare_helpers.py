@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
 from dspy_ace.comparison import Comparison, compare
+from paths import ROOT
 from tasks import Route, messages
 
 _ALL = list({example.message: example for example in messages(60, 2)}.values())  # no example in two sets
@@ -66,3 +73,23 @@ def billed(*servers: Any) -> dict[str, int]:
     """Add up the usage in the servers' own logs."""
     log = [record for server in servers for record in server.log]
     return {"calls": len(log), **{name: sum(getattr(record, name) for record in log) for name in FIELDS[1:]}}
+
+
+def killed_after(finished: int, cells: Path, command: list[str]) -> bytes:
+    """Run `python -m comparisons`, kill it (-9) once it wrote so many lines; returns the whole lines."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "comparisons", *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if cells.exists() and cells.read_bytes().count(b"\n") >= finished:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = cells.read_bytes()
+    return left[: left.rfind(b"\n") + 1]
