@@ -238,19 +238,23 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
 
 def _loop(run: Run, state: State, journal: Journal, pool: ThreadPool, ctrl_c: CtrlC) -> tuple[State, str]:
     """Run all steps and validations from `state` on; returns the last state, and why the run ended."""
+
+    def kept(state: State, record: Record) -> State:
+        if ctrl_c.count:  # other code swallowed the KeyboardInterrupt: what it may have spoiled is not kept
+            raise KeyboardInterrupt
+        return run.keep(journal, state, record)  # disk first, then memory
+
     stopped = f"all {run.settings.epochs} epochs done" if run.settings.epochs > 1 else "the epoch is done"
     for plan in run.batches[state.step :]:
         batch = run.planned(plan, state.records)
         if due(run, state):
-            state = run.keep(journal, state, validate(run, state, pool))
+            state = kept(state, validate(run, state, pool))
         if (reason := reason_to_stop(run, state, batch)) is not None:
             stopped = reason
             break
-        state = run.keep(journal, state, learn(run, state, batch, pool))  # disk first, then memory
-        if ctrl_c.count:  # Ctrl-C came, but other code swallowed the KeyboardInterrupt
-            raise KeyboardInterrupt
+        state = kept(state, learn(run, state, batch, pool))
     check_rollouts(state.records, [], at_end=True)
     check_roles(state.records, at_end=True)
     while (record := choose(run, state, pool)) is not None:
-        state = run.keep(journal, state, record)
+        state = kept(state, record)
     return state, stopped

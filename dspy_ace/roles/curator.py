@@ -246,7 +246,12 @@ def _evidence(reflection: Reflection) -> str:
     outcome = "outcome unknown" if trajectory is None else ("success" if trajectory.success else "failure")
     if reflection.verified is None:
         return f"{outcome}; not retried"
-    retried = "confirmed for this case by a retry" if reflection.verified else "unproven: each retry failed again"
+    if reflection.verified:
+        retried = "confirmed for this case by a retry"
+    elif reflection.scores and reflection.scores[-1] > reflection.scores[0]:  # of a graded metric
+        retried = "confirmed in part for this case: the retry scored higher"
+    else:
+        retried = "unproven: each retry failed again"
     scores = " → ".join(f"{score:g}" for score in reflection.scores)
     return f"{outcome}; {retried}" + (f", scores {scores}" if scores else "")
 

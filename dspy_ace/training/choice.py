@@ -1,6 +1,6 @@
 """The choice between the seed and the learned playbook, once a run has learned.
 
-1. The verdict is *better*: the learned playbook. It is *worse*: the seed.
+1. The verdict is *better*, or would be on a one-sided test (95 %): the learned playbook. It is *worse*: the seed.
 2. Anything else is a **tie**. The learned playbook costs its tokens in every call, so it has to earn them. It is
    returned if both hold, else the seed is:
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..program import NO_EVIDENCE
-from .verdict import BETTER, UNCLEAR, Scale, Verdict, paired, unpaired, verdict
+from .verdict import UNCLEAR, Scale, Verdict, paired, unpaired, verdict
 
 if TYPE_CHECKING:
     from .state import Record
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SHARE = 0.25  # of the failures a tie has to repair
 ROOM = 10  # of so many, a playbook that repairs a quarter leaves all as they are in 6 % of cases
 LEAN = 1.0  # standard errors above 0
+ONE_SIDED = 1.645  # the same: 95 % of a normal distribution lie below
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def by_evidence(found: Verdict | None) -> bool | None:
     """Return True if the verdict speaks for the learned playbook, False against it, None if the repairs decide."""
     if found is None:
         return None
-    if found.word != UNCLEAR:
-        return found.word == BETTER
+    if found.word != UNCLEAR or found.strength >= ONE_SIDED:
+        return found.strength > 0
     room = sum(each.weight * each.failing for each in found.evidence) >= ROOM
     leans = found.strength >= LEAN or any(each.strength >= LEAN for each in found.evidence)
     return None if found.strength >= 0 and (leans or not room) else False

@@ -27,7 +27,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import dspy
-import numpy as np
 import pydantic
 
 from ..output import MARK, names_a_secret, redact
@@ -185,7 +184,8 @@ class _Describer:
 
     def _content(self, value: Any, name: str) -> tuple[str, Iterable[Any], Iterable[Any]]:
         """The same for data, programs and other objects."""
-        if type(value) is np.ndarray or isinstance(value, np.generic):
+        np = sys.modules.get("numpy")  # imported by whoever made an array
+        if np is not None and (type(value) is np.ndarray or isinstance(value, np.generic)):
             content = value.tolist() if value.dtype.hasobject else value.tobytes()
             return f"{name} {value.dtype} {value.shape}", [content], ()
         if isinstance(value, dspy.Example):

@@ -65,10 +65,11 @@ def test_the_prompt_holds_playbook_counters_reviews_with_questions_and_what_is_l
         {"str-00001": "misapplied"}, verified=True, diagnosis="No carry.", scores=(0.0, 1.0),
         trajectory=trajectory("3", cited=("str-00001", "str-00002")),
     )  # fmt: skip
-    failed = Reflection(("Guess.",), verified=False, trajectory=trajectory("5"), scores=(0.0, 0.25))
+    failed = Reflection(("Guess.",), verified=False, trajectory=trajectory("5"), scores=(0.25, 0.25))
+    better = Reflection(("Count.",), verified=False, trajectory=trajectory("9"), scores=(0.0, 0.25))
     others = (trajectory("7", score=1.0), trajectory("8", score=1.0))
     success = Reflection(("Keep on.",), trajectory=trajectory("6", score=1.0), others=others)
-    fields = shown(group=(confirmed, failed, success), max_tokens=500)
+    fields = shown(group=(confirmed, failed, success, better), max_tokens=500)
     assert fields["task"] == "Add the numbers."
     assert fields["playbook"] == PLAYBOOK.render()
     assert fields["evidence"] == "str-00001: helpful 3, harmful 1"
@@ -79,8 +80,9 @@ def test_the_prompt_holds_playbook_counters_reviews_with_questions_and_what_is_l
         "Bullets: [str-00001] misapplied, [str-00002] cited", "Diagnosis: No carry.",
         "Insights:", "- Carry.", "- Search twice. (for predictor search)",
     ]  # fmt: skip
-    assert reviews[1].startswith("Review 2 (failure; unproven: each retry failed again, scores 0 → 0.25)")
+    assert reviews[1].startswith("Review 2 (failure; unproven: each retry failed again, scores 0.25 → 0.25)")
     assert reviews[2].startswith("Review 3 (3 successes; this is one of them)")
+    assert "Review 4 (failure; confirmed in part for this case: the retry scored higher, scores 0 → 0.25)" in reviews[3]
     used = PLAYBOOK.tokens()
     assert fields["budget"] == f"The playbook costs each call {used} tokens; {500 - used} of 500 are left."
 

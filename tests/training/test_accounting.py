@@ -113,6 +113,7 @@ def test_roles_with_lms_of_their_own_are_billed_apart() -> None:
 def test_a_slow_rollout_is_run_once_and_billed_once() -> None:
     """An example that takes far longer than all the others together is not handed out again; 4 s stand for minutes."""
     runs: Counter[str] = Counter()
+    learned: list[Counter[str]] = []  # after each step; failures are rolled out again at the end
     lock = threading.Lock()
 
     class Slow(dspy.Module):  # type: ignore[misc]  # dspy is untyped
@@ -129,11 +130,18 @@ def test_a_slow_rollout_is_run_once_and_billed_once() -> None:
 
     with serve() as server:
         program = compiled(
-            client(server), Slow(), trainset=TRAIN[:8], valset=None, batch_size=8, max_reflection_rounds=0
+            client(server),
+            Slow(),
+            trainset=TRAIN[:8],
+            valset=None,
+            batch_size=8,
+            max_reflection_rounds=0,
+            on_step=lambda record, playbook: learned.append(Counter(runs)),
         )
         assert booked(program) == billed(server)
-    assert runs == Counter(example.message for example in TRAIN[:8])
-    assert program.detailed_results.usage["task"].calls == program.detailed_results.rollouts == 8
+    assert learned[0] == Counter(example.message for example in TRAIN[:8])
+    assert program.detailed_results.records[0].rollouts == 8
+    assert program.detailed_results.usage["task"].calls == program.detailed_results.rollouts
 
 
 @pytest.mark.parametrize("valset", [None, VAL])

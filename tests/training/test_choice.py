@@ -103,6 +103,8 @@ def test_the_evidence_decides_where_it_is_clear_and_repairs_where_it_is_not() ->
     )
     assert by_evidence(verdict(paired([0.0] * 20, [1.0] + [0.0] * 19), None)) is False
     assert by_evidence(verdict(paired([0.0] * 20, [1.0] * 3 + [0.0] * 17), None)) is None
+    nearly = verdict(paired([0.0] * 20, [1.0] * 4 + [0.0] * 16), None)
+    assert (nearly and nearly.word, by_evidence(nearly)) == ("not shown to be better", True)
     assert by_evidence(None) is None
 
 
