@@ -7,12 +7,13 @@ LiteLLM's prices for these tokens; "unknown" for a model that has none.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
+
+from dspy_ace.lm import price_of
 
 from .methods import Expected, Method, Setting
 from .methods.icl import MAX_TOKENS
@@ -96,16 +97,12 @@ def prompt_tokens(task: Task) -> tuple[int, int]:
 
 
 def price(lm: Any, prompt: int, completion: int) -> float | None:
-    """Dollars for so many tokens of an LM, as LiteLLM prices its model; None: it does not."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else the import asks the network
-    try:
-        import litellm  # noqa: PLC0415 - slow, and DSPy 3.4 can do without it
-
-        litellm.suppress_debug_info = True  # else it prints an address for each model it does not know
-        sent, written = litellm.cost_per_token(lm.model, prompt_tokens=prompt, completion_tokens=completion)
-    except Exception:  # noqa: BLE001 - not installed, or it raises a bare Exception for a model it does not know
+    """Dollars for so many tokens of many calls of an LM, at the price of short prompts; None: it has no price."""
+    found = price_of(lm.model, lm.kwargs.get("service_tier"))
+    if found is None:
         return None
-    return float(sent) + float(written)
+    rates = [found.rate(f"{kind}_cost_per_token") or 0.0 for kind in ("input", "output")]
+    return prompt * rates[0] + completion * rates[1]
 
 
 def table(task: Task, estimates: Sequence[Estimate]) -> str:

@@ -96,8 +96,8 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         executor: runs the rollouts in other processes or on other machines: any `concurrent.futures.Executor` whose
             workers can import dspy_ace, such as `Client(…).get_executor()` of Dask. API keys are taken from the
             workers' environment. Default: threads.
-        on_step: called with the `Record` and the playbook after each step and each validation; what it raises ends
-            the run.
+        on_step: called with the `Record` and the playbook after each step, each validation, and each time that
+            failures were rolled out again; what it raises ends the run.
         progress: whether a bar is shown. Default: on a terminal and in a notebook.
 
     Example:

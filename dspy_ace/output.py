@@ -44,7 +44,7 @@ _SHAPES = re.compile(
     """,
     re.VERBOSE,
 )
-_SECRET_NAMES = re.compile(r"key|token|secret|password|authorization|credential", re.IGNORECASE)
+_SECRET_NAMES = re.compile(r"keys?$|key_id$|token$|secret|password|authorization|credential", re.IGNORECASE)
 _ADDRESS_NAMES = re.compile(r"api_base|base_url|endpoint", re.IGNORECASE)
 
 _secrets: list[str] = []  # known for certain, the longest first

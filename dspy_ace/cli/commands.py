@@ -128,6 +128,8 @@ def optimize(out: Path | None, dry_run: bool, **given: Any) -> None:
             settings = Settings.of_arguments(optimizer.get_params())
             settings.check_lms(student)
             say(f"Planned: {Plan.of(settings, student, train, val)}.")
+            if how == "judge":
+                say("The judge's calls, one for each rollout, come on top of it.")
             return
         program, failure = _compiled(optimizer, student, train, val)
     results: Results = program.detailed_results
@@ -321,7 +323,8 @@ def _edited(text: str) -> Path:
 @click.argument("playbook")
 @click.option(
     "--format", "form", type=click.Choice(["text", "json", "markdown", "prompt", "openai"]), default="text",
-    show_default=True, help="prompt: as a model reads it; openai: the list of messages of a request.",
+    show_default=True, help="prompt: as a model reads it; openai: the system message of a request. Of several "
+    "predictors, each stands below its name.",
 )  # fmt: skip
 @OUT
 def export(playbook: str, form: str, out: Path | None) -> None:
@@ -330,7 +333,8 @@ def export(playbook: str, form: str, out: Path | None) -> None:
     found, names = source.playbook, list(source.prompts) or ["prompt"]
     prompts = {name: source.with_prompt(found, name) for name in names}
     if form == "openai":
-        text = json.dumps([{"role": "system", "content": each} for each in prompts.values()], indent=1)
+        messages = {name: [{"role": "system", "content": each}] for name, each in prompts.items()}
+        text = json.dumps(messages if len(names) > 1 else messages[names[0]], indent=1)
     elif form == "prompt":
         text = "\n\n".join(f"# {n}\n{each}" if len(names) > 1 else each for n, each in prompts.items())
     elif form == "json":

@@ -49,8 +49,8 @@ class Source:
         Raises:
             PlaybookError, JournalError, StoreError, SettingsError: there is none, or it cannot be read.
         """
-        path = Path(name)
-        if "://" in name:
+        path = Path(name.removeprefix("sqlite:///"))
+        if "://" in name and (not name.startswith("sqlite:///") or path.is_file()):
             return cls(name, "store", _in_store(name), {})
         if path.is_dir():
             results = Results.load(path)

@@ -123,6 +123,11 @@ class Limits:
             self.rollouts, self.calls, self.dollars = spent.rollouts, spent.calls, spent.dollars
             self._seconds_before = spent.seconds
 
+    def start(self) -> None:
+        """Begin to count the seconds, unless they are counted already."""
+        with self._lock:
+            self._started = min(self._started, time.monotonic())
+
     @contextmanager
     def keeping_back(self) -> Iterator[None]:
         """Open a scope that leaves one call, and a tenth of the dollars, for what comes after it.
@@ -171,7 +176,7 @@ class Limits:
             LimitReachedError: nothing is left, or the run was stopped.
         """
         with self._lock:
-            self._started = min(self._started, time.monotonic())
+            self.start()
             if self.seconds_left() <= 0:
                 reached = self.reached if self._stopped else None
                 raise self.refused(reached or f"max_seconds={self.max_seconds:g} is reached")
@@ -234,7 +239,7 @@ class Limits:
         except SettingsError as error:
             raise self.refused(str(error)) from error
         with self._lock:
-            self._started = min(self._started, time.monotonic())
+            self.start()
             if self.seconds_left() <= 0:
                 stopped = self.reached if self._stopped else None
                 raise self.refused(stopped or f"max_seconds={self.max_seconds:g} is reached")

@@ -196,8 +196,6 @@ class Serving:
             ended = error
             raise
         finally:
-            if isinstance(ended, dspy.Prediction):
-                ended.set_lm_usage(spent.tokens())
             if isinstance(ended, (dspy.Prediction, Exception)):
                 calls = started.calls()
                 shown = self.rollouts.shown_in(started.names.union(call.predictor for call in calls), cited)
@@ -215,6 +213,8 @@ class Serving:
                 steps = list(trace) if self._engine.scorer.by_predictor else None
                 only = self.rollouts.only_predictor if calls else None
                 ended = self._calls.note(ended, trajectory, steps, only)
+                if isinstance(ended, dspy.Prediction):
+                    ended.set_lm_usage(spent.tokens())
                 result[:] = [ended] if result else []
             ended = None  # an error's traceback holds this frame
             trace.clear()  # it holds the prediction, and callbacks may hold it
@@ -240,10 +240,10 @@ def told(engine: Engine, answered: Answered, feedback: Any, expected: Any) -> To
     with_labels = metric is not None and expected is not None
     if call.error is not None:
         words = words or call.error.message
-    elif as_expected and feedback is False:
+    elif as_expected and score is not None and score <= settings.failure_score:
         raise SettingsError(
-            f"The feedback is False, and expected holds what the program answered: {brief(outputs)}. Give the right "
-            "outputs, words that say what was wrong, or True."
+            f"The feedback says that it failed, and expected holds what the program answered: {brief(outputs)}. "
+            "Give the right outputs, words that say what was wrong, or True."
         )
     elif score is None and (with_labels or (omitted and not outputs)):
         scored = _scored(engine, made, example, prediction)

@@ -55,7 +55,7 @@ class Memory:
     def __init__(self, playbook: Playbook) -> None:
         self._latest = 0, playbook
         self._numbers = count(1)
-        self._names: dict[str, str] = {}  # the source's name of all that was told, by key
+        self._told: set[str] = set()  # keys of all that was told
         self._waiting: dict[str, Told] = {}
 
     def snapshot(self) -> tuple[int, Playbook]:
@@ -64,12 +64,12 @@ class Memory:
 
     def told(self, key: str) -> bool:
         """Return True if something was put under this key before."""
-        return key in self._names
+        return key in self._told
 
     def put(self, told: Told, source: str | None) -> str:
-        """Keep a trajectory and return its source's name. It cannot be lost any more (in a store: it is on disk)."""
+        """Keep a trajectory and return its source's name. In a store it is on disk when this returns."""
         name = source or f"tell-{next(self._numbers)}"
-        self._names[told.key] = name
+        self._told.add(told.key)
         self._waiting[told.key] = replace(told, trajectory=replace(told.trajectory, source=name))
         if (waiting := len(self._waiting)) % _MANY == 0:
             logger.warning("ACE: %d told trajectories wait to be learned from, and take memory.", waiting)
@@ -100,7 +100,7 @@ class Memory:
         self._waiting = {}
 
     def close(self) -> None:
-        """Let other processes learn from what was taken, and not learned from, here."""
+        """End the claims of this process, so that others may learn from what it took. In memory there are none."""
 
 
 class Shared:
@@ -135,7 +135,9 @@ class Shared:
     def take(self, limit: int) -> list[Told]:
         """See `Memory`."""
         now = time.monotonic()
-        self._held = [(ends, one) for ends, one in self._held if ends > now]
+        if self._held:
+            pending = {tell.id for tell in self._store.pending(kind=FORMAT)}  # what was forgotten since is not
+            self._held = [(ends, one) for ends, one in self._held if ends > now and one.number in pending]
         while (more := limit - len(self._held)) > 0 and (claimed := self._store.claim(more, CLAIM, kind=FORMAT)):
             for tell in claimed:
                 told = _from_record(tell.record, tell.source, tell.id, self._task)
@@ -172,8 +174,8 @@ class Shared:
     def close(self) -> None:
         """See `Memory`."""
         held, self._held = self._held, []
-        if held:
-            self._store.release([one.number for _, one in held])
+        if ids := [one.number for ends, one in held if ends > time.monotonic()]:  # else another process may have it
+            self._store.release(ids)
 
 
 Inbox = Union[Memory, Shared]

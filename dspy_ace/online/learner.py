@@ -189,7 +189,8 @@ class _Watched:
         return self._watched(key, self._keeps, sources, self._role.on_successes, playbook, subjects)
 
     def _watched(self, key: tuple[int, ...], keeps: bool, sources: list[str], role: Any, *given: Any) -> Any:
-        if key not in self.kept:
+        (playbook, *_), result = self.kept.get(key, ((None,), None))
+        if playbook != given[0]:  # what was forgotten since may speak in an answer that was made with it
             try:
                 result = role(*given)
             except Exception as error:  # a role may raise anything; only an outage is noted
@@ -198,8 +199,6 @@ class _Watched:
                 raise
             if keeps:
                 self.kept[key] = (given, result)  # with what it is about: no other object may have its id
-        else:
-            _, result = self.kept[key]
         self.outcomes += [(source, False) for source in sources]
         return result
 

@@ -312,9 +312,9 @@ class OnlineACE:
         if self._closed:
             raise SettingsError("This OnlineACE is closed and learns no more; tell it before close().")
         name, answered = self._calls.find(call)
-        if name is not None:
-            self._check_new(name)
         if answered is None:
+            if name is not None:
+                self._check_new(name)
             if outputs is None and isinstance(call, dspy.Prediction):
                 outputs = call
             if inputs is None or outputs is None:
@@ -343,7 +343,8 @@ class OnlineACE:
         """Learn now from what was told, a batch at most.
 
         Returns:
-            None if nothing waits that no other process learns from, or if a limit is reached (`stopped`).
+            None: nothing waits for this process (others may be learning from the rest), or a limit is
+            reached (`stopped`).
 
         Raises:
             RunError: the LM, or a role, does not work; what was told waits for the next call.

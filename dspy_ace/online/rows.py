@@ -54,8 +54,9 @@ def read_rows(rows: Any, **columns: Columns | None) -> Iterator[Row]:
         if fields["inputs"] is None:
             raise SettingsError(f"Row {number} has no inputs ({', '.join(_names(columns['inputs']))}): {brief(row)}.")
         feedback = _feedback(row, columns["feedback"])
+        expected = {name: value for name, value in (fields["expected"] or {}).items() if not _blank(value)}
         key, source = (_text(row, columns[name]) for name in ("key", "source"))
-        yield Row(fields["inputs"], fields["outputs"], feedback, fields["expected"], key, source)
+        yield Row(fields["inputs"], fields["outputs"], feedback, expected or None, key, source)
 
 
 def _mappings(rows: Any) -> Iterator[Mapping[str, Any]]:
@@ -113,11 +114,12 @@ def _feedback(row: Mapping[str, Any], columns: Columns | None) -> Any:
     if isinstance(columns, str):
         return _scored(_at(row, columns))
     fields = _fields(row, columns) or {}
-    return {name: _scored(value) if name == "score" else value for name, value in fields.items()} or None
+    read = {name: _scored(value) if name == "score" else value for name, value in fields.items() if not _blank(value)}
+    return read or None
 
 
 def _scored(value: Any) -> Any:
-    if _missing(value) or (isinstance(value, str) and not value.strip()):
+    if _blank(value):
         return None
     if isinstance(value, str):
         try:
@@ -156,6 +158,11 @@ def _parsed(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def _blank(value: Any) -> bool:
+    """Return True for a value that is missing, and for a text without a word: an empty cell of a CSV file."""
+    return _missing(value) or (isinstance(value, str) and not value.strip())
 
 
 def _missing(value: Any) -> bool:

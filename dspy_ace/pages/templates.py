@@ -10,8 +10,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 _HERE = Path(__file__).parent
 _LEADING_NUMBER = re.compile(r"[+-]?\$?\d[\d,]*(\.\d+)?(?=[\s\[]|$)")
 _UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]")
@@ -28,6 +26,8 @@ def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = No
         filters: for the template, by name.
         **content: what the template shows.
     """
+    import jinja2  # noqa: PLC0415 - for a page alone: `import dspy_ace` does not wait for it
+
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, _HERE]),

@@ -128,7 +128,7 @@ def _told(bullet: Bullet) -> str:
 
 
 def _plain(content: str) -> str:
-    """Take headings and HTML in a text apart, but not in its code."""
+    """Escape headings and HTML in a text; its code spans stay as they are."""
     parts = CODE_SPAN.split(content)  # code spans stand at the odd places
     parts[::2] = [_MARKUP.sub(lambda found: _SIGNS.get(found[0], f"\\{found[0]}"), part) for part in parts[::2]]
     return "".join(parts)

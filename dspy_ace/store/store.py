@@ -378,7 +378,7 @@ class PlaybookStore:
 
 
 _open: weakref.WeakSet[PlaybookStore] = weakref.WeakSet()
-_held: list[PlaybookStore] = []  # while a process forks
+_held = threading.local()  # while this thread forks: the stores whose locks it holds; others may fork as well
 
 
 def _before_fork() -> None:
@@ -387,16 +387,17 @@ def _before_fork() -> None:
     A child must inherit none: SQLite would take the parent's locks on a file for the child's own. The parent could then
     remove the log that the child writes to, and a transaction under way would keep the child out for ever.
     """
+    _held.stores = []
     for store in sorted(_open, key=id):  # in one order, whoever forks
         store._lock.acquire()
-        _held.append(store)
+        _held.stores.append(store)
         if store._database is not None:
             store._database.close()
 
 
 def _after_fork() -> None:
-    while _held:
-        _held.pop()._lock.release()
+    while _held.stores:
+        _held.stores.pop()._lock.release()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

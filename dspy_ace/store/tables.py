@@ -29,7 +29,7 @@ _TELL = (
 )
 _OPEN = (
     "SELECT id, record, source, made FROM ace_tells "
-    "WHERE taken = 0 AND claimed <= :before AND record LIKE :start ORDER BY id LIMIT :limit"
+    "WHERE taken = 0 AND claimed <= :before AND substr(record, 1, :length) = :start ORDER BY id LIMIT :limit"
 )
 
 
@@ -206,8 +206,8 @@ def open_tells(
         kind: only records that begin with the entry `"format": kind`.
         claimed_before: only records that are not claimed beyond that time (seconds since 1970).
     """
-    start = "%" if kind is None else json.dumps({"format": kind})[:-1] + "%"
-    rows = run(_OPEN, before=claimed_before, start=start, limit=min(limit or NO_LIMIT, NO_LIMIT))
+    start = "" if kind is None else json.dumps({"format": kind})[:-1]
+    rows = run(_OPEN, before=claimed_before, start=start, length=len(start), limit=min(limit or NO_LIMIT, NO_LIMIT))
     return tuple(Tell(int(number), _record(text), json.loads(name), made) for number, text, name, made in rows)
 
 

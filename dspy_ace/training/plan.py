@@ -50,6 +50,7 @@ class Plan:
         """Return the plan of `ACE.compile` with these settings.
 
         Dollars are estimated with prompts as long as they are, one call a predictor, and replies of usual length.
+        LM calls of the metric are not in it.
         """
         seen, rounds = len(trainset) * settings.epochs, settings.max_reflection_rounds
         times = 2 + (0 if settings.validate_when == "end" else (seen - 1) // max(1, len(valset)))

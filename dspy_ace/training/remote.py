@@ -10,11 +10,10 @@ import io
 import logging
 import math
 import pickle
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, wait
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field, replace
@@ -26,13 +25,13 @@ import dspy
 
 from ..errors import RunError, SettingsError
 from ..lm import Lease, LimitReachedError, Limits, Measurement, Meter, Usage, scope
+from ..output import names_a_secret
 from ..program import Failure, Feedback, Rollouts, Scorer, Trajectory
 from .fingerprint import versions
 
 logger = logging.getLogger("dspy.ace")
 
 _SETTINGS = ("lm", "adapter", "rm", "allow_tool_async_sync_conversion", "disable_history", "warn_on_type_mismatch")
-_SECRET = re.compile(r"key$|secret|password|token$|credential|authorization", re.IGNORECASE)
 _POLL = 0.5  # seconds between two checks if the run was stopped
 _WAIT = 0.02  # seconds between two tries to reserve a part of the limits
 _ANSWER = 300.0  # seconds in which an executor answers, or it is lost
@@ -94,15 +93,20 @@ def roll_out(task: bytes) -> bytes:
 
 
 def _roll_out(task: bytes) -> bytes:
-    packed, example, source, lease, deadline = pickle.loads(task)  # noqa: S301 - packed by `Remote` of this run
-    work = _opened(packed)
+    try:
+        packed, example, source, lease, deadline = pickle.loads(task)  # noqa: S301 - packed by `Remote` of this run
+        work = _opened(packed)
+    except Exception as error:  # noqa: BLE001 - above all a module that is not there
+        said = f"A worker of executor= cannot open the program: {type(error).__name__}: {error}. Install what it needs."
+        return bytes(cloudpickle.dumps(Made(mistake=said)))
     seconds = None if deadline is None else max(0.0, deadline - time.time())
     limits, meter, made = Limits(None, lease.calls, lease.dollars, seconds), Meter(), Made()
     rollouts = Rollouts(work.program, Scorer(work.metric), meter, **work.options)
-    around = Measurement(meter, "other", limits)
-    with dspy.context(**work.settings), dspy.track_usage() as tracker, _Log(made.log), scope(around):
+    limits.start()  # what the program computes before its first call counts
+    with dspy.context(**work.settings), dspy.track_usage() as tracker, _Log(made.log):
         try:
-            made.trajectory = replace(rollouts.one(example, source), example=dspy.Example())
+            with scope(Measurement(meter, "other", limits)):
+                made.trajectory = replace(rollouts.one(example, source), example=dspy.Example())
         except LimitReachedError as error:
             made.refused = str(error)
         except SettingsError as error:
@@ -110,7 +114,9 @@ def _roll_out(task: bytes) -> bytes:
     made.usage, made.spent = meter.totals(), (limits.calls, limits.dollars)
     made.entries = [(lm, entry) for lm, entries in tracker.usage_data.items() for entry in entries]
     try:
-        return bytes(cloudpickle.dumps(made))
+        sent = bytes(cloudpickle.dumps(made))
+        pickle.loads(sent)  # noqa: S301 - what cannot be opened again is found here, where its calls are known
+        return sent
     except Exception as error:  # noqa: BLE001 - a prediction may hold anything
         failure = Failure("program", f"The result cannot be sent from the worker: {type(error).__name__}: {error}")
         made.trajectory = _failed(source, failure, rollouts.failure_score)
@@ -132,7 +138,8 @@ class RemoteRollouts(Rollouts):
 
     def one(self, example: dspy.Example, source: str) -> Trajectory:
         """See `Rollouts.one`; the trajectory was made on a worker."""
-        return self._remote.one(self._work, example, source, self.failure_score)
+        made = self._remote.one(self._work, example, source, self.failure_score)
+        return replace(made, task=self.task, perfect_score=self.perfect_score)
 
 
 class Remote:
@@ -154,7 +161,7 @@ class Remote:
     def __init__(self, executor: Executor, limits: Limits, meter: Meter, tasks: int) -> None:
         self._executor, self._limits, self._meter, self._tasks = executor, limits, meter, tasks
         self.settings = {name: dspy.settings.get(name) for name in _SETTINGS}
-        self.again = 0
+        self.again, self._heard = 0, -math.inf  # when a task ended last
         self._most, self._lock = (0, 0.0), threading.Lock()  # calls and dollars of the greediest task
         try:
             there = executor.submit(versions).result(_ANSWER)
@@ -208,13 +215,17 @@ class Remote:
                     )
                     continue
                 lease.used = made.spent
+                with self._lock:
+                    self._most = max(self._most[0], lease.used[0]), max(self._most[1], lease.used[1])
             self._count(made)
             if made.mistake:
                 raise SettingsError(made.mistake)
             if made.trajectory is not None and not made.refused:
                 return replace(made.trajectory, example=example)
             if whole:
-                raise self._limits.refused(made.refused)
+                name, limited, _ = made.refused.partition("=")  # the worker knows its part alone
+                limit = f"{name}={getattr(self._limits, name):g} is reached" if limited else made.refused
+                raise self._limits.refused(limit)
             whole = True
 
     def _made(self, work: bytes, example: dspy.Example, source: str, lease: Lease) -> Made:
@@ -222,11 +233,7 @@ class Remote:
         deadline = None if left == math.inf else time.time() + left
         task = _packed({"the example": example}, (work, example, source, lease, deadline))
         try:
-            future = self._executor.submit(roll_out, task)
-            while not wait([future], _POLL).done:
-                if self._limits.stopped:
-                    raise LimitReachedError(self._limits.reached)
-            made: Made = pickle.loads(future.result())  # noqa: S301 - made by `roll_out` on our worker
+            made: Made = pickle.loads(self._awaited(self._executor.submit(roll_out, task)))  # noqa: S301 - our worker's
         except (BrokenExecutor, CancelledError, RuntimeError) as error:  # a RuntimeError: it is shut down
             raise _lost(error) from error
         return made
@@ -234,9 +241,29 @@ class Remote:
     def _check_alive(self, error: Exception) -> None:
         """Raise RunError unless the executor still answers: a worker may have died, or all of it."""
         try:
-            self._executor.submit(versions).result(_ANSWER)
+            self._awaited(self._executor.submit(versions), _ANSWER)
         except Exception as silent:  # executors raise errors of their own
             raise _lost(error) from silent
+
+    def _awaited(self, future: Future[Any], silence: float = math.inf) -> Any:
+        """Return a task's result. A task that nobody waits for any more is cancelled, if it has not begun.
+
+        Raises:
+            LimitReachedError: the run was stopped.
+            TimeoutError: no task of the run has ended for so many seconds.
+        """
+        asked = time.monotonic()
+        try:
+            while not wait([future], _POLL).done:
+                if self._limits.stopped:
+                    raise LimitReachedError(self._limits.reached)
+                if time.monotonic() - max(asked, self._heard) > silence:
+                    raise TimeoutError(f"no answer within {silence:g} s")
+        finally:
+            future.cancel()
+        result = future.result()
+        self._heard = time.monotonic()
+        return result
 
     @contextmanager
     def _lent(self, whole: bool) -> Iterator[Lease]:
@@ -253,10 +280,7 @@ class Remote:
         try:
             yield lease
         finally:
-            calls, dollars = lease.used  # of a task that died nobody knows what it used: all of it
-            self._limits.settle(lease, calls, dollars)
-            with self._lock:
-                self._most = max(self._most[0], calls), max(self._most[1], dollars)
+            self._limits.settle(lease, *lease.used)  # of a task that died nobody knows what it used: all of it
 
     def _count(self, made: Made) -> None:
         for role, usage in made.usage.items():
@@ -273,10 +297,11 @@ class _Log(logging.Handler):
 
     def __init__(self, kept: list[tuple[int, str]]) -> None:
         super().__init__(logging.WARNING)
-        self._kept = kept
+        self._kept, self._thread = kept, threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._kept.append((record.levelno, record.getMessage()))
+        if record.thread == self._thread:  # other tasks may run in this process
+            self._kept.append((record.levelno, record.getMessage()))
 
     def __enter__(self) -> _Log:
         logger.addHandler(self)
@@ -294,14 +319,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is unt
             return super().reducer_override(value)
         make, arguments, state, *rest = value.__reduce_ex__(4)
         if isinstance(state, Mapping):
-            state = {**state, "history": [], "callbacks": [], "kwargs": _public(value.kwargs)}
+            state = _public({**state, "history": [], "callbacks": []})
         return make, arguments, state, *rest
 
 
 def _public(kwargs: Any) -> Any:
     if not isinstance(kwargs, Mapping):
         return kwargs
-    return {name: _public(value) for name, value in kwargs.items() if not _SECRET.search(str(name))}
+    return {name: _public(value) for name, value in kwargs.items() if not names_a_secret(str(name))}
 
 
 def _packed(parts: Mapping[str, Any], whole: Any) -> bytes:

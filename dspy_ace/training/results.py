@@ -35,9 +35,10 @@ class Results:
         repairs: the failures it was learned from, and which of them are repaired: no evidence, but it decides a tie.
         stopped: why the run ended, in words.
         usage: calls, tokens, dollars and seconds by role: `task` (the student), `metric` (its own LM calls),
-            `reflector`, `curator`. Of a continued run with the calls and tokens of the steps on record.
-        rollouts: how often the program was run: batches, retries and validation.
-        records: one a step and one a validation, as in the journal.
+            `reflector`, `curator`, and `other` (LM calls of `setup=` and `on_step=`). Of a continued run with the calls
+            and tokens of the steps on record.
+        rollouts: how often the program was run: batches, retries, validation, and failures again on a tie.
+        records: one a step, a part of a validation, or a part of the failures rolled out again; as in the journal.
         playbook: the playbook returned: one of the next two.
         seed_playbook, learned_playbook: what the run started from, and what it learned.
         about: plain JSON data on the compile: `program` (its name), `settings`, `versions`, `sizes` of the sets, `seed`

@@ -18,6 +18,10 @@ from click.testing import CliRunner, Result
 
 from dspy_ace import ACE, Bullet, Executed, Playbook, PlaybookStore, with_playbook
 from dspy_ace.cli import main
+from dspy_ace.cli.commands import _model
+from dspy_ace.cli.sources import Source
+from dspy_ace.errors import SettingsError
+from dspy_ace.playbook import Add, Delta
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from paths import ROOT
@@ -409,3 +413,82 @@ def test_the_page_of_a_run_is_written() -> None:
     assert Path("page.html").read_bytes() == Path("run/run.html").read_bytes()
     Path("nothing").mkdir()
     assert "is no run of dspy_ace" in run("report", "nothing").stderr
+
+
+def test_rows_are_parted_as_the_guide_says() -> None:
+    """`--rows` is the most that is used; a third of them, at most 60, is kept back; `--auto` reaches the plan."""
+    rows = [{"message": f"message {n}", "desk": "accounts"} for n in range(400)]
+    Path("many.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    def plan(*more: str) -> str:
+        return run("optimize", "--data", "many.jsonl", "--model", "offline", "--dry-run", *more).stderr
+
+    assert "300 of 400 rows are used" in plan()
+    assert "240 rows to learn from, 60 to check on" in plan()
+    assert "20 rows to learn from, 10 to check on" in plan("--rows", "30")
+    assert "(480 to learn, " in plan()
+    assert "(240 to learn, " in plan("--auto", "light")
+
+
+def test_an_error_after_something_was_learned_keeps_it_and_is_told() -> None:
+    """The best prompt so far is written, the error is the last line, and the exit code is 1."""
+    Path("breaks.py").write_text(
+        "calls = []\ndef metric(example, prediction, trace=None):\n    calls.append(1)\n"
+        "    assert len(calls) <= 35, 'out of order'\n    return example.desk == prediction.desk\n"
+    )
+    rows = [{"message": f"{t.format(w)} {n}", "desk": d} for n in range(3) for t in TEXTS for w, d in DESKS.items()]
+    Path("many.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    done = run(
+        *("optimize", "--data", "many.jsonl", "--prompt", "prompt.txt", "--model", "offline"),
+        *("--metric", "breaks:metric", "--threads", "1", "--out", "best.txt"),
+    )
+    assert done.exit_code == 1
+    assert "out of order" in done.stderr.splitlines()[-1]
+    assert "Written: best.txt" in done.stderr
+    assert Path("best.txt").read_text(encoding="utf-8").startswith(PROMPT)
+
+
+def test_a_store_that_was_changed_meanwhile_is_not_written(sources: dict[str, str]) -> None:
+    """An edit rests on what was read: what another process learned since is not overwritten."""
+    source = Source.open(sources["store"])
+    with PlaybookStore("store.db") as store:
+        store.append(Delta((Add("OTHERS", "Learned meanwhile."),)), store.snapshot()[0])
+    with pytest.raises(SettingsError, match="changed meanwhile"):
+        source.put(source.playbook.remove("misc-00002"), None)
+    assert "misc-00002" in run("show", "store.db").stdout
+
+
+def test_each_prompt_of_a_program_with_several_is_exported() -> None:
+    """Below its name as text."""
+
+    class Two(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = dspy.Predict("message -> topic"), dspy.Predict("topic -> desk")
+
+    with_playbook(Two(), PLAYBOOK).save("two.json")
+    shown = run("export", "two.json", "--format", "prompt").stdout
+    assert "# first\nGiven the fields `message`" in shown
+    assert "# second\nGiven the fields `topic`" in shown
+    assert shown.count("Name the desk.") == 2
+    messages = json.loads(run("export", "two.json", "--format", "openai").stdout)
+    assert {name: [message["role"] for message in each] for name, each in messages.items()} == {
+        "first": ["system"],
+        "second": ["system"],
+    }
+
+
+def test_an_answer_has_a_limit_where_dollars_have_one() -> None:
+    """Else the longest answer of the model would be held back for each call."""
+    assert _model("openai/gpt-4o-mini", None, 1.0).kwargs["max_tokens"] == 16_000
+    assert _model("openai/gpt-4o-mini", None, None).kwargs.get("max_tokens") is None
+
+
+def test_a_store_that_is_not_there_is_refused_and_not_made() -> None:
+    """A slip in a URL is one sentence, and no empty database."""
+    done = run("show", "sqlite:///typo.db")
+    assert (done.exit_code, "There is no sqlite:///typo.db" in done.stderr) == (1, True)
+    assert not Path("typo.db").exists()
+    with PlaybookStore("store.db", seed=PLAYBOOK):
+        pass
+    assert "[misc-00002]" in run("show", "sqlite:///store.db").stdout

@@ -13,6 +13,7 @@ from dspy.utils.callback import BaseCallback
 from compare_helpers import killed_after
 from comparisons import ratios
 from comparisons.__main__ import main
+from comparisons.estimate import price
 from comparisons.methods import METHODS, Setting, bootstrap, gepa, mipro, simba
 from comparisons.methods.icl import fitting
 from comparisons.proposals import answer_proposal
@@ -315,3 +316,25 @@ def test_costs_of_seeds_add_up() -> None:
     both = one + ratios.Cost(2, 3, 4.0, 5.0, 1.0, 1.0, 4, 0, 1)
     assert (both.rollouts, both.calls, both.billed, both.wall, both.runs) == (3, 5, 7.0, 9.0, 2)
     assert both.score == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(("name", "rollouts", "role_calls"), [("ace", 230, 50 + 7 + 7), ("ace-light", 180, 50 + 4 + 4)])
+def test_ace_is_expected_to_reflect_on_successes_together(name: str, rollouts: int, role_calls: int) -> None:
+    """Of 100 examples half fail and are reflected on alone; each batch has one call for the others and one curation."""
+    expected = METHODS[name].expect(Setting(metric=lambda *_: True, train=100, val=40))
+    assert (expected.rollouts, expected.role_calls) == (rollouts, role_calls)
+
+
+def test_many_short_prompts_are_not_priced_as_a_long_one() -> None:
+    """A hundred times the calls cost a hundred times the dollars; a router's model has the price that ACE knows."""
+    for model in ("gemini/gemini-2.5-pro", "openrouter/openai/gpt-4o-mini"):
+        lm = dspy.LM(model, api_key="none")
+        one, many = price(lm, 100_000, 10_000), price(lm, 10_000_000, 1_000_000)
+        assert one is not None
+        assert many == pytest.approx(100 * one)
+
+
+def test_the_office_has_the_sizes_of_the_table() -> None:
+    """60, 20 and 78 tasks; normal and challenge ones in turns, so that a small test has both."""
+    task = load_task("office")
+    assert ([len(rows) for rows in (task.train, task.val, task.test)], task.calls) == ([60, 20, 78], 8)

@@ -108,3 +108,74 @@ print("sklearn.feature_extraction.text" in sys.modules)
     for learn, imported in (("background", "True"), ("manual", "False")):
         command = [sys.executable, "-W", "ignore", "-c", code, learn]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == imported
+
+
+def test_what_was_spent_before_a_fork_counts_in_the_child() -> None:
+    """A limit that the parent reached is reached in the child: no role is called there."""
+    code = """
+import os, dspy
+from dspy_ace import OnlineACE
+from dspy_ace.testing import OfflineLM
+dspy.configure(lm=OfflineLM())
+dspy.disable_logging()
+online = OnlineACE(dspy.Predict("question -> answer"), learn="manual", batch_size=1, max_lm_calls=2)
+online.tell(online(question="one"), "No.")
+while online.learn() is not None:
+    pass
+child = os.fork()
+if child == 0:
+    online.tell(online(question="two"), "No.")
+    before = dspy.settings.lm.calls
+    online.learn()
+    os._exit(dspy.settings.lm.calls - before)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+online.close(learn=False)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+def test_a_child_learns_under_the_settings_of_the_object() -> None:
+    """An object that was made under an LM of its own learns with it in a child that is forked elsewhere."""
+    code = """
+import os, dspy
+from dspy_ace import OnlineACE
+from dspy_ace.testing import OfflineLM
+from online_helpers import until
+dspy.disable_logging()
+with dspy.context(lm=OfflineLM()):
+    online = OnlineACE(dspy.Predict("question -> answer"), batch_size=1)
+child = os.fork()
+if child == 0:
+    code = 1
+    try:
+        online.tell(inputs={"question": "Where?"}, outputs={"answer": "here"}, feedback="Answer there.")
+        until(lambda: len(online.playbook) or online.stopped, 30)
+        code = 0 if len(online.playbook) else 2
+    finally:
+        os._exit(code)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+online.close(learn=False)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(ROOT)])}
+    assert subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+def test_a_closed_object_stays_closed_in_a_child() -> None:
+    """A call in a child of a closed object is answered, and starts no thread that learns."""
+    code = """
+import os, threading, dspy
+from dspy_ace import OnlineACE
+from dspy_ace.testing import OfflineLM
+dspy.configure(lm=OfflineLM())
+online = OnlineACE(dspy.Predict("question -> answer"))
+online.close()
+child = os.fork()
+if child == 0:
+    online(question="Where?")
+    os._exit(sum(thread.name == "dspy_ace_online" for thread in threading.enumerate()))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"

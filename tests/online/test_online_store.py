@@ -20,7 +20,7 @@ from dspy_ace.online.online import OnlineACE
 from dspy_ace.playbook import Add, Delta
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
-from online_helpers import Desk, Notebook, noted, until
+from online_helpers import Desk, Notebook, adds, noted, until
 from paths import HELPERS, ROOT
 
 
@@ -376,3 +376,65 @@ def test_the_example_learns_from_what_it_is_told(tmp_path: Path) -> None:
     with PlaybookStore(tmp_path / "memory.db") as store:
         assert len(store.playbook()) > 10
         assert store.pending() == ()
+
+
+def test_a_reflection_made_with_what_is_forgotten_is_made_again(offline: OfflineLM, tmp_path: Path) -> None:
+    """A bullet that is forgotten in the middle of a step does not come back in the lesson of another source."""
+
+    class Quotes(Notebook):
+        def __call__(self, playbook: Playbook, trajectory: Any) -> Reflection:
+            super().__call__(playbook, trajectory)
+            return Reflection([f"Besides {[bullet.content for bullet in playbook]}: look twice."])
+
+    with PlaybookStore(tmp_path / "memory.db") as store:
+        store.append(Delta((Add("S", "Jane lives in Oslo.", None, ("jane",)),)))
+
+        def curate(playbook: Playbook, reflections: Any) -> Any:
+            if len(playbook):
+                store.forget(sources={"jane"})
+            return adds(playbook, reflections)
+
+        with noted(Quotes(), store=store, curate=curate) as program:
+            program.tell(program(message="Hello"), 0, source="joe")
+            assert program.learn() is not None
+            assert [bullet.content for bullet in program.playbook] == ["Besides []: look twice."]
+
+
+def test_what_was_forgotten_after_a_failed_step_is_shown_to_no_role(offline: OfflineLM, tmp_path: Path) -> None:
+    """A record that this process had claimed, and that was forgotten since, is not reflected on."""
+    notebook = Notebook()
+    notebook.broken = LMServerError(message="503")
+    with PlaybookStore(tmp_path / "memory.db") as store, noted(notebook, store=store) as program:
+        for source in ("jane", "joe"):
+            program.tell(program(message=f"of {source}"), 0, source=source)
+        with pytest.raises(RunError):
+            program.learn()
+        store.forget(sources={"jane"})
+        notebook.broken = None
+        assert program.learn() is not None
+    assert [seen.source for seen in notebook.seen] == ["joe"]
+
+
+def test_a_claim_that_has_ended_is_not_released(offline: OfflineLM, tmp_path: Path, monkeypatch: Any) -> None:
+    """A learner that closes late leaves alone what another process has claimed since."""
+    monkeypatch.setattr(inbox, "CLAIM", 0.1)
+    broken = Notebook()
+    broken.broken = LMServerError(message="503")
+    with PlaybookStore(tmp_path / "memory.db") as store, PlaybookStore(tmp_path / "memory.db") as other:
+        with noted(broken, store=store) as first:
+            first.tell(first(message="Hello"), 0)
+            with pytest.raises(RunError):
+                first.learn()
+            until(other.claim)
+        assert other.claim() == ()
+
+
+def test_a_record_keeps_the_scale_of_its_score(offline: OfflineLM, tmp_path: Path) -> None:
+    """What is learned from in another process has the perfect score of the process that was told."""
+    notebook = Notebook()
+    with PlaybookStore(tmp_path / "memory.db") as store:
+        with noted(Notebook(), store=store, perfect_score=10.0) as first:
+            first.tell(first(message="Hello"), 7)
+        with noted(notebook, store=store, perfect_score=10.0) as second:
+            second.learn()
+    assert [(seen.feedback.score, seen.perfect_score) for seen in notebook.seen] == [(7.0, 10.0)]

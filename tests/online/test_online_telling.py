@@ -233,8 +233,9 @@ def test_what_is_expected_decides_where_no_metric_does(offline: OfflineLM) -> No
         program.tell(right[1], "Well done.", expected={"desk": right[1].desk})
         program.tell(right[2], expected={"desk": "nowhere"})
         last = program(message="last")
-        with pytest.raises(SettingsError, match="expected holds what the program answered"):
-            program.tell(last, False, expected={"desk": last.desk})
+        for failed in (False, 0, dspy.Prediction(score=0.0, feedback="No.")):
+            with pytest.raises(SettingsError, match="expected holds what the program answered"):
+                program.tell(last, failed, expected={"desk": last.desk})
         with pytest.raises(SettingsError, match="the program returned reasoning, desk"):
             program.tell(last, expected={"team": "Maple"})
         program.tell(last, "It should say why.", expected={"team": "Maple"})
@@ -260,7 +261,13 @@ def test_one_object_that_is_returned_twice_is_two_calls(offline: OfflineLM) -> N
 
     notebook = Notebook()
     with noted(notebook, program=Keeps()) as program:
-        one, two = program(message="ONE"), program(message="TWO")
+        one = program(message="ONE")
+        used = one.get_lm_usage()
+        two = program(message="TWO")
+        assert used
+        assert (one.get_lm_usage(), two.get_lm_usage()) == (used, {})  # the second call asked no LM
+        desk, two.desk = one.desk, "another"
+        assert one.desk == desk
         program.tell(one, "about ONE")
         program.tell(two, "about TWO")
         program.learn()

@@ -185,3 +185,19 @@ def test_a_log_makes_a_program_better(offline: OfflineLM) -> None:
     asked = {word: program(ticket=f"A {word} matter").team for word in rules}
     assert asked != rules
     assert {word: better(ticket=f"A {word} matter").team for word in rules} == rules
+
+
+def test_an_empty_cell_is_no_feedback_and_no_label(offline: OfflineLM) -> None:
+    """In a CSV file each row has all columns: an empty score, comment or label says nothing."""
+    rows = [
+        {"message": "a", "desk": "Maple", "score": "1", "words": "", "right": ""},
+        {"message": "b", "desk": "Maple", "score": "", "words": " ", "right": ""},
+        {"message": "c", "desk": "Maple", "score": "", "words": "", "right": "Maple"},
+    ]
+    notebook = Notebook()
+    with noted(notebook, program=dspy.Predict(Route), batch_size=4) as program:
+        said: Any = {"score": "score", "feedback": "words"}
+        names = program.tell_rows(rows, inputs="message", outputs="desk", feedback=said, expected={"desk": "right"})
+        assert names == ["tell-1", None, "tell-2"]
+        program.learn()
+    assert [(seen.success, seen.expected) for seen in notebook.seen] == [(True, {}), (True, {"desk": "Maple"})]

@@ -167,6 +167,6 @@ def test_numpy_and_scikit_learn_are_imported_on_first_use_only() -> None:
     """Importing the package imports neither, unless DSPy does."""
     code = (
         "import sys, dspy; before = set(sys.modules); import dspy_ace, dspy_ace.similarity\n"
-        "print({'numpy', 'sklearn', 'scipy'} & (set(sys.modules) - before))"
+        "print({'numpy', 'sklearn', 'scipy', 'jinja2'} & (set(sys.modules) - before))"
     )
     assert run(code, "0") == "set()"

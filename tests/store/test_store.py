@@ -239,7 +239,6 @@ def test_threads_share_one_store(url: Any) -> None:
 def test_a_forked_child_uses_the_store_it_inherited(url: Any) -> None:
     """Parent and child go on, each with a connection of its own."""
     code = f"""
-import contextlib
 import os
 from dspy_ace import PlaybookStore
 from dspy_ace.playbook import Add, Delta
@@ -327,7 +326,6 @@ print(by.count("a child"), by.count("a thread") - sum(told))
 def test_a_relative_path_is_that_of_the_opening(tmp_path: Path) -> None:
     """Neither a change of the working directory nor a fork after it leads to another file."""
     code = """
-import contextlib
 import os
 from dspy_ace import PlaybookStore
 store = PlaybookStore("memory.db")
@@ -703,3 +701,39 @@ def test_a_rollback_event_needs_a_version_before_it() -> None:
     assert len(replay(Playbook(), [add("x"), Rollback(0), Rollback(1)])) == 1
     with pytest.raises(Exception, match="event 1 does not fit"):
         replay(Playbook(), [Rollback(1)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_threads_that_fork_at_once_leave_the_store_to_each_other(tmp_path: Path) -> None:
+    """Two forks at the same moment: each gives back its own locks, and everybody can write afterwards."""
+    code = """
+import os, sys, threading
+from dspy_ace import PlaybookStore
+store = PlaybookStore(sys.argv[1])
+sys.setswitchinterval(1e-6)
+def fork():
+    for _ in range(200):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+threads = [threading.Thread(target=fork, daemon=True) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(30)
+assert not any(thread.is_alive() for thread in threads)
+print(store.tell({"by": "the parent"}))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "memory.db")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_a_kind_is_taken_as_it_is_written(url: Any) -> None:
+    """No sign in a kind stands for others, and capitals count."""
+    with PlaybookStore(url) as store:
+        for kind in ("a_b", "aXb", "A_B", "%", "zählen"):
+            store.tell({"format": kind})
+        for kind in ("a_b", "%", "zählen"):
+            assert [told.record["format"] for told in store.pending(kind=kind)] == [kind]

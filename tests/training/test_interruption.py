@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
 ]
 FILES = ("journal.jsonl", "playbook.json", "program.json")
-TRIALS = int(os.environ.get("DSPY_ACE_TRIALS", "12"))  # runs that are killed; 200 in the figure of the README
+TRIALS = int(os.environ.get("DSPY_ACE_TRIALS", "12"))  # runs that are killed
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 
 

@@ -17,6 +17,8 @@ from dspy_ace import OnlineACE, Playbook, Record, Results, Usage
 from dspy_ace.errors import JournalError, SettingsError
 from dspy_ace.playbook import Add, Delete, Delta, Merge, Tag, Update
 from dspy_ace.testing import OfflineLM
+from dspy_ace.training import facts_of
+from dspy_ace.training.page import _charts, _failures, _notes
 from dspy_ace.training.state import FailedRollout, Rollout, State, Validation
 from runs import compiled
 
@@ -244,3 +246,23 @@ def test_a_large_run_opens_in_a_second(page: Page, tmp_path: Path) -> None:
     assert page.run("document.querySelectorAll('.card').length") == 500
     assert page.run("document.querySelectorAll('#history details').length") == 201
     assert page.run("document.querySelectorAll('#difference .added').length") > 500
+
+
+def test_the_figures_are_those_of_the_results() -> None:
+    """Score after, and dollars over all records: the last point stands where all is spent."""
+    found = results(steps(2, 1), dollars=0.5)
+    facts = dict(facts_of(found))
+    assert (facts["score before"][:5], facts["score after"][:5]) == ("0.250", "0.750")
+    dollars = next(chart for chart in _charts(found, found.records) if chart.money)
+    assert [at for line in dollars.lines[:1] for at, _ in line.points] == pytest.approx([0.25, 0.5])
+
+
+def test_what_stayed_a_failure_is_said_and_the_most_frequent_kind_is_first() -> None:
+    """A reader sees what the retries could not solve, and where to look first."""
+    failed = [FailedRollout(Rollout(str(n)), "program", "ValueError: x") for n in range(2)]
+    record = Record(
+        1, 1, (0, 1), (0.0, 0.0), tuple(failed),
+        ({"examples": ["0"], "insights": 1, "verified": False}, {"examples": ["1"], "error": "unreadable"}),
+    )  # fmt: skip
+    assert "Example 0 stayed a failure: its retries failed." in list(_notes(record))
+    assert [row[0] for row in _failures([record])[1:]] == ["rollout: program", "reflection"]

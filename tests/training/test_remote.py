@@ -7,10 +7,12 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ import pytest
 
 from dspy_ace import ACE
 from dspy_ace.errors import RunError, SettingsError
+from dspy_ace.lm import LimitReachedError, Limits, Meter
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from dspy_ace.training import remote
-from runs import billed, client, compiled
+from runs import TRAIN, billed, client, compiled
 from tasks import Route, desk_metric
 
 TRIALS = int(os.environ.get("DSPY_ACE_TRIALS", "8"))
@@ -37,8 +40,10 @@ def pool() -> Iterator[Executor]:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Executor]:
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
-        yield executor
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OPENAI_API_KEY", "none")  # workers take their keys from it
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+            yield executor
 
 
 class Program(dspy.Module):
@@ -53,6 +58,23 @@ class Program(dspy.Module):
         if self.before is not None:
             self.before()
         return self.route(**inputs)
+
+
+class Own(dspy.BaseLM):  # type: ignore[misc]  # dspy is untyped
+    """An LM that keeps its key in an attribute."""
+
+    api_key = None
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.api_key = "sk-hidden"
+
+
+class Unopened:
+    """A value that can be packed, and not opened again."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
 
 
 class Sometimes(ThreadPoolExecutor):
@@ -162,20 +184,9 @@ def test_a_worker_that_dies_costs_one_more_try(tmp_path: Path, caplog: pytest.Lo
     assert "Made again so far: 2" in caplog.text
 
 
-def test_a_rollout_that_kills_every_worker_is_a_failure_after_two_tries(pool: Executor, tmp_path: Path) -> None:
+def test_a_rollout_that_kills_every_worker_is_a_failure_after_two_tries(tmp_path: Path) -> None:
     """The run goes on; what is known of the rollout is on record."""
-    dying = {"message 3"}
-
-    class Deadly(ThreadPoolExecutor):
-        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-            future = super().submit(function, *args, **kwargs)
-            if function is remote.roll_out and len(dying) < 4:
-                dying.add(str(len(dying)))
-                future = Future()
-                future.set_exception(OSError("the worker was killed"))
-            return future
-
-    with Deadly(1) as executor:
+    with Sometimes(lambda number: number <= 2) as executor:
         program = compiled(OfflineLM(), executor=executor, num_threads=1, log_dir=tmp_path)
     failures = [failure for record in program.detailed_results.records for failure in record.failures]
     assert [failure.message for failure in failures if "workers died" in failure.message] == [
@@ -229,10 +240,13 @@ def test_keys_stay_here() -> None:
     rebuilt = remote._opened(packed).settings["lm"]
     assert (rebuilt.model, rebuilt.kwargs["max_tokens"]) == ("openai/x", 77)
     assert lm.kwargs["api_key"] == "sk-hidden"
+    student.set_lm(Own("own/x"))
+    assert b"hidden" not in remote.Work(student, None, {}, {}).packed()
 
 
-def test_a_result_that_cannot_be_sent_back_is_a_failed_rollout(pool: Executor) -> None:
-    """The run goes on, and the record says why."""
+@pytest.mark.parametrize("kind", [threading.Lock, Unopened])
+def test_a_result_that_cannot_be_sent_back_is_a_failed_rollout(pool: Executor, kind: Any) -> None:
+    """The run goes on, the record says why, and its calls are counted."""
 
     class Locked(dspy.Module):
         def __init__(self) -> None:
@@ -240,11 +254,70 @@ def test_a_result_that_cannot_be_sent_back_is_a_failed_rollout(pool: Executor) -
             self.route = dspy.Predict(Route)
 
         def forward(self, **inputs: Any) -> Any:
-            return dspy.Prediction(**self.route(**inputs), lock=threading.Lock())
+            return dspy.Prediction(**self.route(**inputs), thing=kind())
 
     program = compiled(OfflineLM(), student=Locked(), executor=pool)
     messages = {failure.message for record in program.detailed_results.records for failure in record.failures}
     assert any("cannot be sent from the worker" in message for message in messages)
+    assert program.detailed_results.usage["task"].calls > 0
+
+
+def test_a_program_that_a_worker_cannot_open_is_refused(pool: Executor) -> None:
+    """It is no dead worker: nothing is tried again, and no role is asked."""
+    lm, student = OfflineLM(), Program()
+    student.before = Unopened()  # type: ignore[assignment]
+    with pytest.raises(SettingsError, match="A worker of executor= cannot open the program: ValueError"):
+        compiled(lm, student=student, executor=pool)
+    assert lm.calls == 0
+
+
+def test_dollars_and_seconds_hold_on_the_workers(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker refuses the call that the run could not pay for, or that comes too late; the limit is the user's."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with serve() as server:
+        paid = client(server, "openai/gpt-4o-mini", max_tokens=100)
+        stopped = compiled(paid, executor=pool, max_cost=6e-5, valset=[]).detailed_results.stopped
+        assert (server.calls, stopped) == (0, "max_cost=6e-05 is reached")
+        compiled(client(server), student=Program(partial(time.sleep, 0.6)), executor=pool, max_seconds=0.3)
+        assert server.calls == 0
+
+
+def cannot_close(example: dspy.Example) -> Any:
+    """An environment that opens, and fails when it is closed."""
+
+    @contextmanager
+    def environment() -> Iterator[None]:
+        yield
+        raise OSError("the disk is gone")
+
+    return environment()
+
+
+@pytest.mark.slow
+def test_warnings_of_workers_are_logged_once_and_usage_reaches_the_users_tracker(
+    processes: Executor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with threads: each warning, and every paid call."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with serve() as server, dspy.track_usage() as tracker:
+        program = compiled(client(server), executor=processes, setup=cannot_close, valset=[])
+        assert sum(map(len, tracker.usage_data.values())) == server.calls
+    assert caplog.text.count("could not close") == program.detailed_results.rollouts
+
+
+def test_a_stopped_run_leaves_no_rollout_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in the executor's queue is cancelled, and makes no call; what has begun ends."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with serve() as server, ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(3) as callers:
+        limits = Limits()
+        there = remote.Remote(executor, limits, Meter(), 4)
+        work = remote.Work(Program(partial(time.sleep, 1.5)), None, {}, {"lm": client(server)}).packed()
+        waiting = [callers.submit(there.one, work, TRAIN[0], "0", 0.0) for _ in range(3)]
+        time.sleep(0.5)
+        limits.stop("interrupted by the user")
+        assert all(isinstance(future.exception(), LimitReachedError) for future in waiting)
+        executor.shutdown()
+        assert server.calls == 1
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
@@ -270,6 +343,6 @@ def test_rollouts_are_counted_exactly(pool: Executor) -> None:
     lm = OfflineLM()
     with dspy.context(lm=lm):
         program = ACE(desk_metric, max_metric_calls=7, num_threads=4, executor=pool).compile(
-            dspy.ChainOfThought(Route), compiled.__globals__["TRAIN"]
+            dspy.ChainOfThought(Route), TRAIN
         )
     assert program.detailed_results.rollouts == 7
