@@ -290,7 +290,7 @@ def test_a_metric_that_raises_for_one_example_costs_that_example_alone(position:
 
 
 WAITING = """
-import sys, threading, dspy
+import os, sys, threading, dspy
 from dspy_ace import ACE
 from scripted import rate_limited, scripted
 
@@ -300,7 +300,7 @@ class Waits(dspy.Module):
         self.ask = dspy.Predict("message -> desk")
 
     def forward(self, message):
-        print("begun", flush=True)
+        os.write(1, b"begun\\n")  # in one piece: threads write at the same time
         if sys.argv[1] == "hangs":
             threading.Event().wait()
         return self.ask(message=message)
@@ -323,12 +323,12 @@ def test_ctrl_c_ends_every_wait(way: str, presses: int) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAITING, way], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
-        for _ in range(presses):
-            time.sleep(0.7)
-            process.send_signal(signal.SIGINT)
         try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            for _ in range(presses):
+                time.sleep(0.7)
+                process.send_signal(signal.SIGINT)
             said, errors = process.communicate(timeout=20)
         finally:
             process.kill()
