@@ -129,7 +129,8 @@ class Rollouts:
                 logger.warning(said, source, words_of(error), exc_info=error)
 
     def ask_by_predictor(self, trajectory: Trajectory) -> Trajectory:
-        """Ask the metric about each predictor that ran, as GEPA does; for trajectories that are reflected on.
+        """Ask the metric about each predictor that ran, as GEPA does; for trajectories that are reflected on
+        alone.
 
         A metric of five arguments is told the predictor's name and its last call. Its words go into
         `predictor_feedback`, unless they say what it said of the whole. Of a program of one predictor, of a rollout

@@ -79,7 +79,8 @@ class Reflect(Protocol):
 
     A role may also have a method `on_successes(playbook, trajectories) -> Sequence[Reflection]`. Then it is asked about
     the successes of a batch together, after the failures' rollouts; each reflection names in `trajectory` and `others`
-    the successes that it rests on. A role without it is asked about each success alone.
+    the successes that it rests on. Their `tags` are not counted: a success votes for the bullets it cites. A role
+    without it is asked about each success alone.
 
     It must not change its arguments. It may raise: the failure is recorded and the example is skipped.
     """

@@ -12,7 +12,7 @@ import dspy
 from annotated_types import Ge
 
 from ..errors import checked
-from ..lm import Broken, UnreadableError, ask, is_nothing, read_list, read_mapping, restored
+from ..lm import Broken, LimitReachedError, UnreadableError, ask, is_nothing, read_list, read_mapping, restored
 from ..playbook import Playbook, text
 from ..program import (
     Insight,
@@ -181,7 +181,14 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
 
             fields["attempts"] = "\n\n".join(attempts)
             limit = self.max_prompt_tokens
-            found += ask(self.predict_together, fields, ("key_insights",), read, self.lm, max_tokens=limit)
+            try:
+                found += ask(self.predict_together, fields, ("key_insights",), read, self.lm, max_tokens=limit)
+            except LimitReachedError as error:
+                if not found:
+                    raise
+                lost = len(part) + len(left)
+                logger.warning("%d of %d successes were not reflected on: %s", lost, len(trajectories), error)
+                break
         return found
 
 

@@ -73,10 +73,12 @@ def check_reflect(reflect: Reflect) -> None:
     if together is not None:
         first = trajectories()[0]
         successes = (first, replace(first, source="3"))
+        before = repr(successes)
         for reflection in _same_in_threads(together, PLAYBOOK, successes):
             _expect(isinstance(reflection, Reflection), "Reflections", reflection)
             named = {trajectory.source for trajectory in reflection.trajectories}
             _expect(bool(named) and named <= {"0", "3"}, "reflections that name successes they rest on", named)
+        _expect(repr(successes) == before, "the successes unchanged", successes)
 
 
 def check_curate(curate: Curate) -> None:

@@ -4,8 +4,8 @@
 2. Anything else is a **tie**. The learned playbook costs its tokens in every call, so it has to earn them. It is
    returned if both hold, else the seed is:
 
-   * it repairs at least a quarter of the failures it was learned from. A failure is repaired if a retry, a later epoch,
-     or a rollout of it with the learned playbook gets it right; of a graded metric, at least half of what was missing.
+   * it repairs at least a quarter of the failures it was learned from. A failure is repaired if a retry gets it right,
+     or if a later epoch or a rollout with the learned playbook wins back at least half of what was missing.
      Without a metric there are no failures, and nothing is asked of it here;
    * other examples do not speak against it: the pooled difference is not below 0. Where a gain had room to show (the
      evidence holds ten or more that the seed gets wrong), one of the two comparisons, or both pooled, is above 0 by a
@@ -78,11 +78,10 @@ def repairs(records: Sequence[Record], scale: Scale) -> Repairs:
         for example, score, kind in zip(map(str, record.batch), record.scores, record.kinds, strict=True):
             if kind in NO_EVIDENCE:
                 continue
-            if score < scale.perfect:
-                outcome[example], first[example] = True if example in confirmed else None, score
+            if score < scale.perfect or example in outcome:
+                enough = (first.setdefault(example, score) + scale.perfect) / 2
+                outcome[example] = True if example in confirmed or score >= enough else None
                 tried.discard(example)
-            elif example in outcome:
-                outcome[example] = True
         for position, again in record.again:
             example = str(position)
             tried.add(example)

@@ -126,9 +126,14 @@ class Engine:
         self, playbook: Playbook, trajectories: Sequence[Trajectory], works: bool
     ) -> tuple[Reflection, ...]:
         """Ask the Reflector about successes together. See `reflect`."""
-        with self.meter.measure("reflector"), dspy.context(lm=self._role_lm), working(works):
-            found = self.reflector.on_successes(playbook, trajectories)  # type: ignore[union-attr]  # see `together`
-        reflections = tuple(found)
+        found: tuple[Any, ...] | None = None
+        try:
+            with self._asking_role("reflector", works):
+                found = tuple(self.reflector.on_successes(playbook, trajectories))  # type: ignore[union-attr]
+        except LimitReachedError:
+            if found is None:  # else the reflector made do with the calls before: they are paid for
+                raise
+        reflections = found or ()
         for each in reflections:
             if not isinstance(each, Reflection):
                 raise TypeError(f"expected Reflections (see dspy_ace.roles); got {each!r:.200}")

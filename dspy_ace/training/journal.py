@@ -98,8 +98,10 @@ class Journal:
     def read(cls, log_dir: str | Path) -> Journal:
         """Read the run in a folder, finished or not, without holding it. Raises JournalError if there is none."""
         journal = cls(Path(log_dir).absolute())
-        if "seed" not in journal.about():
-            raise JournalError(f"{log_dir} is no run of dspy_ace (no run.json), or one of an earlier version.")
+        about = journal.about()
+        if not about:
+            raise JournalError(f"{log_dir} is no run of dspy_ace: it has no run.json.")
+        _check_format(journal.path.parent, about)
         journal.records = journal._read(cut=False)
         return journal
 
@@ -259,15 +261,7 @@ def _check_ours(folder: Path) -> None:
 
 def _check_same(folder: Path, data: Mapping[str, Any], run: Mapping[str, Any], free: Collection[str]) -> None:
     """Raise JournalError unless `data`, what `run.json` holds, is this very run."""
-    if data.get("format") != FORMAT:
-        raise JournalError(f"{folder / 'run.json'} is not a run of dspy_ace. Give another log_dir.")
-    if data.get("version") != VERSION:
-        raise JournalError(
-            f"The run in {folder} is of version {data.get('version')!r}; this dspy_ace continues version {VERSION}. "
-            "Give another log_dir."
-        )
-    if not all(isinstance(data.get(part), dict) for part in ("settings", "fingerprint")):
-        raise JournalError(f"{folder / 'run.json'} is damaged: it names no settings. Give another log_dir.")
+    _check_format(folder, data)
     before, now = map(_texts, (data, run))
     for name in [*now, *(name for name in before if name not in now)]:
         texts = [before.get(name, "nothing"), now.get(name, "nothing")]
@@ -281,6 +275,19 @@ def _check_same(folder: Path, data: Mapping[str, Any], run: Mapping[str, Any], f
             f"The run in {folder} was made with {name}={old}; now {name}={new}. To continue it, use the same; to start "
             "anew, give another log_dir."
         )
+
+
+def _check_format(folder: Path, data: Mapping[str, Any]) -> None:
+    """Raise JournalError unless `data`, what `run.json` holds, is a run that this version reads."""
+    if data.get("format") != FORMAT:
+        raise JournalError(f"{folder / 'run.json'} is not a run of dspy_ace. Give another log_dir.")
+    if data.get("version") != VERSION:
+        raise JournalError(
+            f"The run in {folder} is of version {data.get('version')!r}; this dspy_ace reads version {VERSION}. "
+            "Give another log_dir."
+        )
+    if not all(isinstance(data.get(part), dict) for part in ("settings", "fingerprint")):
+        raise JournalError(f"{folder / 'run.json'} is damaged: it names no settings. Give another log_dir.")
 
 
 def _texts(run: Mapping[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import JournalError, SettingsError
 from ..lm import Usage
 from ..output import printable
 from ..pages import Grid, fragment
@@ -98,18 +98,22 @@ class Results:
             JournalError: the folder holds no run, a damaged one, or one of another version.
         """
         journal = Journal.read(log_dir)
-        about = journal.about()
-        scale = Scale(about["settings"]["failure_score"], about["settings"]["perfect_score"])
-        state = journal.replay(State.of(Playbook.from_json(about["seed"]), scale))
-        ended = journal.ended()
-        if ended.get("records") != len(state.records):  # it went on since, or never ended
-            ended = {
-                "stopped": "not finished",
-                "usage": {role: asdict(used) for role, used in recorded(state.records).items()},
-                "rollouts": sum(record.rollouts for record in state.records),
-            }
-        usage = {role: Usage(**used) for role, used in ended["usage"].items()}
-        return cls.of(state, stopped=ended["stopped"], usage=usage, rollouts=ended["rollouts"], about=about)
+        about, ended = journal.about(), journal.ended()
+        try:
+            scale = Scale(float(about["settings"]["failure_score"]), float(about["settings"]["perfect_score"]))
+            state = journal.replay(State.of(Playbook.from_json(about["seed"]), scale))
+            if ended.get("records") != len(state.records):  # it went on since, or never ended
+                ended = {
+                    "stopped": "not finished",
+                    "usage": {role: asdict(used) for role, used in recorded(state.records).items()},
+                    "rollouts": sum(record.rollouts for record in state.records),
+                }
+            usage = {role: Usage(**used) for role, used in ended["usage"].items()}
+            return cls.of(state, stopped=ended["stopped"], usage=usage, rollouts=ended["rollouts"], about=about)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise JournalError(
+                f"{log_dir}: run.json or results.json is damaged: {type(error).__name__}: {error}. Give another folder."
+            ) from error
 
     def keep(self, journal: Journal) -> None:
         """Write into the run's folder how it ended, and its page."""

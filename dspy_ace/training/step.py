@@ -266,7 +266,7 @@ def reflect_together(engine: Engine, state: State, successes: tuple[Trajectory, 
     except LimitReachedError:
         return None
     except Exception as error:  # noqa: BLE001 - a role may be any callable; its failure is recorded, not lost
-        return Together(successes, error=f"{type(error).__name__}: {error}")
+        return Together(successes, error=words_of(error))
 
 
 def reflect_in_rounds(
@@ -294,7 +294,7 @@ def reflect_in_rounds(
         return made
     first, playbook = replace(made.trajectory, shared=shared), state.playbook
     latest, verified, scores = first, None, [first.feedback.score]
-    for number in range(1, max(1, engine.settings.max_reflection_rounds) + 1):
+    for number in range(1, max(1, retries) + 1):
         try:
             reflection = engine.reflect(playbook, latest, state.reflector_works)
         except (RunError, LimitReachedError) as error:
@@ -305,7 +305,7 @@ def reflect_in_rounds(
             made = replace(made, error=words_of(error)) if made.reflection is None else made
             break
         made = replace(made, reflection=reflection)
-        if first.success or number > retries or not reflection.insights:
+        if first.success or not retries or not reflection.insights:
             break
         try:
             program = with_reflection(engine.student, playbook, reflection.insights)

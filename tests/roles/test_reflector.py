@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 
 from dspy_ace import Playbook, Reflector
 from dspy_ace.errors import RoleError, SettingsError
+from dspy_ace.lm import LimitReachedError
 from dspy_ace.playbook import count_tokens
 from dspy_ace.program import Call, Failure, Feedback, shared_pieces
 from dspy_ace.roles import Insight, Reflection
 from dspy_ace.roles.reflector import ReflectOnSuccesses, ReflectOnTrajectory
+from dspy_ace.training.engine import Engine
+from dspy_ace.training.settings import LearningSettings
 from scripted import rate_limited, scripted
 from scripted_roles import (
     PLAYBOOK,
@@ -148,6 +151,27 @@ def test_successes_that_outgrow_a_prompt_are_shown_in_parts() -> None:
     assert all(sum(f"Case {n}:" in shown for shown in asked) == 1 for n in range(8))
     assert all(count_tokens(request[-1]["content"]) <= 1200 for request in lm.script.requests)
     assert [r.trajectories[0].source for r in reflections] == [re.findall(r"Case (\d):", shown)[0] for shown in asked]
+
+
+def test_a_limit_between_two_parts_of_the_successes_keeps_what_was_paid_for() -> None:
+    """The insights of the first part stand; with nothing paid for, the limit is told."""
+    many = [
+        trajectory(
+            str(n), score=1.0, example=dspy.Example(question=f"Case {n}: {'word ' * 200}").with_inputs("question")
+        )
+        for n in range(8)
+    ]
+    lm = scripted(chat(key_insights=[{"insight": "Carry.", "attempts": [1]}]))
+    options = LearningSettings.of(
+        reflection_lm=lm, reflect=Reflector(max_prompt_tokens=1000), max_lm_calls=1, num_threads=1
+    )
+    engine = Engine(options, dspy.Predict("question -> answer"))
+    with engine.scope():
+        kept = engine.reflect_on_successes(PLAYBOOK, many, works=True)
+        assert [insight.content for reflection in kept for insight in reflection.insights] == ["Carry."]
+        with pytest.raises(LimitReachedError):
+            engine.reflect_on_successes(PLAYBOOK, many, works=True)
+    assert len(lm.script.requests) == 1
 
 
 def test_no_insight_from_successes_is_a_good_answer() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
 import pytest
 
 from dspy_ace import Playbook
-from dspy_ace.playbook import Add, Delta
+from dspy_ace.playbook import Add, Delta, Tag
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
-from dspy_ace.training.choice import by_evidence, repairs, settled
+from dspy_ace.training.choice import batch_evidence, by_evidence, repairs, settled
 from dspy_ace.training.state import FailedRollout, Record, Rollout, State, Validation
+from dspy_ace.training.validation import _side_by_side
 from dspy_ace.training.verdict import UNIT, paired, unpaired, verdict
 from runs import compiled
 from tasks import desk_metric, messages
@@ -72,6 +74,7 @@ def test_a_failure_is_repaired_by_a_retry_a_later_epoch_or_another_rollout() -> 
     second = step(2, 0.0, 1.0, epoch=2, batch=(1, 3))
     found = repairs([first, again, second], UNIT)
     assert (found.repaired, found.untried) == (("2", "3"), ("1",))
+    assert repairs([step(1, 0.2), step(2, 0.9, epoch=2, batch=(0,))], UNIT).repaired == ("0",)
     lost = FailedRollout(Rollout("0"), "provider", "429")
     assert repairs([step(1, 0.0, failures=(lost,))], UNIT).failures == 0
 
@@ -136,6 +139,24 @@ def test_parts_of_a_validation_are_one() -> None:
     assert found.verdict.validation is not None
     assert found.verdict.validation.examples_before == 10
     assert (found.seed_score, found.best_score) == (0.1, 1.0)
+
+
+def test_a_validation_does_not_go_on_behind_a_step_that_only_voted() -> None:
+    """Its rows would be paired with others."""
+    seed = [0.0, 1.0] * 4
+    made = state(step(1, 0.0, 0.0), side_by_side(seed, seed))
+    votes = Delta((Tag(made.playbook.bullets[0].id, 1, 0, "0"),))
+    limits = SimpleNamespace(rollouts_left=lambda: None)
+    run: Any = SimpleNamespace(valset=[None] * 32, engine=SimpleNamespace(limits=limits))
+    pool: Any = None
+    assert _side_by_side(run, made.after(Record(2, 2, (0, 1), (1.0, 1.0), delta=votes)), pool) is None
+
+
+def test_what_the_provider_failed_is_no_evidence_of_a_batch() -> None:
+    """Neither before nor after something was learned."""
+    lost = FailedRollout(Rollout("0"), "provider", "429")
+    records = [step(number, 0.0, 1.0, failures=(lost,)) for number in (1, 2)]
+    assert batch_evidence(records) == ([1.0], [1.0])
 
 
 # --- runs

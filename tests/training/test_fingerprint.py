@@ -420,3 +420,16 @@ def test_a_row_is_told_by_its_number_and_field() -> None:
     assert shown["trainset"] == "3 rows"
     assert shown["trainset[2].question"] == "'q2'"
     assert shown["trainset[2].answer"] == "{'b': 2}"
+
+
+def test_an_attribute_named_for_a_secret_is_not_shown() -> None:
+    """Whatever its value looks like."""
+
+    class Judge:
+        def __init__(self) -> None:
+            self.password = "plain words"
+
+        def __call__(self, example: Any, prediction: Any) -> bool:
+            return True
+
+    assert described({}, metric=Judge())[0]["metric.password"].startswith("[redacted] #")

@@ -6,8 +6,9 @@ import html
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dspy
 import pytest
@@ -133,6 +134,29 @@ def test_a_run_that_has_not_ended_has_a_page(tmp_path: Path) -> None:
     assert found.usage["task"].calls > 0
     assert "not finished" in text_of(found.save_report(tmp_path / "page.html"))
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == lines[0] + lines[1][:20]  # another process may write
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil"),
+    [
+        ("run.json", lambda about: about.pop("settings")),
+        ("run.json", lambda about: about["settings"].pop("failure_score")),
+        ("run.json", lambda about: about["settings"].update(failure_score="a")),
+        ("run.json", lambda about: about.update(version=2)),
+        ("run.json", lambda about: about.update(format="other")),
+        ("run.json", lambda about: about.update(seed=[])),
+        ("results.json", lambda ended: ended.pop("usage")),
+        ("results.json", lambda ended: ended["usage"]["task"].update(unknown=1)),
+    ],
+)
+def test_a_damaged_folder_is_told_as_one(tmp_path: Path, file: str, spoil: Callable[[Any], Any]) -> None:
+    """Whatever is missing or of another kind: one sentence, no raw error, and nothing that is read half."""
+    compiled(OfflineLM(), log_dir=tmp_path, max_metric_calls=12)
+    found = json.loads((tmp_path / file).read_text(encoding="utf-8"))
+    spoil(found)
+    (tmp_path / file).write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(JournalError):
+        Results.load(tmp_path)
 
 
 def test_a_run_that_went_on_after_its_end_has_not_ended(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dspy_ace.program import Trajectory
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training import Record, schedule
+from dspy_ace.training.state import unsolved
 
 
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 70), st.integers())
@@ -110,3 +111,10 @@ def test_a_run_that_is_continued_in_any_epoch_keeps_the_order(tmp_path: Path) ->
         (folder / "journal.jsonl").write_bytes(b"".join(lines[:kept]))
         run(folder)
         assert (folder / "journal.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_a_right_first_attempt_takes_an_example_off_the_list() -> None:
+    """It needs no retry to be solved."""
+    failed = Record(1, 1, (0,), (0.0,), reflections=({"examples": ["0"], "insights": 1, "verified": False},))
+    assert unsolved([failed], 1.0) == {0}
+    assert unsolved([failed, Record(2, 2, (0,), (1.0,))], 1.0) == frozenset()

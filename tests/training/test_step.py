@@ -16,7 +16,10 @@ from dspy_ace.errors import RunError
 from dspy_ace.playbook import Add, Delete, Delta, Tag, Update, apply
 from dspy_ace.program import Failure, Feedback, Trajectory
 from dspy_ace.roles import Reflection
-from dspy_ace.training import Step
+from dspy_ace.training import State, Step
+from dspy_ace.training.engine import Engine
+from dspy_ace.training.settings import LearningSettings
+from dspy_ace.training.step import Attempt, reflect_in_rounds
 
 START = Playbook.from_text("## S\n[s-00001] helpful=1 harmful=0 :: First.\n[s-00002] Second.")
 
@@ -275,7 +278,7 @@ def test_an_empty_batch_changes_nothing() -> None:
 class Grouping:
     """A reflector that takes successes together, and keeps what it was asked about."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.alone: list[str] = []
         self.groups: list[list[str]] = []
         self.error = error
@@ -321,6 +324,44 @@ def test_a_failed_reflection_on_successes_loses_itself_alone() -> None:
     assert contents(step) == ["Lesson of b."]
     assert step.together is not None
     assert step.together.error == "RuntimeError: no reply"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("Authorization: Bearer sk-abcdefghij1234567890"), "ValueError: Authorization: Bearer [redacted]"),
+        (SystemExit(0), "RoleError: SystemExit: 0"),
+    ],
+)
+def test_an_error_about_successes_is_kept_as_that_of_any_role(error: BaseException, words: str) -> None:
+    """Without secrets; exit() is the role's failure."""
+    step = step_of([trajectory("a", 1.0), trajectory("b")], Grouping(error))
+    assert step.together is not None
+    assert step.together.error == words
+
+
+@pytest.mark.parametrize("role", [Grouping(RuntimeError("no reply")), insight])
+def test_a_success_votes_once(role: Any) -> None:
+    """Not by citation if its reflection failed (it may come again), or if it was reflected on alone."""
+    batch = [trajectory("a", 1.0, cited=("s-00002",)), trajectory("b")]
+    assert step_of(batch, role).playbook["s-00002"].helpful == 0
+
+
+def test_the_last_retry_is_followed_by_no_reflection_that_nobody_tries() -> None:
+    """Where a limit leaves one retry of three, one reflection is asked for, and its own retry is told."""
+    asked: list[str] = []
+
+    def reflect(playbook: Playbook, t: Trajectory) -> Reflection:
+        asked.append(t.source)
+        return Reflection((f"Lesson {len(asked)}.",))
+
+    settings = LearningSettings.of(metric=metric, reflect=reflect, curate=keep, max_reflection_rounds=3)
+    with dspy.context(lm=None):
+        engine = Engine(settings, Student())
+        made = reflect_in_rounds(engine, State.of(START), Attempt(trajectory("a")), 1)
+    assert asked == ["a"]
+    assert made.reflection is not None
+    assert len(made.reflection.scores) == 2
 
 
 def test_a_dead_reflector_costs_three_calls() -> None:
