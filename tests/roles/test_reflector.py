@@ -20,8 +20,7 @@ from dspy_ace.playbook import count_tokens
 from dspy_ace.program import Call, Failure, Feedback, shared_pieces
 from dspy_ace.roles import Insight, Reflection
 from dspy_ace.roles.reflector import ReflectOnSuccesses, ReflectOnTrajectory
-from dspy_ace.training.engine import Engine
-from dspy_ace.training.settings import LearningSettings
+from dspy_ace.training import Engine, LearningSettings
 from scripted import rate_limited, scripted
 from scripted_roles import (
     PLAYBOOK,
