@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(dspy, "lm15"):
         for left in ("unclosed.*socket", "unclosed event loop"):
             config.addinivalue_line("filterwarnings", f"ignore:{left}:ResourceWarning")
+        config.addinivalue_line("filterwarnings", "ignore:.*ReadOnly.*:UserWarning")  # of LiteLLM's import, in any call
 
 
 class _Bars(weakref.WeakSet[Any]):

@@ -77,7 +77,11 @@ def marked(seed: int) -> Task:
     """
     task = split_of(seed)
     train = [
-        example.copy(message=f"{example.message} (Passed on to {example.desk}.)") if example.desk in MARKED else example
+        dspy.Example(message=f"{example.message} (Passed on to {example.desk}.)", desk=example.desk).with_inputs(
+            "message"
+        )
+        if example.desk in MARKED
+        else example
         for example in task.train
     ]
     return replace(task, train=train)
@@ -90,7 +94,11 @@ def mislabelled(seed: int, share: float = 0.1) -> Task:
     def spoiled(examples: Sequence[dspy.Example]) -> list[dspy.Example]:
         wrong = set(draw.sample(range(len(examples)), round(share * len(examples))))
         return [
-            example.copy(desk=draw.choice([desk for desk in DESKS if desk != example.desk])) if at in wrong else example
+            dspy.Example(
+                message=example.message, desk=draw.choice([desk for desk in DESKS if desk != example.desk])
+            ).with_inputs("message")
+            if at in wrong
+            else example
             for at, example in enumerate(examples)
         ]
 

@@ -69,8 +69,11 @@ def test_a_limit_may_be_raised_whatever_it_did_to_the_valset(tmp_path: Path) -> 
         ({"validate": "along"}, "validate='end'; now validate='along'"),
         ({"trainset": [*TRAIN[:3], messages(1, 9)[0], *TRAIN[4:]]}, "trainset[3].message='"),
         ({"trainset": TRAIN[:-1]}, "trainset=16 rows; now trainset=15 rows"),
-        ({"valset": [*VAL[:-1], VAL[-1].copy(desk="Attic")]}, "; now valset[5].desk='Attic'"),
-        ({"trainset": [TRAIN[0].copy(note="new"), *TRAIN[1:]]}, "trainset[0].note=nothing; now trainset[0].note='new'"),
+        ({"valset": [*VAL[:-1], VAL[-1].copy(desk="Attic").with_inputs("message")]}, "; now valset[5].desk='Attic'"),
+        (
+            {"trainset": [TRAIN[0].copy(note="new").with_inputs("message"), *TRAIN[1:]]},
+            "trainset[0].note=nothing; now trainset[0].note='new'",
+        ),
         ({"setup": lambda example: None}, "setup=None; now setup=function"),
         ({"reflect": lambda playbook, trajectory: None}, "reflect=Reflector; now reflect=function"),
     ],
