@@ -130,7 +130,8 @@ else:
             return {"response_format"} if self._structured else set()
 
         def forward(self, prompt: str | None = None, messages: Any = None, **kwargs: Any) -> Any:
-            kept = [{"role": m["role"], "content": _text(m["content"])} for m in messages]
+            asked = messages or [{"role": "user", "content": prompt or ""}]
+            kept = [{"role": m["role"], "content": _text(m["content"])} for m in asked]
             reply = self.script.answer(kept, kwargs.get("response_format"))
             usage = {
                 "prompt_tokens": 10,
