@@ -22,18 +22,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import dspy
 from dspy.utils.exceptions import LMTimeoutError, is_retryable_lm_error
 from dspy.utils.usage_tracker import UsageTracker
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from ..output import keep_secret
 from .limits import LimitReachedError, Limits, bound_of
 from .prices import price_of, tier_of
 from .usage import Usage
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 LONGEST_WAIT = 60.0  # seconds between two attempts, where the provider names no time
 POLL = 0.05  # seconds between two tries of a call that waits for others
@@ -317,6 +319,8 @@ def _called(original: Callable[..., Any]) -> Callable[..., Any]:
             for part in _parts(seconds, scopes):
                 time.sleep(part)
 
+        from tenacity import Retrying  # noqa: PLC0415 - its import takes as long as ten calls
+
         return Retrying(sleep=sleep, **_rules(lm, scopes))(attempt)
 
     return call
@@ -342,6 +346,8 @@ def _acalled(original: Callable[..., Any]) -> Callable[..., Any]:
             for part in _parts(seconds, scopes):
                 await asyncio.sleep(part)
 
+        from tenacity import AsyncRetrying  # noqa: PLC0415 - as above
+
         return await AsyncRetrying(sleep=sleep, **_rules(lm, scopes))(attempt)
 
     return call
@@ -364,6 +370,8 @@ def _asks(lm: Any) -> bool:
 
 def _rules(lm: Any, scopes: tuple[Measurement, ...]) -> dict[str, Any]:
     """Return tenacity's settings: the errors and the number of retries are DSPy's, whose own LM alone retries."""
+    from tenacity import retry_if_exception, stop_after_attempt  # noqa: PLC0415 - as above
+
     retries = (getattr(lm, "num_retries", 0) or 0) if isinstance(lm, dspy.LM) else 0
 
     def count(state: RetryCallState) -> None:  # noqa: ARG001 - tenacity's

@@ -187,6 +187,8 @@ class _Record(pydantic.BaseModel):
     Values that JSON cannot hold are kept as text; then no retry can be made from the record (`scored`).
     """
 
+    model_config = pydantic.ConfigDict(defer_build=True)
+
     format: Literal["dspy_ace.told"]
     inputs: dict[str, Any]
     expected: dict[str, Any]

@@ -6,8 +6,10 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import filelock
+if TYPE_CHECKING:
+    import filelock
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -73,6 +75,8 @@ def hold_folder(folder: Path) -> filelock.BaseFileLock | None:
     Raises:
         OSError: the folder cannot be written.
     """
+    import filelock  # noqa: PLC0415 - it takes 8 ms, and few who import this package hold a folder
+
     lock = filelock.FileLock(folder / "lock", timeout=0, thread_local=False)
     try:
         lock.acquire()

@@ -15,9 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import tiktoken
-
 if TYPE_CHECKING:
+    import tiktoken
+
     from .playbook import Bullet
 
 OTHERS = "OTHERS"
@@ -182,6 +182,8 @@ _remembered = lru_cache(maxsize=16384)(_count)
 @lru_cache(maxsize=1)
 def _encoding() -> tiktoken.Encoding:
     """Read the tokens that come with LiteLLM; tiktoken itself would fetch them."""
+    import tiktoken  # noqa: PLC0415 - it takes 3 ms, and only prompts are counted
+
     origin = getattr(importlib.util.find_spec("litellm"), "origin", None) or ""
     name = "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"  # tiktoken's name for the file of cl100k
     lines = (Path(origin).parent / "litellm_core_utils" / "tokenizers" / name).read_bytes().splitlines()

@@ -24,7 +24,6 @@ from ..playbook import Playbook, append_line, hold_folder, whole_lines, write_wh
 from .state import Record, State
 
 logger = logging.getLogger("dspy.ace")
-_SPENT = pydantic.TypeAdapter(Spent)
 
 FORMAT = "dspy_ace.run"
 VERSION = 3
@@ -166,7 +165,7 @@ class Journal:
         if path is None or not path.exists():
             return Spent()
         try:
-            return _SPENT.validate_json(path.read_bytes(), strict=True)
+            return pydantic.TypeAdapter(Spent).validate_json(path.read_bytes(), strict=True)
         except pydantic.ValidationError as error:
             raise JournalError(f"{path} is damaged: {expected(error)} Give another log_dir.") from error
 

@@ -55,7 +55,9 @@ Model = TypeVar("Model", bound="LearningSettings")
 class LearningSettings(pydantic.BaseModel):
     """Settings that learning needs, in a compile and online. `ACE` and `OnlineACE` document them."""
 
-    model_config = pydantic.ConfigDict(frozen=True, strict=True, arbitrary_types_allowed=True, extra="forbid")
+    model_config = pydantic.ConfigDict(
+        frozen=True, strict=True, arbitrary_types_allowed=True, extra="forbid", defer_build=True
+    )
 
     metric: Annotated[Metric | None, CALLABLE] = None
     labels: bool | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -137,13 +137,13 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data, ready for JSON."""
-        return dict(_RECORD.dump_python(self))
+        return dict(_adapter().dump_python(self))
 
     @classmethod
     def from_json(cls, data: Any) -> Record:
         """Return the record that `to_json` wrote. Raises SettingsError, which names the field, for anything else."""
         try:
-            record: Record = _RECORD.validate_python(data)
+            record: Record = _adapter().validate_python(data)
         except pydantic.ValidationError as error:
             raise expected(error) from None
         if len(record.scores) != len(record.batch):
@@ -167,7 +167,9 @@ class Record:
         return tuple(failed.get(str(position)) for position in self.batch)
 
 
-_RECORD = pydantic.TypeAdapter(Record)
+@lru_cache(maxsize=1)
+def _adapter() -> pydantic.TypeAdapter[Record]:
+    return pydantic.TypeAdapter(Record)
 
 
 def recorded(records: Sequence[Record]) -> dict[str, Usage]:
