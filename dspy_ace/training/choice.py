@@ -48,7 +48,12 @@ class Repairs:
     @property
     def failures(self) -> int:
         """The number of failures."""
-        return len(self.repaired) + len(self.failed) + len(self.unknown)
+        return len(self.repaired) + len(self.left)
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The failures that nothing is known to have repaired."""
+        return self.failed + self.unknown
 
     @property
     def enough(self) -> bool:

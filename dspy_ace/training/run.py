@@ -15,6 +15,7 @@ from ..lm import Limits, Usage
 from ..output import redacted
 from ..playbook import Playbook
 from ..program import carried_playbook, named, own_instructions, save_state, with_playbook
+from .choice import repairs
 from .engine import Engine
 from .fingerprint import described, example_key, versions
 from .journal import Journal
@@ -22,7 +23,7 @@ from .plan import Plan
 from .progress import Progress
 from .results import Results
 from .settings import Settings
-from .state import Record, State, most_often, recorded, troubles, unsolved
+from .state import Record, State, most_often, recorded, troubles
 from .verdict import BETTER
 
 logger = logging.getLogger("dspy.ace")  # below `dspy`: INFO shows, and dspy.disable_logging() holds
@@ -130,9 +131,9 @@ class Run:
         return useful
 
     def planned(self, batch: Batch, records: Sequence[Record]) -> Batch:
-        """Return the batch as its epoch is made: examples that stayed failures in the epochs before come first."""
+        """Return the batch as its epoch is made: failures that the epochs before left unrepaired come first."""
         before = [record for record in records if record.epoch < batch.epoch]
-        again = unsolved(before, self.settings.perfect_score)
+        again = set(map(int, repairs(before, self.settings.scale).left))
         epoch = [each for each in self.batches if each.epoch == batch.epoch]
         order = sorted((place for each in epoch for place in each.examples), key=lambda place: place not in again)
         start = (batch.step - epoch[0].step) * self.settings.batch_size

@@ -210,19 +210,6 @@ def most_often(reasons: Sequence[str]) -> tuple[str, int]:
     return most[0], len(most)
 
 
-def unsolved(records: Sequence[Record], perfect_score: float) -> frozenset[int]:
-    """Return the examples that stayed failures: all their retries failed, and nothing has solved them since."""
-    found: set[int] = set()
-    for record in records:
-        found -= {
-            position for position, score in zip(record.batch, record.scores, strict=True) if score >= perfect_score
-        }
-        for item in record.reflections:
-            if item.get("verified") is not None:
-                (found.discard if item["verified"] else found.add)(int(item["examples"][0]))
-    return frozenset(found)
-
-
 def seed_validation(records: Sequence[Record]) -> Validation | None:
     """Return what is known of the seed on the valset; None: it was not validated.
 

@@ -18,7 +18,8 @@ from dspy_ace.program import Trajectory
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training import Record, schedule
-from dspy_ace.training.state import unsolved
+from dspy_ace.training.choice import repairs
+from dspy_ace.training.verdict import UNIT
 
 
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 70), st.integers())
@@ -116,5 +117,5 @@ def test_a_run_that_is_continued_in_any_epoch_keeps_the_order(tmp_path: Path) ->
 def test_a_right_first_attempt_takes_an_example_off_the_list() -> None:
     """It needs no retry to be solved."""
     failed = Record(1, 1, (0,), (0.0,), reflections=({"examples": ["0"], "insights": 1, "verified": False},))
-    assert unsolved([failed], 1.0) == {0}
-    assert unsolved([failed, Record(2, 2, (0,), (1.0,))], 1.0) == frozenset()
+    assert repairs([failed], UNIT).left == ("0",)
+    assert repairs([failed, Record(2, 2, (0,), (1.0,))], UNIT).left == ()
