@@ -141,7 +141,11 @@ def test_dask_writes_the_journal_of_threads_though_a_worker_is_killed(workers: i
     mark = str(tmp_path / "killed")
     compiled(OfflineLM(), log_dir=tmp_path / "threads", student=Program())
     (tmp_path / "there").mkdir()
-    cluster = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    cluster = {
+        "n_workers": workers,
+        "threads_per_worker": 1,
+        "dashboard_address": ":0",
+    }  # any port: two clusters may run
     with distributed.LocalCluster(**cluster) as local, distributed.Client(local) as scheduler:
         student = Program(lambda: die_once(mark))
         compiled(OfflineLM(), log_dir=tmp_path / "dask", student=student, executor=scheduler.get_executor())
