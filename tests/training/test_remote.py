@@ -144,7 +144,7 @@ def test_dask_writes_the_journal_of_threads_though_a_worker_is_killed(workers: i
     cluster = {
         "n_workers": workers,
         "threads_per_worker": 1,
-        "dashboard_address": ":0",
+        "dashboard_address": "127.0.0.1:0",
     }  # any port: two clusters may run
     with distributed.LocalCluster(**cluster) as local, distributed.Client(local) as scheduler:
         student = Program(lambda: die_once(mark))
