@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,7 +15,7 @@ from ..lm import LimitReachedError, Limits, Measurement, Meter, Usage, added, sc
 from ..playbook import Delta, Playbook, Rejected
 from ..program import Rollouts, Scorer, Trajectory, copy_program, showing, words_of
 from ..roles import Curator, GrowAndRefine, Reflection, Reflector, limited
-from .remote import Remote, RemoteRollouts
+from .remote import Remote, RemoteRollouts, packed
 from .settings import LearningSettings
 
 logger = logging.getLogger("dspy.ace")
@@ -63,6 +63,12 @@ class Engine:
     def scope(self) -> AbstractContextManager[None]:
         """Return a scope in which every LM call passes the limits; those of no role are counted as `other`."""
         return scope(Measurement(self.meter, "other", self.limits))
+
+    def check_examples(self, sets: Mapping[str, Sequence[dspy.Example]]) -> None:
+        """Raise SettingsError if an example cannot be sent to the executor's workers."""
+        for name, examples in sets.items() if self._remote is not None else ():
+            for place, example in enumerate(examples):
+                packed({f"{name}[{place}]": example}, example)
 
     def rollouts(self, program: dspy.Module) -> Rollouts:
         """Return what runs `program` on one example after the other."""

@@ -6,13 +6,14 @@ rollouts. So the order of things, and the journal, are those of a run in threads
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
 import pickle
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import contextmanager
 from contextvars import Context
@@ -31,12 +32,17 @@ from .fingerprint import versions
 
 logger = logging.getLogger("dspy.ace")
 
-_SETTINGS = ("lm", "adapter", "rm", "allow_tool_async_sync_conversion", "disable_history", "warn_on_type_mismatch")
+_SETTINGS = (
+    *("lm", "adapter", "rm", "num_threads"),
+    *("allow_tool_async_sync_conversion", "disable_history", "warn_on_type_mismatch"),
+)
 _POLL = 0.5  # seconds between two checks if the run was stopped
 _WAIT = 0.02  # seconds between two tries to reserve a part of the limits
 _ANSWER = 300.0  # seconds in which an executor answers, or it is lost
 _FIRST_CALLS = 32  # LM calls for a task, before it is known how many one makes
 _TRIES = 2  # of a task whose worker died
+_LARGE = 100_000  # bytes: a larger program or example is sent to a worker once, not with each of its rollouts
+_KEPT = 8  # so many of them are kept there
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Work:
         Raises:
             SettingsError: a part of it cannot be sent; its name and its kind are in the message.
         """
-        return _packed({"program": self.program, "metric": self.metric, **self.options, **self.settings}, self)
+        return packed({"program": self.program, "metric": self.metric, **self.options, **self.settings}, self)
 
 
 @dataclass
@@ -86,16 +92,31 @@ class Made:
     mistake: str = ""
 
 
-def roll_out(task: bytes) -> bytes:
-    """Make one rollout; this is what runs on a worker."""
-    made: bytes = Context().run(_roll_out, task)  # a worker that is a thread counts nothing twice
-    return made
+def roll_out(
+    sender: Mapping[str, str], parts: Sequence[bytes | str], source: str, lease: Lease, deadline: float | None
+) -> bytes:
+    """Make one rollout; this is what runs on a worker.
+
+    Args:
+        sender: the versions of the process that sent it.
+        parts: the work and the example; a large one that was sent before by its name.
+        source, lease, deadline: of the rollout.
+
+    Returns:
+        `Made` as bytes; none at all if a part is not known by its name: the task has to be sent with all of it.
+    """
+    if sender != versions():  # one worker was asked before the run; this may be another
+        return bytes(cloudpickle.dumps(Made(mistake=_other_versions(versions(), sender))))
+    work, example = map(_known, parts)
+    if work is None or example is None:
+        return b""
+    # in a context of its own a worker that is a thread counts nothing twice
+    return Context().run(_roll_out, work, example, source, lease, deadline)
 
 
-def _roll_out(task: bytes) -> bytes:
+def _roll_out(packed_work: bytes, packed_example: bytes, source: str, lease: Lease, deadline: float | None) -> bytes:
     try:
-        packed, example, source, lease, deadline = pickle.loads(task)  # noqa: S301 - packed by `Remote` of this run
-        work = _opened(packed)
+        work, example = _opened(packed_work), pickle.loads(packed_example)  # noqa: S301 - packed by `Remote` of this run
     except Exception as error:  # noqa: BLE001 - above all a module that is not there
         said = f"A worker of executor= cannot open the program: {type(error).__name__}: {error}. Install what it needs."
         return bytes(cloudpickle.dumps(Made(mistake=said)))
@@ -160,21 +181,10 @@ class Remote:
 
     def __init__(self, executor: Executor, limits: Limits, meter: Meter, tasks: int) -> None:
         self._executor, self._limits, self._meter, self._tasks = executor, limits, meter, tasks
-        self.settings = {name: dspy.settings.get(name) for name in _SETTINGS}
+        self.settings, self._versions = settings_here(), versions()
         self.again, self._heard = 0, -math.inf  # when a task ended last
         self._most, self._lock = (0, 0.0), threading.Lock()  # calls and dollars of the greediest task
-        try:
-            there = executor.submit(versions).result(_ANSWER)
-        except Exception as error:  # executors raise errors of their own
-            raise SettingsError(
-                f"executor= cannot run a task: {type(error).__name__}: {error}. Give a running "
-                "concurrent.futures.Executor whose workers can import dspy_ace."
-            ) from error
-        if there != versions():
-            raise SettingsError(
-                f"The workers of executor= have {_told(there)}; this process has {_told(versions())}. Install the "
-                "same versions everywhere."
-            )
+        check_executor(executor)
         client: Any = getattr(executor, "_client", None)  # Dask's
         if limits.spends and hasattr(client, "run_on_scheduler") and client.run_on_scheduler(_allowed_failures):
             raise SettingsError(
@@ -231,11 +241,21 @@ class Remote:
     def _made(self, work: bytes, example: dspy.Example, source: str, lease: Lease) -> Made:
         left = self._limits.seconds_left()
         deadline = None if left == math.inf else time.time() + left
-        task = _packed({"the example": example}, (work, example, source, lease, deadline))
+        whole = (work, packed({"the example": example}, example))
+        by_name = tuple(part if len(part) <= _LARGE else _name(part) for part in whole)
+        sent = b""
         try:
-            made: Made = pickle.loads(self._awaited(self._executor.submit(roll_out, task)))  # noqa: S301 - our worker's
+            for parts in (by_name, whole):  # whole if the worker does not know a part by its name
+                sent = sent or self._awaited(
+                    self._executor.submit(roll_out, self._versions, parts, source, lease, deadline)
+                )
         except (BrokenExecutor, CancelledError, RuntimeError) as error:  # a RuntimeError: it is shut down
             raise _lost(error) from error
+        except ImportError as error:
+            raise SettingsError(
+                f"A worker of executor= cannot import what it needs: {error}. Install it there."
+            ) from error
+        made: Made = pickle.loads(sent)  # noqa: S301 - our worker's
         return made
 
     def _check_alive(self, error: Exception) -> None:
@@ -329,7 +349,25 @@ def _public(kwargs: Any) -> Any:
     return {name: _public(value) for name, value in kwargs.items() if not names_a_secret(str(name))}
 
 
-def _packed(parts: Mapping[str, Any], whole: Any) -> bytes:
+def settings_here() -> dict[str, Any]:
+    """Return those of DSPy's settings that a worker works with as well."""
+    return {name: dspy.settings.get(name) for name in _SETTINGS}
+
+
+def check_executor(executor: Executor) -> None:
+    """Raise SettingsError unless a worker of the executor answers, and has the versions of this process."""
+    try:
+        there = executor.submit(versions).result(_ANSWER)
+    except Exception as error:  # executors raise errors of their own
+        raise SettingsError(
+            f"executor= cannot run a task: {type(error).__name__}: {error}. Give a running "
+            "concurrent.futures.Executor whose workers can import dspy_ace."
+        ) from error
+    if there != versions():
+        raise SettingsError(_other_versions(there, versions()))
+
+
+def packed(parts: Mapping[str, Any], whole: Any) -> bytes:
     """Return `whole` as bytes; if that fails, SettingsError names which of `parts` cannot be sent."""
     try:
         return _bytes(whole)
@@ -339,8 +377,8 @@ def _packed(parts: Mapping[str, Any], whole: Any) -> bytes:
             ("a part of it", whole),
         )
         raise SettingsError(
-            f"executor= sends the program to other processes, and {name} ({type(value).__name__}) cannot be sent: "
-            f"{error}. Open it in setup=, or inside the program's forward."
+            f"executor= sends the program and its examples to other processes, and {name} ({type(value).__name__}) "
+            f"cannot be sent: {error}. Open it in setup=, or inside the program's forward."
         ) from error
 
 
@@ -367,6 +405,25 @@ def _opened(work: bytes) -> Work:
     return opened
 
 
+def _name(part: bytes) -> str:
+    return hashlib.sha256(part).hexdigest()
+
+
+_parts: dict[str, bytes] = {}  # on a worker: large parts of tasks
+
+
+def _known(part: bytes | str) -> bytes | None:
+    """Return a part of a task that was sent now, or before by this name. The large ones that were used last are kept."""
+    if isinstance(part, bytes) and len(part) <= _LARGE:
+        return part
+    name, found = (part, _parts.pop(part, None)) if isinstance(part, str) else (_name(part), part)
+    if found is not None:
+        _parts[name] = found
+    for old in list(_parts)[:-_KEPT]:
+        _parts.pop(old, None)  # another thread may have done it
+    return found
+
+
 def _failed(source: str, failure: Failure, score: float) -> Trajectory:
     return Trajectory(dspy.Example(), None, (), Feedback(score, failure.message), source=source, error=failure)
 
@@ -382,5 +439,6 @@ def _lost(error: BaseException) -> RunError:
     )
 
 
-def _told(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _other_versions(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    said = [", ".join(f"{name} {version}" for name, version in each.items()) for each in (there, here)]
+    return f"The workers of executor= have {said[0]}; this process has {said[1]}. Install the same versions everywhere."

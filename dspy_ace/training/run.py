@@ -87,6 +87,7 @@ class Run:
         # without labels, nothing that holds one is handed on: not to a role, not to the metric
         self.trainset = trainset if settings.uses_labels else _inputs(trainset)
         self.given = {"trainset": self.trainset, "valset": valset if settings.uses_labels else _inputs(valset)}
+        self.engine.check_examples(self.given)
         self.unknown: list[str] = []  # parts of the run that show no content
         self.valset = self._useful(trainset, valset)
         self.seed = carried_playbook(student) if settings.playbook is None else settings.playbook
