@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import dspy
 from dspy.teleprompt import Teleprompter
@@ -20,7 +23,7 @@ from dspy.teleprompt import Teleprompter
 from ..errors import Count, MetricError, RunError, SettingsError, checked
 from ..playbook import Playbook
 from ..program import Metric, Scorer, Trajectory, copy_program, rollouts, words_of
-from ..training import CtrlC, check_examples, check_program
+from ..training import CtrlC, check_examples, check_executor, check_program, packed, settings_here
 from .observer import Observer, prompt_texts, prompt_tokens, stages_of
 
 VERSION = 1
@@ -56,6 +59,47 @@ class Conditions:
         train, test = (check_examples(getattr(self, name), name) for name in ("trainset", "testset"))
         val = check_examples(self.valset, "valset", may_be_empty=True)
         return replace(self, trainset=train, valset=val, testset=test)
+
+
+Cell: TypeAlias = tuple[Conditions, str, int, Teleprompter | None]
+"""The arguments of `run_cell`."""
+
+
+def run_on(executor: Executor, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Run cells on the workers of an executor, and yield each as it ends.
+
+    Raises:
+        SettingsError: before the first cell: one cannot be sent, or the workers cannot run it.
+        RunError: a cell got lost.
+    """
+    tasks = []
+    for conditions, method, seed, optimizer in cells:
+        parts = {**vars(conditions), f"optimizers[{method!r}]": optimizer}
+        tasks.append(packed(parts, ((conditions, method, seed, optimizer), settings_here())))
+    check_executor(executor)
+    futures = [executor.submit(_run_packed, task) for task in tasks]
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    except Exception as error:  # executors raise errors of their own; a cell keeps its errors for itself
+        raise RunError(
+            f"A cell could not be run on executor= ({type(error).__name__}: {error}). Finished cells are kept in out=; "
+            "with the same out= and an executor that works the comparison goes on."
+        ) from error
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _run_packed(task: bytes) -> dict[str, Any]:
+    """Run a cell on a worker."""
+    cell, settings = pickle.loads(task)  # noqa: S301 - packed by `run_on`
+
+    def run() -> dict[str, Any]:
+        with dspy.context(**settings):
+            return run_cell(*cell)
+
+    return Context().run(run)  # a worker that is a thread has the settings of no other cell
 
 
 def run_cell(conditions: Conditions, method: str, seed: int, optimizer: Teleprompter | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Annotated, Any, TypeAlias
 import dspy
 from annotated_types import Ge
 from dspy.teleprompt import Teleprompter
+from pydantic import InstanceOf
 
 from ..errors import Location, SettingsError, checked
 from ..output import printable, redacted
@@ -27,17 +29,15 @@ from ..pages import fragment
 from ..program import Metric, named
 from ..training import check_lms, example_key, hashed, versions
 from . import table
-from .cell import Conditions, accepts, lms_within, required, run_cell, seeded, settings_within
+from .cell import Cell, Conditions, accepts, lms_within, required, run_cell, run_on, seeded, settings_within
 from .folder import VERSION, Cells
 from .rows import STUDENT, Row, rows_of
 
 logger = logging.getLogger("dspy.ace")
 
 Optimizer: TypeAlias = Teleprompter | Callable[[int], Teleprompter]
-_CONDITIONS = (
-    "DSPy's response cache was off for every LM: each method paid for all of its calls.",
-    "One cell after the other; what the provider's own prompt cache kept from earlier cells is not under control.",
-)
+_CACHE = "DSPy's response cache was off for every LM: each method paid for all of its calls."
+_ORDER = "{}; what the provider's own prompt cache kept from earlier cells is not under control."
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,6 +99,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     out: str | Path | None = None,
     num_threads: int | None = None,
+    executor: Executor | None = None,
     retry_failed: bool = False,
     label: str | None = None,
     task: str | None = None,
@@ -121,6 +122,8 @@ def compare(
         out: a folder that keeps the comparison. Cells that are there are not run again; more methods and seeds can
             be added later. None: in memory.
         num_threads: of the tests, and of optimizers that leave it to DSPy; None: DSPy's setting.
+        executor: runs the cells in other processes or on other machines, several at a time: any
+            `concurrent.futures.Executor`, see `ACE`. None: one after the other, here.
         retry_failed: run cells that failed before once more.
         label, task, command, budget: shown to the reader: what kind of result this is ("offline model"), the task's
             name, the command it was made by, the metric calls each method was allowed.
@@ -131,11 +134,13 @@ def compare(
     Raises:
         SettingsError: a mistake in the arguments, found before the first LM call.
         JournalError: `out` cannot be used, or holds another comparison.
+        RunError: the executor works no longer. With the same `out` and a new one the comparison goes on.
         KeyboardInterrupt: Ctrl-C before the first cell was finished.
     """
     conditions = Conditions(program, metric, trainset, () if valset is None else valset, testset, num_threads).checked()
     _check_plan(optimizers, seeds)
     checked("out", out, Location | None)
+    checked("executor", executor, InstanceOf[Executor] | None)
     made = {
         (name, seed): _made(name, optimizer, seed, bool(conditions.valset))
         for name, optimizer in optimizers.items()
@@ -145,23 +150,34 @@ def compare(
     check_lms(program, **held)
     about = redacted({"label": label, "task": task, "command": command, "budget": budget})
     header = _header(conditions, optimizers, made, seeds) | {k: v for k, v in about.items() if v is not None}
+    header["notes"].insert(
+        1, _ORDER.format("One cell after the other" if executor is None else "Cells ran side by side on an executor")
+    )
     plan = [(method, seed) for seed in seeds for method in (STUDENT, *optimizers)]
     with Cells.open(out, header) as cells:
-        for number, (method, seed) in enumerate(plan, 1):
-            known = cells.get(method, seed)
-            if known is not None and (known["status"] == "ok" or not retry_failed):
-                continue
-            logger.info("compare: cell %d of %d: %s, seed %s", number, len(plan), method, seed)
-            try:
-                cell = run_cell(conditions, method, seed, made.get((method, seed)))
-            except KeyboardInterrupt:
-                if not cells.cells:
-                    raise
-                logger.warning("compare: interrupted; %d of %d cells are finished.", len(cells.cells), len(plan))
-                break
-            cells.add(cell)
-            logger.info("compare: %s, seed %s: %s", method, seed, _outcome(cell))
+        missing = (place for place in plan if not _is_done(cells.get(*place), retry_failed))
+        todo = [(conditions, *place, made.get(place)) for place in missing]
+        try:
+            for cell in map(_run, todo) if executor is None else run_on(executor, todo):
+                cells.add(cell)
+                method, seed, finished = cell["method"], cell["seed"], len(cells.cells)
+                logger.info(
+                    "compare: %s, seed %s: %s; %d of %d cells", method, seed, _outcome(cell), finished, len(plan)
+                )
+        except KeyboardInterrupt:
+            if not cells.cells:
+                raise
+            logger.warning("compare: interrupted; %d of %d cells are finished.", len(cells.cells), len(plan))
         return Comparison(cells.header, cells.cells)
+
+
+def _is_done(cell: Mapping[str, Any] | None, retry_failed: bool) -> bool:
+    return cell is not None and (cell["status"] == "ok" or not retry_failed)
+
+
+def _run(cell: Cell) -> dict[str, Any]:
+    logger.info("compare: %s, seed %s", *cell[1:3])
+    return run_cell(*cell)
 
 
 def _check_plan(optimizers: Any, seeds: Any) -> None:
@@ -232,7 +248,7 @@ def _header(
         "models": {"task": ", ".join(tasks), **held},
         "environment": {**versions(), "platform": platform.platform(), "cpus": os.cpu_count()},
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "notes": [*_CONDITIONS, *_notes(conditions, first)],
+        "notes": [_CACHE, *_notes(conditions, first)],
     }
 
 

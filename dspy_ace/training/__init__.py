@@ -7,6 +7,7 @@ from .interrupt import CtrlC
 from .journal import Journal
 from .page import facts_of
 from .plan import Plan
+from .remote import check_executor, packed, settings_here
 from .results import Results
 from .run import Batch, Run, schedule
 from .settings import Auto, LearningSettings, ReflectOn, Settings, Validate
@@ -49,6 +50,7 @@ __all__ = [
     "Validate",
     "Verdict",
     "check_examples",
+    "check_executor",
     "check_lms",
     "check_program",
     "check_roles",
@@ -63,12 +65,14 @@ __all__ = [
     "hashed",
     "learn",
     "learn_from",
+    "packed",
     "reason_to_stop",
     "record_of",
     "reflect_in_rounds",
     "reflect_on_batch",
     "roll_out_in_waves",
     "schedule",
+    "settings_here",
     "validate",
     "versions",
 ]

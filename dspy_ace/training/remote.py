@@ -382,12 +382,13 @@ def packed(parts: Mapping[str, Any], whole: Any) -> bytes:
         ) from error
 
 
-def _unsendable(name: str, value: Any, depth: int = 4) -> tuple[str, Any] | None:
+def _unsendable(name: str, value: Any, depth: int = 5) -> tuple[str, Any] | None:
     """Return name and value of the innermost attribute that cannot be packed; None: it can."""
     try:
         _bytes(value)
     except Exception:  # noqa: BLE001 - see `_packed`
-        inner = vars(value) if depth and hasattr(value, "__dict__") else value if isinstance(value, dict) else {}
+        inner = dict(enumerate(value)) if isinstance(value, (list, tuple)) else getattr(value, "__dict__", value)
+        inner = inner if depth and isinstance(inner, dict) else {}
         found = (_unsendable(f"{name}.{key}", each, depth - 1) for key, each in inner.items())
         return next((each for each in found if each is not None), (name, value))
     return None
@@ -413,7 +414,7 @@ _parts: dict[str, bytes] = {}  # on a worker: large parts of tasks
 
 
 def _known(part: bytes | str) -> bytes | None:
-    """Return a part of a task that was sent now, or before by this name. The large ones that were used last are kept."""
+    """Return a part of a task that was sent now, or before by this name. The last large ones are kept."""
     if isinstance(part, bytes) and len(part) <= _LARGE:
         return part
     name, found = (part, _parts.pop(part, None)) if isinstance(part, str) else (_name(part), part)

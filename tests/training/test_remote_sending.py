@@ -130,7 +130,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_a_program_of_a_script_and_a_lambda_as_metric_are_sent(tmp_path: Path) -> None:
-    """cloudpickle sends what stands in `__main__` by its code."""
+    """Cloudpickle sends what stands in `__main__` by its code."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
     done = subprocess.run(
