@@ -161,7 +161,7 @@ def test_workers_are_busy_until_the_coordinator_is_the_limit() -> None:
 @pytest.mark.slow
 def test_the_benchmark_of_workers_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """It prints what it measured and what it simulated."""
-    scale_out.main(["--examples", "4", "--seconds", "0.05", "--rollouts", "5"])
+    scale_out.main(["--examples", "4", "--seconds", "0.05", "--rollouts", "5", "--latency", "0.01"])
     out = capsys.readouterr().out
     assert "Measured" in out
     assert "| 1000 | 2048 |" in out

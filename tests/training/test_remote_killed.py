@@ -61,7 +61,7 @@ import time
 from distributed import LocalCluster
 
 if __name__ == "__main__":
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         with open(sys.argv[1], "w") as file:
             print(cluster.scheduler_address, file=file)
         time.sleep(600)
