@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -203,37 +204,33 @@ class ACE(Teleprompter):  # type: ignore[misc]  # dspy is untyped
         valset = check_examples([] if valset is None else valset, "valset", may_be_empty=True)
         settings = Settings.of_arguments(self.get_params())
         settings.check_lms(student)
-        run = Run(settings, student, trainset, valset)
-        with (
-            redacting(settings.redact),
-            CtrlC(run.engine.limits.stop) as ctrl_c,
-            run.journal() as journal,
-            run.engine.scope(),
-            run.showing(journal),
-        ):
-            state = run.resumed(journal)
-            try:
-                state, stopped = _loop(run, state, journal, ThreadPool(run.engine.num_threads), ctrl_c)
-            except (RunError, MetricError) as error:
-                error.program = run.finished(run.restored(journal), f"stopped by an error: {error}", journal)
-                raise
-            except BaseException as error:
-                if ctrl_c.count > 1:  # a second Ctrl-C: do not wait for running calls
-                    raise KeyboardInterrupt(journal.how_to_go_on()) from error
-                if not (ctrl_c.count or isinstance(error, (KeyboardInterrupt, LimitReachedError))):
+        with redacting(settings.redact):
+            run = Run(settings, student, trainset, valset)
+            limits = run.engine.limits
+            with CtrlC(limits.stop) as ctrl_c, run.journal() as journal, run.engine.scope(), run.showing(journal):
+                state = run.resumed(journal)
+                try:
+                    state, stopped = _loop(run, state, journal, ThreadPool(run.engine.num_threads), ctrl_c)
+                except (RunError, MetricError) as error:
+                    error.program = run.finished(run.restored(journal), f"stopped by an error: {error}", journal)
                     raise
-                stopped = str(error) if isinstance(error, LimitReachedError) else "interrupted by the user"
-                state = run.restored(journal)
-                logger.warning("ACE: %s; the best program so far is returned. %s", stopped, journal.how_to_go_on())
-            finally:
-                journal.keep_spent(run.engine.limits.spent)
-        logger.info("ACE: %s; %d bullets", stopped, len(state.best))
-        run.warn_of_choice(state)
-        return run.finished(state, stopped, journal)
+                except BaseException as error:
+                    if ctrl_c.count > 1:  # a second Ctrl-C: do not wait for running calls
+                        raise KeyboardInterrupt(journal.how_to_go_on()) from error
+                    if not (ctrl_c.count or isinstance(error, (KeyboardInterrupt, LimitReachedError))):
+                        raise
+                    stopped = str(error) if isinstance(error, LimitReachedError) else "interrupted by the user"
+                    state = run.restored(journal)
+                    logger.warning("ACE: %s; the best program so far is returned. %s", stopped, journal.how_to_go_on())
+                finally:
+                    limits.save()
+            logger.info("ACE: %s; %d bullets", stopped, len(state.best))
+            run.warn_of_choice(state)
+            return run.finished(state, stopped, journal)
 
     def get_params(self) -> dict[str, Any]:
         """Return the arguments by name; a copy, since trackers add to what they are given (MLflow does)."""
-        return dict(vars(self))
+        return {name: getattr(self, name) for name in list(inspect.signature(ACE.__init__).parameters)[1:]}
 
 
 def _loop(run: Run, state: State, journal: Journal, pool: ThreadPool, ctrl_c: CtrlC) -> tuple[State, str]:
@@ -245,8 +242,7 @@ def _loop(run: Run, state: State, journal: Journal, pool: ThreadPool, ctrl_c: Ct
         return run.keep(journal, state, record)  # disk first, then memory
 
     stopped = f"all {run.settings.epochs} epochs done" if run.settings.epochs > 1 else "the epoch is done"
-    for plan in run.batches[state.step :]:
-        batch = run.planned(plan, state.records)
+    while (batch := run.next_batch(state.records)) is not None:
         if due(run, state):
             state = kept(state, validate(run, state, pool))
         if (reason := reason_to_stop(run, state, batch)) is not None:

@@ -253,7 +253,7 @@ class _Call:
     def _ended(self, error: BaseException | None) -> None:
         entries = self._tracker.entries
         answered = len(entries) if error is not None else self.requests
-        # DSPy reports all answers of a call that succeeded together, or none if they come from its cache
+        # for a call that succeeded DSPy reports one usage entry for all `n` answers; for a cache hit, none
         cached = error is None and not entries and isinstance(self.lm, dspy.LM)
         failed = error is not None and not isinstance(error, LimitReachedError)
         prices = [self._dollars(entry) for _, entry in entries or ([] if error or cached else [("", {})])]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
-from ..errors import SettingsError
+from ..errors import JournalError, SettingsError
 from ..playbook import count_tokens
 from .prices import Price, price_of, tier_of
 
@@ -196,9 +196,7 @@ class Limits:
                 None if self.max_lm_calls is None else int(calls_left if whole else min(calls, calls_left)),
                 None if self.max_cost is None else (dollars_left if whole else min(dollars, dollars_left)),
             )
-            self.calls += lease.requests
-            self._open[lease] = lease.dollars or 0.0
-            self._tell()
+            self._reserve(lease, lease.dollars or 0.0)
             return lease
 
     @property
@@ -262,10 +260,18 @@ class Limits:
                     f"max_cost={self.max_cost:g} is reached: ${self.dollars:.4f} spent, ${reserved:.4f} reserved for "
                     f"calls under way, and the next call of {call.lm.model} may cost ${bound:.4f}"
                 )
-            self.calls += call.requests
-            self._open[call] = bound
-            self._tell()
+            self._reserve(call, bound)
             return True
+
+    def _reserve(self, call: Request | Lease, dollars: float) -> None:
+        """Count a call that is about to be made. If what is spent cannot be kept, the call is refused."""
+        self.calls += call.requests
+        self._open[call] = dollars
+        try:
+            self._tell()
+        except LimitReachedError:
+            self.settle(call, 0, 0.0)
+            raise
 
     def settle(self, call: Request | Lease, requests: int, dollars: float | None) -> None:
         """Put what a call really took in the place of what was reserved. None: its cost is unknown, so all of that."""
@@ -274,15 +280,29 @@ class Limits:
             self.calls += requests - call.requests
             self.dollars += bound if dollars is None else dollars
 
+    def save(self) -> None:
+        """Tell what is spent as it stands, at the end of a step or of the run."""
+        with self._lock:
+            self._told = self.spent
+            if self.keep is not None:
+                self.keep(self._told)
+
     def _tell(self) -> None:
-        """Tell what is spent of the limits that are set, a hundredth of each ahead: not every call waits for a disk."""
+        """Tell what is spent of the limits that are set, a hundredth of each ahead: not every call waits for a disk.
+
+        Raises:
+            LimitReachedError: it cannot be kept, so that a continued run would not know of it.
+        """
         limits = (self.max_rollouts, self.max_lm_calls, self.max_cost, self.max_seconds)
         now, told = astuple(self.spent), astuple(self._told)
         if self.keep is None or not any(limit and n > t for limit, n, t in zip(limits, now, told, strict=True)):
             return
         ahead = (type(n)(n + (limit or 0) / 100) for limit, n in zip(limits, now, strict=True))
         self._told = Spent(*ahead)
-        self.keep(self._told)
+        try:
+            self.keep(self._told)
+        except JournalError as error:
+            raise self.refused(str(error)) from error
 
     def refused(self, reason: str) -> LimitReachedError:
         """Return the error for a refusal, and keep the first reason."""

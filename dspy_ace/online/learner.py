@@ -16,7 +16,7 @@ from dspy.utils.exceptions import LMError, LMInvalidRequestError
 from ..errors import RunError, StoreError
 from ..playbook import Playbook
 from ..program import ThreadPool, words_of
-from ..training import Attempt, Engine, Record, Reflected, State, Step, learn_from, record_of, reflect_on_batch
+from ..training import Attempt, Engine, Record, State, Step, learn_from, record_of, reflect_on_batch
 from .inbox import Inbox, Told
 
 logger = logging.getLogger("dspy.ace")
@@ -99,8 +99,8 @@ class Learner:
         if left_out is None:
             logger.warning("ACE: a source was forgotten while a step was made from it; the step is made again.")
             return None
-        kept = tuple(a for a in step.attempts if any(a.trajectory is one.trajectory for one in done))
-        step = replace(step, attempts=kept, rejected=(*step.rejected, *left_out))
+        kept = tuple(a for a in step.reflected.attempts if any(a.trajectory is one.trajectory for one in done))
+        step = replace(step, reflected=step.reflected._replace(attempts=kept), rejected=(*step.rejected, *left_out))
         positions = range(self._seen, self._seen + len(done))
         return step, record_of(step, self._steps + 1, 1, positions, before, engine)
 
@@ -120,15 +120,13 @@ class Learner:
         for name, role in (("Reflector", self._reflector), ("Curator", self._curator)):
             if role.outcomes and all(is_outage for _, is_outage in role.outcomes):
                 self._in_doubt = True
-                errors = [error for error in Reflected(step.attempts, step.together).errors if error] or [
-                    step.curation or ""
-                ]
+                errors = [error for error in step.reflected.errors if error] or [step.curation or ""]
                 raise RunError(f"The provider failed every call of the {name}: {errors[-1]}")
 
     def _waits_again(self, told: Told, step: Step) -> bool:
         """Return True if a limit or the provider prevented a reflection, the provider at most twice."""
         trajectory = told.trajectory
-        attempt = next((one for one in step.attempts if one.trajectory is trajectory), Attempt())
+        attempt = next((one for one in step.reflected.attempts if one.trajectory is trajectory), Attempt())
         if self.engine.limits.reached and not attempt.asked and trajectory.teaches and not trajectory.success:
             return True
         if (trajectory.source, True) in self._reflector.outcomes and attempt.reflection is None:

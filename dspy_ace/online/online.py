@@ -397,12 +397,13 @@ class OnlineACE:
         """Roll a batch out, which no limit refuses, and learn from it. Return its scores."""
         engine, records, rollouts = self._engine, list(self._learner.records), self._serving.rollouts
 
-        def roll_out(one: tuple[str, dspy.Example]) -> Attempt:
-            first = engine.roll_out(rollouts, one[1], one[0])
-            return Attempt(first, failures=failures_of(Rollout(first.source), first), rollouts=1)
+        def roll_out(one: tuple[int, str, dspy.Example]) -> Attempt:
+            position, name, example = one
+            first = engine.roll_out(rollouts, example, name)
+            return Attempt(first, failures=failures_of(Rollout(str(position)), first), rollouts=1)
 
         pool = ThreadPool(engine.num_threads)
-        attempts = roll_out_in_waves(roll_out, list(zip(names, examples, strict=True)), pool, records)
+        attempts = roll_out_in_waves(roll_out, list(zip(positions, names, examples, strict=True)), pool, records)
         self._learner.from_attempts(attempts, positions)
         return [attempt.trajectory.feedback.score for attempt in attempts if attempt.trajectory is not None]
 

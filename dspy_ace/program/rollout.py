@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -95,9 +96,9 @@ class Rollouts:
         self.instructions = own_instructions(program)
         self.task = {name: _described(self.instructions[name], each) for name, each in self.predictors.items()}
         self._names = {id(predictor): name for name, predictor in self.predictors.items()}
-        # BestOfN and Refine run deep copies: a predictor's `stage` survives a copy, its id does not
         self._elsewhere = Measurement(meter, "task")  # what predictors call in threads that are older than the run
         own(self.predictors.values(), self._elsewhere)
+        # BestOfN and Refine run deep copies: a predictor's `stage` survives a copy, its id does not
         self._stages = {predictor.stage: name for name, predictor in self.predictors.items()}
 
     def one(self, example: dspy.Example, source: str) -> Trajectory:
@@ -237,7 +238,8 @@ class Rollouts:
 def _described(instructions: str, predictor: dspy.Predict) -> str:
     """Return instructions and the fields below them, with types, allowed values and descriptions."""
     fields = dspy.ChatAdapter().format_field_description(predictor.signature)
-    return f"{instructions}\n\n{fields.replace('Your ', 'The ')}".strip()
+    fields = re.sub(r"^Your (?=(?:input|output) fields are:$)", "The ", fields, flags=re.MULTILINE)
+    return f"{instructions}\n\n{fields}".strip()
 
 
 class Started(BaseCallback):  # type: ignore[misc]  # dspy is untyped

@@ -126,7 +126,7 @@ def limited(role: Role, max_tokens: int) -> Role:
 
 def fitting(texts: Iterable[str], fields: Mapping[str, str], max_tokens: int) -> list[str]:
     """Return the first texts, as many as a prompt holds beside its other fields; at least one, cut to what it holds."""
-    least = 3 * max_tokens // 10  # `fit` never cuts into that, however long the other fields are
+    least = max_tokens // (len(fields) + 1)  # `fit` never cuts into that, however long the other fields are
     room = left = max(least, max_tokens - sum(map(count_tokens, fields.values())))
     kept: list[str] = []
     for each in texts:

@@ -52,8 +52,8 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
 
     - UPDATE a bullet that is incomplete, too broad or wrong: its whole new content. Prefer this to an ADD that nearly
       repeats or contradicts it.
-    - ADD what no bullet says and the program does not do untold.
-    - MERGE bullets that say the same; keep each condition that holds. Look-alikes may differ for good.
+    - ADD what no bullet says and the program does not do by itself.
+    - MERGE bullets that say the same; keep each condition that holds. Look-alikes may differ for a reason.
     - DELETE what misleads or is trivial.
     A bullet says when, what to do, what not, and one small pattern, on its own: no id, votes or copy of a case.
 
@@ -204,7 +204,7 @@ def _standing(bullet: Bullet) -> str:
 
 
 def _chosen(pairs: Sequence[Pair], playbook: Playbook) -> list[Pair]:
-    """Return the closest pairs, then pairs of the newest bullets: pairs that differ for good must not hide new ones."""
+    """Return the closest pairs, then pairs of the newest bullets, so that pairs judged before do not hide new ones."""
     places = {bullet.id: at for at, bullet in enumerate(playbook)}
     newest = sorted(pairs[_CLOSEST:], key=lambda pair: -places[pair.newer.id])
     return [*pairs[:_CLOSEST], *newest[:_NEWEST]]

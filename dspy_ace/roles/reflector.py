@@ -10,8 +10,9 @@ from typing import Annotated, Any, get_args
 
 import dspy
 from annotated_types import Ge
+from dspy.utils.exceptions import LMError
 
-from ..errors import checked
+from ..errors import RoleError, checked
 from ..lm import Broken, LimitReachedError, UnreadableError, ask, is_nothing, read_list, read_mapping, restored
 from ..playbook import Playbook, text
 from ..program import (
@@ -50,7 +51,7 @@ class ReflectOnTrajectory(dspy.Signature):  # type: ignore[misc]  # dspy is unty
       that may be the condition, as a bound ("at least 480");
     - stands on its own: the program will not see this case or its feedback;
     - claims no more than is shown; also that a bullet holds more widely or narrowly than it says.
-    None for bad luck, what a bullet states, or advice for any task: [] is a good answer.
+    Write none about bad luck, what a bullet states, or advice for any task: [] is a good answer.
 
     Tag cited bullets that mattered: helpful, harmful (followed as written, it misled) or misapplied (stretched beyond
     its condition). A failure alone makes none harmful.
@@ -183,8 +184,8 @@ class Reflector(dspy.Module):  # type: ignore[misc]  # dspy is untyped
             limit = self.max_prompt_tokens
             try:
                 found += ask(self.predict_together, fields, ("key_insights",), read, self.lm, max_tokens=limit)
-            except LimitReachedError as error:
-                if not found:
+            except (LimitReachedError, RoleError, LMError) as error:
+                if not found:  # else the calls before are paid for
                     raise
                 lost = len(part) + len(left)
                 logger.warning("%d of %d successes were not reflected on: %s", lost, len(trajectories), error)

@@ -9,7 +9,7 @@ from .page import facts_of
 from .plan import Plan
 from .remote import check_executor, packed, settings_here
 from .results import Results
-from .run import Batch, Run, schedule
+from .run import Batch, Run, shuffled
 from .settings import Auto, LearningSettings, ReflectOn, Settings, Validate
 from .state import Record, Rollout, State, failures_of
 from .step import (
@@ -71,8 +71,8 @@ __all__ = [
     "reflect_in_rounds",
     "reflect_on_batch",
     "roll_out_in_waves",
-    "schedule",
     "settings_here",
+    "shuffled",
     "validate",
     "versions",
 ]

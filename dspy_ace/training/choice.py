@@ -1,6 +1,7 @@
 """The choice between the seed and the learned playbook, once a run has learned.
 
-1. The verdict is *better*, or would be on a one-sided test (95 %): the learned playbook. It is *worse*: the seed.
+1. If the verdict is *better*, or a one-sided test (95 %) says so, the learned playbook is returned. If it is *worse*,
+   the seed is.
 2. Anything else is a **tie**. The learned playbook costs its tokens in every call, so it has to earn them. It is
    returned if both hold, else the seed is:
 

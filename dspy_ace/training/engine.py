@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import dspy
@@ -117,8 +117,7 @@ class Engine:
             TypeError: the role returned something else than a Reflection. What it raises passes through.
         """
         trajectory = self._asking.ask_by_predictor(trajectory)
-        with self._asking_role("reflector", works):
-            reflection = self.reflector(playbook, trajectory)
+        reflection = self._ask("reflector", works, self.reflector, playbook, trajectory)
         if not isinstance(reflection, Reflection):
             raise TypeError(f"expected a Reflection (see dspy_ace.roles); got {reflection!r:.200}")
         return reflection
@@ -132,14 +131,11 @@ class Engine:
         self, playbook: Playbook, trajectories: Sequence[Trajectory], works: bool
     ) -> tuple[Reflection, ...]:
         """Ask the Reflector about successes together. See `reflect`."""
-        found: tuple[Any, ...] | None = None
-        try:
-            with self._asking_role("reflector", works):
-                found = tuple(self.reflector.on_successes(playbook, trajectories))  # type: ignore[union-attr]
-        except LimitReachedError:
-            if found is None:  # else the reflector made do with the calls before: they are paid for
-                raise
-        reflections = found or ()
+
+        def on_successes() -> tuple[Any, ...]:
+            return tuple(self.reflector.on_successes(playbook, trajectories))  # type: ignore[union-attr]
+
+        reflections: tuple[Reflection, ...] = self._ask("reflector", works, on_successes)
         for each in reflections:
             if not isinstance(each, Reflection):
                 raise TypeError(f"expected Reflections (see dspy_ace.roles); got {each!r:.200}")
@@ -149,32 +145,33 @@ class Engine:
         self, playbook: Playbook, reflections: Sequence[Reflection], works: bool
     ) -> tuple[Delta, Sequence[Rejected]]:
         """Ask the Curator (ACE §3.1). See `reflect`; raises TypeError for anything but a Delta."""
-        delta: Delta | None = None
-        try:
-            with self._asking_role("curator", works):
-                delta, rejected = self.curator(playbook, reflections)
-        except LimitReachedError:
-            if delta is None:  # else the curator made do with the calls before: they are paid for
-                raise
+        delta, rejected = self._ask("curator", works, self.curator, playbook, reflections)
         if not isinstance(delta, Delta):
             raise TypeError(f"expected a Delta (see dspy_ace.roles); got {delta!r:.200}")
         return delta, tuple(rejected)
 
     def refine(self, playbook: Playbook) -> Delta:
         """Grow and refine (ACE §3.3). An embedder's LM calls are counted as `refiner`."""
-        with self._asking_role("refiner"):
-            return self.refiner(playbook)
+        refined: Delta = self._ask("refiner", True, self.refiner, playbook)
+        return refined
 
-    @contextmanager
-    def _asking_role(self, name: str, works: bool = True) -> Iterator[None]:
-        """Open a scope that counts a role's calls; in it exit() is the role's failure, not the script's end."""
+    def _ask(self, name: str, works: bool, role: Callable[..., Any], *given: Any) -> Any:
+        """Call a role and count its LM calls. In it exit() is the role's failure, not the script's end.
+
+        Where a limit refuses one of its calls and it returns what the calls before gave, that is kept: it is paid for.
+        """
+        answer = None
         try:
             with self.meter.measure(name), dspy.context(lm=self._role_lm), working(works):
-                yield
-        except (Exception, KeyboardInterrupt, LimitReachedError):
+                answer = role(*given)
+        except LimitReachedError:
+            if answer is None:
+                raise
+        except (Exception, KeyboardInterrupt):
             raise
         except BaseException as error:
             raise RoleError(words_of(error)) from error
+        return answer
 
     def usage(self, before: dict[str, Usage] | None = None) -> dict[str, Usage]:
         """Return the usage by role, with that of earlier processes of the run; roles without a call are left out."""

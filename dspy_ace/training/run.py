@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -51,15 +52,11 @@ class Share(NamedTuple):
     retries: int
 
 
-def schedule(size: int, epochs: int, batch_size: int, seed: int) -> list[Batch]:
-    """Return the batches of a run over `size` examples: each epoch sees each example once, in an order of its own."""
-    batches: list[Batch] = []
-    for epoch in range(1, epochs + 1):
-        order = list(range(size))
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        for start in range(0, size, batch_size):
-            batches.append(Batch(len(batches) + 1, epoch, tuple(order[start : start + batch_size])))
-    return batches
+def shuffled(size: int, epoch: int, seed: int) -> list[int]:
+    """Return the positions of `size` examples in the order of an epoch; seed and epoch alone decide it."""
+    order = list(range(size))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
 
 
 class Run:
@@ -74,7 +71,6 @@ class Run:
         trainset, valset: as they are used: without labels if there are none to be seen; rows of the valset that stand
             in the trainset are left out of it, since a playbook may have learned them by heart.
         seed: the playbook that the run starts from.
-        batches: the whole schedule.
         plan: the most that it may spend.
     """
 
@@ -91,7 +87,6 @@ class Run:
         self.unknown: list[str] = []  # parts of the run that show no content
         self.valset = self._useful(trainset, valset)
         self.seed = carried_playbook(student) if settings.playbook is None else settings.playbook
-        self.batches = schedule(len(trainset), settings.epochs, settings.batch_size, settings.seed)
         self.plan = Plan.of(settings, self.engine.student, self.trainset, self.valset)
         self.about = {  # what run.json and the page of the run tell a reader
             "program": named(student),
@@ -131,14 +126,31 @@ class Run:
             return []
         return useful
 
-    def planned(self, batch: Batch, records: Sequence[Record]) -> Batch:
-        """Return the batch as its epoch is made: failures that the epochs before left unrepaired come first."""
-        before = [record for record in records if record.epoch < batch.epoch]
-        again = set(map(int, repairs(before, self.settings.scale).left))
-        epoch = [each for each in self.batches if each.epoch == batch.epoch]
-        order = sorted((place for each in epoch for place in each.examples), key=lambda place: place not in again)
-        start = (batch.step - epoch[0].step) * self.settings.batch_size
-        return batch._replace(examples=tuple(order[start : start + self.settings.batch_size]))
+    def next_batch(self, records: Sequence[Record]) -> Batch | None:
+        """Return what comes after these records; None: all epochs are done.
+
+        An epoch meets each example once. Failures that the epochs before left unrepaired come first. What a limit cut
+        off a batch has not been met, so a run that is continued with a higher limit meets it.
+        """
+        step, size = max((record.step for record in records), default=0) + 1, self.settings.batch_size
+        for epoch in range(max((r.epoch for r in records), default=1) or 1, self.settings.epochs + 1):
+            met = {position for record in records if record.epoch == epoch for position in record.batch}
+            before = [record for record in records if record.epoch < epoch]
+            again = set(map(int, repairs(before, self.settings.scale).left))
+            order = sorted(shuffled(len(self.trainset), epoch, self.settings.seed), key=lambda at: at not in again)
+            if left := [position for position in order if position not in met]:
+                return Batch(step, epoch, tuple(left[:size]))
+        return None
+
+    def examples_left(self, records: Sequence[Record]) -> list[int]:
+        """Return for each epoch how many examples it has not met yet."""
+        met = Counter(record.epoch for record in records for _ in record.batch)
+        return [len(self.trainset) - met[epoch] for epoch in range(1, self.settings.epochs + 1)]
+
+    def steps(self, records: Sequence[Record]) -> int:
+        """Return the number of steps of the whole run, as things stand."""
+        done = max((record.step for record in records), default=0)
+        return done + sum(-(-left // self.settings.batch_size) for left in self.examples_left(records))
 
     def rollouts_for_learning(self, wanted: int) -> int:
         """Return how many of `wanted` rollouts may be made now; those of the last validation are kept back."""
@@ -184,7 +196,7 @@ class Run:
     def showing(self, journal: Journal) -> Progress:
         """Return the progress bar over all steps, from those in the journal on; a context manager."""
         done = journal.records[-1].step if journal.records else 0
-        self.progress = Progress(len(self.batches), done, self.settings.progress)
+        self.progress = Progress(self.steps(journal.records), done, self.settings.progress)
         return self.progress
 
     def resumed(self, journal: Journal) -> State:
@@ -197,8 +209,9 @@ class Run:
         self.engine.limits.keep = journal.keep_spent
         self.before = recorded(state.records)
         if state.records:
-            at = f"at step {state.step + 1} of" if state.step < len(self.batches) else "behind all"
-            logger.info("ACE: continuing the run in %s %s %d", journal.folder, at, len(self.batches))
+            steps = self.steps(state.records)
+            at = f"at step {state.step + 1} of" if state.step < steps else "behind all"
+            logger.info("ACE: continuing the run in %s %s %d", journal.folder, at, steps)
             if self.unknown:
                 said = "; ".join(self.unknown)
                 logger.warning("ACE: %s, which cannot be compared: this run goes on assuming it is the same.", said)
@@ -208,7 +221,7 @@ class Run:
     def keep(self, journal: Journal, state: State, record: Record) -> State:
         """Write a record to disk, then into memory, and tell the user."""
         journal.append(record)
-        journal.keep_spent(self.engine.limits.spent)
+        self.engine.limits.save()
         after = state.after(record)
         if after.best is not state.best:
             self._keep_best(journal, after.best)

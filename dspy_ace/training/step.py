@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import dspy
@@ -90,22 +91,15 @@ class Step:
         delta: all operations in order: votes, the Curator's, the refiner's. Applied to the playbook before the step,
             it gives `playbook`.
         rejected: operations that were left out, each with its reason.
-        attempts: one per example, in order.
-        together: the reflection on the successes of the batch.
+        reflected: the batch, one attempt an example, in order.
         curation: see `Record`.
     """
 
     playbook: Playbook
     delta: Delta
     rejected: tuple[Rejected, ...] = ()
-    attempts: tuple[Attempt, ...] = ()
-    together: Together | None = None
+    reflected: Reflected = field(default_factory=lambda: Reflected(()))
     curation: str | None = None
-
-    @property
-    def reflections(self) -> tuple[Reflection, ...]:
-        """See `Reflected`."""
-        return Reflected(self.attempts, self.together).reflections
 
 
 def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
@@ -134,7 +128,7 @@ def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
     if engine.limits.reached and not any(attempt.trajectory for attempt in attempts):
         raise LimitReachedError(engine.limits.reached)  # nothing was done: there is nothing to record
     step = learn_from(engine, state, reflected)
-    met = [int(attempt.trajectory.source) for attempt in step.attempts if attempt.trajectory is not None]
+    met = [int(trajectory.source) for trajectory in trajectories_of(attempts)]
     return record_of(step, state.step + 1, batch.epoch, met, before, engine)
 
 
@@ -168,8 +162,8 @@ def roll_out_in_waves(
 def reflect_on_batch(engine: Engine, state: State, batch: Sequence[tuple[Attempt, int]], pool: ThreadPool) -> Reflected:
     """Reflect on a batch that was rolled out: on each failure alone, and on the successes together.
 
-    Until the Reflector has worked, three tasks come first: a dead one costs three calls. With a metric, successes are
-    reflected on only once the student has made a mistake: a perfect one costs no role call.
+    Until one reflection has worked, only three are tried: so a broken Reflector costs three calls. With a metric,
+    successes are reflected on only once the student has made a mistake: a perfect one costs no role call.
 
     Args:
         engine, state: see `learn_from`.
@@ -189,26 +183,21 @@ def reflect_on_batch(engine: Engine, state: State, batch: Sequence[tuple[Attempt
     successes = tuple(replace(trajectory, shared=shared) for trajectory in trajectories if trajectory.success)
     grouped = successes if of_successes and engine.together else ()
 
-    def alone(at: int) -> Attempt:
-        return reflect_in_rounds(engine, state, *batch[at], shared)
-
-    def together(_: int) -> Together | None:
-        return reflect_together(engine, state, grouped)
-
     def asked_alone(trajectory: Trajectory | None) -> bool:
         if trajectory is None or not trajectory.teaches:
             return False
         return not trajectory.success or (of_successes and not grouped)
 
-    tasks: list[tuple[Callable[[int], Any], int]] = [
-        (alone, at) for at, made in enumerate(attempts) if asked_alone(made.trajectory)
-    ]
-    tasks += [(together, -1)] if grouped else []
+    alone = [at for at, made in enumerate(attempts) if asked_alone(made.trajectory)]
+    tasks: list[Callable[[], Any]] = [partial(reflect_in_rounds, engine, state, *batch[at], shared) for at in alone]
+    tasks += [partial(reflect_together, engine, state, grouped)] if grouped else []
     first = len(tasks) if state.reflector_works else FIRST
-    done: dict[int, Any] = {}
+    done: list[Any] = []
     for part in (tasks[:first], tasks[first:]):
-        done |= zip((at for _, at in part), pool.map(lambda task: task[0](task[1]), part), strict=True)
-        reflected = Reflected(tuple(done.get(at, made) for at, made in enumerate(attempts)), done.get(-1))
+        done += pool.map(lambda task: task(), part)
+        made = dict(zip(alone, done))  # noqa: B905 - the successes, and what is not done yet, are left over
+        together = done[-1] if grouped and len(done) == len(tasks) else None
+        reflected = Reflected(tuple(made.get(at, attempt) for at, attempt in enumerate(attempts)), together)
         check_roles(state.records, reflected.errors)
     return reflected
 
@@ -244,11 +233,15 @@ def learn_from(engine: Engine, state: State, reflected: Reflected) -> Step:
     voted = apply(playbook, votes)  # at most one vote per bullet and example
     delta, left_out, curation = _curate(engine, state, voted, reflected.reflections)
     check_roles(state.records, curation=curation)
-    added, misfits = admit(voted, _for_predictors_that_ran(delta, trajectories).operations)
+    admitted, misfits = admit(voted, delta.operations)
+    added = _for_predictors_that_ran(admitted, trajectories)
     grown = apply(voted, added)  # grow …
-    refined = engine.refine(grown)  # … and refine (ACE §3.3)
     rejected = (*unknown, *left_out, *misfits)
-    return Step(apply(grown, refined), votes + added + refined, rejected, attempts, together, curation)
+    try:
+        refined = engine.refine(grown)  # … and refine (ACE §3.3)
+    except LimitReachedError as error:
+        refined, rejected = Delta(), (*rejected, Rejected(None, f"the playbook was not refined: {error}"))
+    return Step(apply(grown, refined), votes + added + refined, rejected, reflected, curation)
 
 
 def reflect_together(engine: Engine, state: State, successes: tuple[Trajectory, ...]) -> Together | None:
@@ -311,6 +304,7 @@ def reflect_in_rounds(
             program = with_reflection(engine.student, playbook, reflection.insights)
             again = engine.roll_out(engine.rollouts(program), first.example, first.source)
         except LimitReachedError:
+            made = replace(made, rollouts=made.rollouts + 1)  # it was begun
             break
         failed = failures_of(Rollout(first.source, retry=number), again)
         made = replace(made, failures=(*made.failures, *failed), rollouts=made.rollouts + 1)
@@ -337,18 +331,18 @@ def record_of(
         before: the usage by role before the step.
         engine: its meter tells the usage now.
     """
-    trajectories = [attempt.trajectory for attempt in step.attempts if attempt.trajectory is not None]
+    attempts, trajectories = step.reflected.attempts, trajectories_of(step.reflected.attempts)
     return Record(
         step=number,
         epoch=epoch,
         batch=tuple(batch),
         scores=tuple(trajectory.feedback.score for trajectory in trajectories),
-        failures=tuple(failure for attempt in step.attempts for failure in attempt.failures),
+        failures=tuple(failure for attempt in attempts for failure in attempt.failures),
         reflections=tuple(_told(step)),
         curation=step.curation,
         delta=step.delta,
         rejected=tuple(rejected.to_json() for rejected in step.rejected),
-        rollouts=sum(attempt.rollouts for attempt in step.attempts),
+        rollouts=sum(attempt.rollouts for attempt in attempts),
         usage=since(engine.meter.totals(), before),
     )
 
@@ -365,14 +359,14 @@ def since(totals: dict[str, Usage], before: dict[str, Usage]) -> dict[str, dict[
 
 def _told(step: Step) -> Iterator[dict[str, Any]]:
     """Yield what a record says of each reflection."""
-    for attempt in step.attempts:
+    for attempt in step.reflected.attempts:
         example = [] if attempt.trajectory is None else [attempt.trajectory.source]
         if attempt.reflection is not None:
             found = attempt.reflection
             yield {"examples": example, "insights": len(found.insights), "verified": found.verified}
         elif attempt.error:
             yield {"examples": example, "error": attempt.error}
-    if (group := step.together) is not None:
+    if (group := step.reflected.together) is not None:
         insights = sum(len(reflection.insights) for reflection in group.reflections)
         ended = {"error": group.error} if group.error else {"insights": insights, "verified": None}
         yield {"examples": [trajectory.source for trajectory in group.trajectories], **ended}
@@ -414,11 +408,11 @@ def _for_predictors_that_ran(delta: Delta, trajectories: Sequence[Trajectory]) -
 
 
 def _votes(playbook: Playbook, reflections: Sequence[Reflection]) -> list[Tag]:
-    """Return one vote per bullet and example.
+    """Return one vote per bullet and example: the first, if a reply names a bullet twice.
 
     An id that the example was not shown becomes "… (not shown)", so that `admit` rejects it.
     """
-    votes = []
+    votes: dict[tuple[str | None, str], Tag] = {}
     for reflection in reflections:
         trajectory = reflection.trajectory
         source = trajectory.source if trajectory is not None else None
@@ -427,8 +421,8 @@ def _votes(playbook: Playbook, reflections: Sequence[Reflection]) -> list[Tag]:
             bullet = playbook.get(name)
             known = bullet.id if bullet is not None and bullet.id in shown else f"{name} (not shown)"
             if vote in ("helpful", "harmful"):
-                votes.append(Tag(known, int(vote == "helpful"), int(vote == "harmful"), source))
-    return votes
+                votes.setdefault((source, known), Tag(known, int(vote == "helpful"), int(vote == "harmful"), source))
+    return list(votes.values())
 
 
 def _citations(successes: Sequence[Trajectory]) -> list[Tag]:

@@ -31,6 +31,14 @@ def limit_reached(run: Run, state: State, batch: Batch) -> str | None:
     return run.engine.limits.reached
 
 
+def too_few_calls_left(run: Run, state: State, batch: Batch) -> str | None:
+    """Stop after a step when `max_lm_calls` leaves less than a rollout, a reflection and a curation."""
+    left, limit = run.engine.limits.calls_left(), run.settings.max_lm_calls
+    if left is None or left >= 3 or not state.records:  # roles of the user's own may need none
+        return None
+    return f"max_lm_calls={limit} is reached: {left} left, and learning takes 3"
+
+
 def perfect_validation(run: Run, state: State, batch: Batch) -> str | None:
     """Stop when the playbook is right on every row of the valset, once every example has been met."""
     latest = next((record.validation for record in reversed(state.records) if record.validation is not None), None)
@@ -56,6 +64,7 @@ def nothing_left_to_learn(run: Run, state: State, batch: Batch) -> str | None:
 RULES: tuple[Callable[[Run, State, Batch], str | None], ...] = (
     rollouts_used_up,
     limit_reached,
+    too_few_calls_left,
     perfect_validation,
     nothing_left_to_learn,
 )

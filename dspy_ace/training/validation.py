@@ -14,8 +14,8 @@ from ..playbook import Playbook
 from ..program import ThreadPool, Trajectory, with_playbook
 from .choice import by_evidence, settled
 from .state import FailedRollout, Record, Rollout, State, Validation, failures_of, seed_validation
-from .step import since
-from .stopping import check_rollouts, check_scores, rollouts_at_once
+from .step import Attempt, roll_out_in_waves, since, trajectories_of
+from .stopping import check_scores
 
 if TYPE_CHECKING:
     from .run import Run
@@ -39,9 +39,9 @@ def due(run: Run, state: State) -> bool:
         if record.validation is not None:
             break
         since_last += len(record.batch)
-    left = sum(len(batch.examples) for batch in run.batches[state.step :])
-    affordable = run.rollouts_for_learning(len(run.valset)) == len(run.valset)
-    return state.unvalidated and affordable and left >= len(run.valset) <= since_last
+    left, rows = sum(run.examples_left(state.records)), len(run.valset)
+    affordable = run.rollouts_for_learning(rows) == rows
+    return state.unvalidated and affordable and left >= rows and since_last >= rows
 
 
 def validate(run: Run, state: State, pool: ThreadPool) -> Record:
@@ -148,14 +148,13 @@ def _in_waves(
     run: Run, state: State, tasks: Sequence[tuple[dspy.Module, dspy.Example, str]], pool: ThreadPool
 ) -> list[Trajectory]:
     """Roll out so many at once as the records say may begin. See `_rolled_out` for what is raised."""
-    engine = run.engine
-    rollouts = {id(program): engine.rollouts(program) for program, _, _ in tasks}
-    made: list[Trajectory] = []
-    while len(made) < len(tasks):
-        wave = tasks[len(made) : len(made) + rollouts_at_once(state.records, made, len(tasks) - len(made))]
-        made += pool.map(lambda task: engine.roll_out(rollouts[id(task[0])], task[1], task[2]), wave)
-        check_rollouts(state.records, made)
-    return made
+    programs = {id(program): program for program, _, _ in tasks}
+    rollouts = {key: run.engine.rollouts(program) for key, program in programs.items()}
+
+    def roll_out(task: tuple[dspy.Module, dspy.Example, str]) -> Attempt:
+        return Attempt(run.engine.roll_out(rollouts[id(task[0])], task[1], task[2]))
+
+    return trajectories_of(roll_out_in_waves(roll_out, tasks, pool, state.records))
 
 
 def _scores(trajectories: Sequence[Trajectory]) -> tuple[float | None, ...]:

@@ -16,7 +16,7 @@ import pytest
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMError
 
-from dspy_ace.errors import SettingsError
+from dspy_ace.errors import JournalError, SettingsError
 from dspy_ace.lm import LimitReachedError, Limits, Measurement, Meter, Spent, calls, price_of, scope
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import OfflineServer, serve
@@ -113,7 +113,7 @@ def test_max_lm_calls_holds_for_threads_of_the_program() -> None:
 
     with serve() as server:
         results = compiled(client(server), Fans(), max_lm_calls=20, num_threads=4).detailed_results
-        assert server.calls == 20
+        assert 18 <= server.calls <= 20  # fewer than three calls are not enough to learn from
     assert "max_lm_calls" in results.stopped
 
 
@@ -433,3 +433,31 @@ def _until_it_ends(lm: Any) -> None:
         for _ in range(100):
             with contextlib.suppress(LMError):
                 predict(message="hello")
+
+
+def test_what_was_told_ahead_is_told_again_after_a_step_set_it_back() -> None:
+    """A process that is killed at any moment has told of every call it made."""
+    told: list[Spent] = []
+    limits = Limits(max_lm_calls=2000)
+    limits.keep = told.append
+    lm = Priced(None)
+    with limited(limits):
+        for _ in range(3):
+            lm("hello")
+        limits.save()
+        for _ in range(3):
+            lm("hello")
+    assert told[-1].calls >= 6
+
+
+def test_a_call_is_refused_if_what_is_spent_cannot_be_kept() -> None:
+    """A full disk ends the run as a limit does; the call is not made, and nothing stays reserved."""
+
+    def keep(spent: Spent) -> None:
+        raise JournalError("run: cannot be written: no space is left")
+
+    limits, lm = Limits(max_lm_calls=10), Priced(None)
+    limits.keep = keep
+    with limited(limits), pytest.raises(LimitReachedError, match="no space is left"):
+        lm("hello")
+    assert (lm.asked, limits.calls) == (0, 0)

@@ -13,13 +13,14 @@ import dspy
 import pytest
 
 from dspy_ace import ACE, Bullet, Playbook, PlaybookStore, with_playbook
-from dspy_ace.errors import SettingsError
+from dspy_ace.errors import RunError, SettingsError
 from dspy_ace.online import calls
 from dspy_ace.online.online import OnlineACE
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
-from dspy_ace.training import schedule
+from dspy_ace.training import shuffled
 from online_helpers import TEST, TRAIN, Notebook, noted, online, until
+from scripted import rate_limited, scripted
 from tasks import Route, accuracy, desk_metric
 
 
@@ -49,7 +50,7 @@ def test_a_stream_reaches_the_playbook_of_a_compile(noise: dict[str, Any], batch
     first, second = OfflineLM(**noise), OfflineLM(**noise)
     with dspy.context(lm=first):
         compiled = ACE(desk_metric, epochs=1, progress=False, **settings).compile(dspy.ChainOfThought(Route), TRAIN)
-    order = [i for batch in schedule(len(TRAIN), 1, batch_size, 0) for i in batch.examples]
+    order = shuffled(len(TRAIN), 1, 0)
     with dspy.context(lm=second), online(desk_metric, **settings) as program:
         curve = program.run([TRAIN[i] for i in order], sources=[str(i) for i in order])
         assert len(program.playbook) > 3
@@ -264,3 +265,11 @@ def test_a_call_waits_for_no_lesson(offline: OfflineLM) -> None:
         hold.set()
         until(lambda: program.version >= 3)
         assert all(ended)
+
+
+def test_a_dead_model_ends_a_stream_whose_examples_have_names_of_their_own() -> None:
+    """It costs three calls, as without names."""
+    lm = scripted(rate_limited())
+    with dspy.context(lm=lm), online(desk_metric, batch_size=1) as program, pytest.raises(RunError):
+        program.run(TRAIN, sources=[f"user-{n}" for n in range(len(TRAIN))])
+    assert len(program.results.records) <= 3

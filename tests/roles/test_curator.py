@@ -99,7 +99,7 @@ def test_look_alikes_are_shown_by_their_ids() -> None:
     assert shown(playbook, embedder=embedder)["look_alikes"].splitlines()[:2] == [
         "[a-00002] ~ [a-00003]", "[a-00001] ~ [a-00004]"
     ]  # fmt: skip
-    assert "Look-alikes may differ for good" in CuratePlaybook.instructions
+    assert "Look-alikes may differ for a reason" in CuratePlaybook.instructions
 
 
 def test_look_alikes_that_differ_for_good_do_not_hide_new_ones() -> None:

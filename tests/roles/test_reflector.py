@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from dspy_ace import Playbook, Reflector
 from dspy_ace.errors import RoleError, SettingsError
 from dspy_ace.lm import LimitReachedError
-from dspy_ace.playbook import count_tokens
+from dspy_ace.playbook import count_tokens, fit
 from dspy_ace.program import Call, Failure, Feedback, shared_pieces
 from dspy_ace.roles import Insight, Reflection
+from dspy_ace.roles.contracts import fitting
 from dspy_ace.roles.reflector import ReflectOnSuccesses, ReflectOnTrajectory
 from dspy_ace.training import Engine, LearningSettings
 from scripted import rate_limited, scripted
@@ -390,3 +391,27 @@ def test_the_prompts_are_short_and_say_what_matters() -> None:
     for signature in (ReflectOnTrajectory, ReflectOnSuccesses):
         for words in ("[] is a good answer", "stands on its own", "small"):
             assert words in " ".join(signature.instructions.split())
+
+
+def test_an_unreadable_second_part_of_the_successes_keeps_the_first() -> None:
+    """The insights of the first part are paid for; with none, the error is told."""
+    many = [
+        trajectory(
+            str(n), score=1.0, example=dspy.Example(question=f"Case {n}: {'word ' * 200}").with_inputs("question")
+        )
+        for n in range(8)
+    ]
+    lm = scripted([chat(key_insights=[{"insight": "Carry.", "attempts": [1]}]), "?"])
+    kept = Reflector(lm, max_prompt_tokens=1000).on_successes(PLAYBOOK, many)
+    assert [insight.content for each in kept for insight in each.insights] == ["Carry."]
+    with pytest.raises(RoleError):
+        Reflector(scripted("?"), max_prompt_tokens=1000).on_successes(PLAYBOOK, many)
+
+
+@given(st.lists(st.integers(0, 4000), min_size=1, max_size=6), st.integers(0, 4000))
+def test_reviews_that_fit_are_not_cut_whatever_stands_beside_them(others: list[int], size: int) -> None:
+    """What `fitting` lets into a prompt, `fit` leaves whole."""
+    fields = {f"field{n}": "word " * length for n, length in enumerate(others)}
+    kept = fitting([f"review {n} " + "word " * (size // 4) for n in range(4)], fields, 2000)
+    reviews = "\n\n".join(kept)
+    assert fit({**fields, "reviews": reviews}, 2000)["reviews"] == reviews

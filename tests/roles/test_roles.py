@@ -101,7 +101,7 @@ def test_a_role_that_raises_costs_its_own_example_only() -> None:
     curator = Curator(scripted(curation_reply({"type": "ADD", "content": "Carry."})))
     step = step_of(PLAYBOOK, [trajectory("1"), trajectory("2")], reflect, curator)
     assert step.playbook.bullets[-1].sources == ("1",)
-    assert [attempt.error.partition(":")[0] for attempt in step.attempts] == ["", "RoleError"]
+    assert [attempt.error.partition(":")[0] for attempt in step.reflected.attempts] == ["", "RoleError"]
 
 
 def test_a_role_keeps_its_own_language_model() -> None:

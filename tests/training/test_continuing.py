@@ -20,7 +20,7 @@ from dspy_ace.errors import JournalError
 from dspy_ace.testing import OfflineLM
 from paths import ROOT
 from runs import TRAIN, VAL, compiled
-from tasks import desk_metric, messages
+from tasks import Route, desk_metric, messages
 
 pytestmark = pytest.mark.compat
 
@@ -161,3 +161,29 @@ def test_a_role_that_exits_does_not_end_the_script_in_silence(role: str, error: 
 
     with pytest.raises(AceError, match=type(error).__name__):
         compiled(OfflineLM(), **{role: exits})
+
+
+@pytest.mark.parametrize("limit", [{"max_lm_calls": 12}, {"max_metric_calls": 9}])
+def test_what_a_limit_cut_off_a_batch_is_met_when_the_run_goes_on_with_more(tmp_path: Path, limit: Any) -> None:
+    """The run says which limit ended it; continued without one, each example has been met once."""
+    cut = compiled(OfflineLM(), log_dir=tmp_path, valset=[], batch_size=16, **limit).detailed_results
+    met = [position for record in cut.records for position in record.batch]
+    assert 0 < len(met) < len(TRAIN)
+    assert next(iter(limit)) in cut.stopped
+    whole = compiled(OfflineLM(), log_dir=tmp_path, valset=[], batch_size=16).detailed_results
+    met = [position for record in whole.records for position in record.batch]
+    assert sorted(met) == list(range(len(TRAIN)))
+    assert whole.stopped == "the epoch is done"
+
+
+def test_a_subclass_may_have_attributes_of_its_own() -> None:
+    """They are no settings."""
+
+    class Tagged(ACE):  # type: ignore[misc]
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(desk_metric, progress=False, **settings)
+            self.tag = "v1"
+
+    with dspy.context(lm=OfflineLM()):
+        program = Tagged(batch_size=4).compile(dspy.ChainOfThought(Route), TRAIN)
+    assert len(program.playbook) > 0

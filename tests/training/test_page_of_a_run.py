@@ -22,6 +22,7 @@ from dspy_ace.training import facts_of
 from dspy_ace.training.page import _charts, _failures, _notes
 from dspy_ace.training.state import FailedRollout, Rollout, State, Validation
 from runs import compiled
+from tasks import Route
 
 NASTY = "</script><script>alert(1)</script> <img src=x onerror=alert(2)> \"q\" 'p' {{ 7*7 }} & \x00\x1b \ud800 \u202e"
 
@@ -290,3 +291,12 @@ def test_what_stayed_a_failure_is_said_and_the_most_frequent_kind_is_first() -> 
     )  # fmt: skip
     assert "Example 0 stayed a failure: its retries failed." in list(_notes(record))
     assert [row[0] for row in _failures([record])[1:]] == ["rollout: program", "reflection"]
+
+
+def test_redact_holds_for_the_page_of_a_run(tmp_path: Path) -> None:
+    """A name in the student's own instructions is in no file of the folder but the program's state."""
+    student = dspy.ChainOfThought(Route.with_instructions(f"{Route.instructions} Ask Zerlina if in doubt."))
+    program = compiled(OfflineLM(), student=student, log_dir=tmp_path, redact=lambda text: text.replace("Zerlina", "…"))
+    program.detailed_results.save_report(tmp_path / "again.html")
+    named = {path.name for path in tmp_path.iterdir() if b"Zerlina" in path.read_bytes()}
+    assert named == {"program.json"}

@@ -17,7 +17,7 @@ from dspy_ace.playbook import Add, Delta
 from dspy_ace.program import Trajectory
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
-from dspy_ace.training import Record, schedule
+from dspy_ace.training import Batch, Record, Run, Settings, shuffled
 from dspy_ace.training.choice import repairs
 from dspy_ace.training.verdict import UNIT
 
@@ -25,7 +25,12 @@ from dspy_ace.training.verdict import UNIT
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 70), st.integers())
 def test_every_epoch_sees_every_example_once(size: int, epochs: int, batch_size: int, seed: int) -> None:
     """Steps count from 1, batches are full but for the last of an epoch, and epochs end where they say."""
-    batches = schedule(size, epochs, batch_size, seed)
+    trainset = [dspy.Example(question=str(n)).with_inputs("question") for n in range(size)]
+    settings = Settings.of_arguments(ACE(epochs=epochs, batch_size=batch_size, seed=seed).get_params())
+    with dspy.context(lm=OfflineLM()):
+        run, batches = Run(settings, Student(), trainset, []), list[Batch]()
+    while batch := run.next_batch([Record(b.step, b.epoch, b.examples, (1.0,) * len(b.examples)) for b in batches]):
+        batches.append(batch)
     assert [b.step for b in batches] == list(range(1, len(batches) + 1))
     for epoch in range(1, epochs + 1):
         own = [b for b in batches if b.epoch == epoch]
@@ -35,15 +40,15 @@ def test_every_epoch_sees_every_example_once(size: int, epochs: int, batch_size:
 
 def test_epochs_differ_and_processes_agree() -> None:
     """The shuffle is derived from seed and epoch alone: another process with another hash seed draws the same."""
-    code = "from dspy_ace.training import schedule; print(schedule(20, 2, 20, 3))"
+    code = "from dspy_ace.training import shuffled; print([shuffled(20, epoch, 3) for epoch in (1, 2)])"
     drawn = [
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
         ).stdout
         for seed in ("1", "2")
     ]
-    first, second = schedule(20, 2, 20, 3)
-    assert first.examples != second.examples
+    first, second = shuffled(20, 1, 3), shuffled(20, 2, 3)
+    assert first != second
     assert drawn[0] == drawn[1] == f"{[first, second]}\n"
 
 

@@ -13,6 +13,7 @@ import pytest
 import steps
 from dspy_ace import Playbook
 from dspy_ace.errors import RunError
+from dspy_ace.lm import LimitReachedError
 from dspy_ace.playbook import Add, Delete, Delta, Tag, Update, apply
 from dspy_ace.program import Failure, Feedback, Trajectory
 from dspy_ace.roles import Reflection
@@ -130,19 +131,19 @@ def test_a_failure_is_retried_with_its_insights_until_it_is_right_or_the_rounds_
         ("never", None), ("never", "Round 1 on never."), ("never", "Round 2 on never."),
         ("won", None),
     ]  # fmt: skip
-    assert [(r.verified, r.scores) for r in step.reflections] == [
+    assert [(r.verified, r.scores) for r in step.reflected.reflections] == [
         (True, (0.0, 0.0, 1.0)), (False, (0.0, 0.0, 0.0, 0.0)), (None, (1.0,)),
     ]  # fmt: skip
     assert contents(step) == ["Round 2 on late.", "Round 3 on never.", "Round 1 on won."]
-    assert step.reflections[0].trajectory == batch[0]
-    assert [attempt.rollouts for attempt in step.attempts] == [2, 3, 0]
+    assert step.reflected.reflections[0].trajectory == batch[0]
+    assert [attempt.rollouts for attempt in step.reflected.attempts] == [2, 3, 0]
 
 
 def test_no_retry_without_insights_or_without_rounds() -> None:
     """A retry that could prove nothing is not paid for."""
     batch = [trajectory("a")]
-    assert step_of(batch, lambda p, t: Reflection(), max_reflection_rounds=3).attempts[0].rollouts == 0
-    assert step_of(batch, max_reflection_rounds=0).attempts[0].rollouts == 0
+    assert step_of(batch, lambda p, t: Reflection(), max_reflection_rounds=3).reflected.attempts[0].rollouts == 0
+    assert step_of(batch, max_reflection_rounds=0).reflected.attempts[0].rollouts == 0
 
 
 def test_a_retry_that_the_metric_fails_is_no_evidence() -> None:
@@ -152,8 +153,8 @@ def test_a_retry_that_the_metric_fails_is_no_evidence() -> None:
         raise KeyError("no such field")
 
     step = step_of([trajectory("a")], metric=broken, max_reflection_rounds=3)
-    assert step.reflections[0].verified is None
-    assert [(str(f.rollout), f.kind) for f in step.attempts[0].failures] == [("a, retry 1", "metric")]
+    assert step.reflected.reflections[0].verified is None
+    assert [(str(f.rollout), f.kind) for f in step.reflected.attempts[0].failures] == [("a, retry 1", "metric")]
 
 
 def test_what_teaches_nothing_is_not_reflected_on() -> None:
@@ -181,8 +182,8 @@ def test_what_teaches_nothing_is_not_reflected_on() -> None:
 def test_nobody_is_asked_why_things_went_right_before_anything_went_wrong() -> None:
     """A batch of successes of a student without a mistake costs no role call; without a metric it does."""
     batch = [trajectory("a", 1.0), trajectory("b", 1.0)]
-    assert not step_of(batch).reflections
-    assert len(step_of(batch, metric=None).reflections) == 2
+    assert not step_of(batch).reflected.reflections
+    assert len(step_of(batch, metric=None).reflected.reflections) == 2
 
 
 def test_a_success_that_nobody_reflects_on_counts_for_the_bullets_it_cites() -> None:
@@ -223,7 +224,7 @@ def test_a_failed_role_loses_itself_alone_and_says_so() -> None:
     batch = [trajectory(name) for name in ("a", "bad", "c")]
     step = step_of(batch, reflect)
     assert contents(step) == ["Lesson of a.", "Lesson of c."]
-    assert [attempt.error for attempt in step.attempts] == ["", "RuntimeError: no reply", ""]
+    assert [attempt.error for attempt in step.reflected.attempts] == ["", "RuntimeError: no reply", ""]
     step = step_of(batch, reflect, curate)
     assert (step.curation, step.playbook) == ("RuntimeError: no JSON", START)
 
@@ -232,7 +233,7 @@ def test_a_failed_role_loses_itself_alone_and_says_so() -> None:
 def test_a_role_that_returns_something_else_is_told_so(wrong: Any) -> None:
     """A reflector or curator that breaks its contract is recorded like one that raises: nothing vanishes."""
     step = step_of([trajectory("a")], lambda p, t: wrong)
-    assert "expected a Reflection" in step.attempts[0].error
+    assert "expected a Reflection" in step.reflected.attempts[0].error
     step = step_of([trajectory("a")], curate=lambda p, r: wrong)
     assert step.curation
     assert step.playbook == START
@@ -248,7 +249,7 @@ def test_a_later_round_that_fails_keeps_the_reflection_before_it() -> None:
 
     step = step_of([trajectory("a")], reflect, max_reflection_rounds=2)
     assert contents(step) == ["Lesson of a."]
-    assert (step.reflections[0].verified, step.attempts[0].rollouts) == (False, 1)
+    assert (step.reflected.reflections[0].verified, step.reflected.attempts[0].rollouts) == (False, 1)
 
 
 def test_refining_is_part_of_the_steps_delta() -> None:
@@ -301,7 +302,7 @@ def test_failures_are_reflected_on_alone_and_successes_together() -> None:
     step = step_of(batch, role)
     assert (role.alone, role.groups) == (["b", "d"], [["a", "c"]])
     assert contents(step) == ["Lesson of b.", "Lesson of d.", "All are brief."]
-    assert [t.source for t in step.reflections[-1].trajectories] == ["a", "c"]
+    assert [t.source for t in step.reflected.reflections[-1].trajectories] == ["a", "c"]
 
 
 def test_votes_of_successes_are_their_citations() -> None:
@@ -322,8 +323,8 @@ def test_a_failed_reflection_on_successes_loses_itself_alone() -> None:
     """The lessons of failures are curated, and the error is in the step."""
     step = step_of([trajectory("a", 1.0), trajectory("b")], Grouping(RuntimeError("no reply")))
     assert contents(step) == ["Lesson of b."]
-    assert step.together is not None
-    assert step.together.error == "RuntimeError: no reply"
+    assert step.reflected.together is not None
+    assert step.reflected.together.error == "RuntimeError: no reply"
 
 
 @pytest.mark.parametrize(
@@ -336,8 +337,8 @@ def test_a_failed_reflection_on_successes_loses_itself_alone() -> None:
 def test_an_error_about_successes_is_kept_as_that_of_any_role(error: BaseException, words: str) -> None:
     """Without secrets; exit() is the role's failure."""
     step = step_of([trajectory("a", 1.0), trajectory("b")], Grouping(error))
-    assert step.together is not None
-    assert step.together.error == words
+    assert step.reflected.together is not None
+    assert step.reflected.together.error == words
 
 
 @pytest.mark.parametrize("role", [Grouping(RuntimeError("no reply")), insight])
@@ -394,3 +395,47 @@ def test_the_inputs_that_a_batch_shares_are_told_to_the_reflector() -> None:
     examples = [dspy.Example(question=f"Tags: A, B. Which is {n}?").with_inputs("question") for n in range(2)]
     step_of([Trajectory(e, None, (), Feedback(0.0), str(n)) for n, e in enumerate(examples)], reflect)
     assert seen == [frozenset({"question: Tags: A,", " B. "})] * 2
+
+
+def test_a_bullet_that_a_reply_names_twice_has_one_vote_of_it() -> None:
+    """However the id is written, the first vote counts."""
+    votes = {"s-00001": "helpful", "[S-00001]": "harmful", " s-00001": "helpful"}
+    step = step_of([trajectory("a")], lambda p, t: Reflection(tags=votes))
+    assert (step.playbook["s-00001"].helpful, step.playbook["s-00001"].harmful) == (2, 0)
+
+
+def test_an_operation_without_sources_is_rejected_alone() -> None:
+    """A Curator of the user's may return anything for them."""
+
+    def curate(playbook: Playbook, reflections: Any) -> Any:
+        broken: Any = None
+        return Delta((Add("S", "Broken.", "ask", broken), Add("S", "Sound.", sources=("a",)))), ()
+
+    step = step_of([trajectory("a")], curate=curate)
+    assert "Sound." in contents(step)
+
+
+def test_a_limit_met_by_the_refiner_keeps_the_step() -> None:
+    """What was curated is paid for; that it was not refined is said."""
+
+    def refine(playbook: Playbook) -> Delta:
+        raise LimitReachedError("max_lm_calls=9 is reached")
+
+    step = step_of([trajectory("a")], refine=refine)
+    assert contents(step) == ["Lesson of a."]
+    assert [rejected.reason for rejected in step.rejected] == [
+        "the playbook was not refined: max_lm_calls=9 is reached"
+    ]
+
+
+def test_a_retry_that_a_limit_cuts_off_is_on_record() -> None:
+    """It was begun, so it counts as a rollout."""
+
+    class Refused(Student):
+        def forward(self, question: str) -> dspy.Prediction:
+            raise LimitReachedError("max_lm_calls=9 is reached")
+
+    given = {"metric": metric, "refine": no_change, "max_reflection_rounds": 1}
+    with dspy.context(lm=None):
+        step = steps.step_of(START, [trajectory("a")], insight, keep, student=Refused(), **given)
+    assert [attempt.rollouts for attempt in step.reflected.attempts] == [1]
