@@ -2,6 +2,7 @@
 
 `python -m comparisons.performance.scale_out` measures on this machine
 - a program that computes, on two worker processes against threads,
+- one that waits for its model, on Dask (two processes of four threads) against eight threads, where Dask is installed,
 - the processor time that one rollout costs the coordinator, with a playbook of 100 bullets,
 - the processor time of merging one delta of a batch;
 and then simulates one step with 1 to 1,000 workers from these figures. Rollouts, reflections and curation are given
@@ -16,6 +17,7 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import dspy
@@ -59,13 +61,24 @@ def processes(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
-def wall_clock(executor: Executor | None, examples: int, seconds: float) -> float:
-    """Return the seconds of a run of one epoch whose rollouts compute."""
+def wall_clock(executor: Executor | None, examples: int, seconds: float, threads: int = 2) -> float:
+    """Return the seconds of a run of one epoch whose rollouts compute for so many."""
     task = load_task("quickstart")
-    optimizer = ACE(task.metric, max_reflection_rounds=0, num_threads=2, progress=False, executor=executor)
+    optimizer = ACE(task.metric, max_reflection_rounds=0, num_threads=threads, progress=False, executor=executor)
     began = time.perf_counter()
     optimizer.compile(Computing(task.program, seconds), list(task.train)[:examples])
     return time.perf_counter() - began
+
+
+def waiting(examples: int, latency: float) -> tuple[float, float]:
+    """Return the seconds of a run whose LM calls take `latency` each: in eight threads, and on Dask."""
+    from distributed import Client, LocalCluster  # noqa: PLC0415 - an extra
+
+    cluster = LocalCluster(n_workers=2, threads_per_worker=4, dashboard_address="127.0.0.1:0")
+    with dspy.context(lm=OfflineLM(latency=latency)), cluster, Client(cluster) as client:
+        wall_clock(client.get_executor(), 8, 0.0, 8)  # the workers import once
+        here, there = (wall_clock(each, examples, 0.0, 8) for each in (None, client.get_executor()))
+    return here, there
 
 
 def coordinator(executor: Executor, rollouts: int, bullets: int) -> float:
@@ -116,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--examples", type=int, default=24, help="of the measured run (default: 24)")
     parser.add_argument("--seconds", type=float, default=0.3, help="that a rollout computes (default: 0.3)")
+    parser.add_argument("--latency", type=float, default=1.0, help="seconds of an LM call on Dask (default: 1)")
     parser.add_argument("--rollouts", type=int, default=200, help="of the coordinator's measurement (default: 200)")
     parser.add_argument("--rollout", type=float, default=2.0, help="simulated seconds of a rollout (default: 2)")
     parser.add_argument("--after", type=float, default=8.0, help="simulated seconds of a step's roles (default: 8)")
@@ -125,9 +139,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         wall_clock(pool, 2, 0.0)  # the workers import once
         threads, spread = (wall_clock(each, args.examples, args.seconds) for each in (None, pool))
         cost = coordinator(pool, args.rollouts, 100)
+    waited = waiting(args.examples, args.latency) if find_spec("distributed") else None
     print(f"{machine()}\n\nMeasured")
     print(f"- rollouts that compute {args.seconds:g} s: threads {threads:.1f} s, two processes {spread:.1f} s, "
           f"{threads / spread:.2f} times as fast")  # fmt: skip
+    if waited is not None:
+        here, there = waited
+        print(f"- LM calls of {args.latency:g} s, 8 at a time: threads {here:.1f} s, Dask {there:.1f} s, "
+              f"{there / here:.2f} times the wall clock")  # fmt: skip
     print(f"- the coordinator's processor time for a rollout, 100 bullets: {1000 * cost:.2f} ms")
     print(f"- for the operations of a batch of 256, 100 bullets: {1000 * merging(100, 256):.1f} ms")
     print(f"\nSimulated: rollouts of {args.rollout:g} s, roles of {args.after:g} s after each batch\n")

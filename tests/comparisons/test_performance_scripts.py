@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from comparisons.performance import hostile, scale_out, schedule, settings, thresholds
+from comparisons.performance import hostile, scale_out, schedule, settings, stores, thresholds
 from comparisons.performance.schedule import Span
 from comparisons.performance.settings import GRIDS, Outcome
 from dspy_ace import ACE, Bullet, Playbook
@@ -161,7 +163,15 @@ def test_workers_are_busy_until_the_coordinator_is_the_limit() -> None:
 @pytest.mark.slow
 def test_the_benchmark_of_workers_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """It prints what it measured and what it simulated."""
-    scale_out.main(["--examples", "4", "--seconds", "0.05", "--rollouts", "5"])
+    scale_out.main(["--examples", "4", "--seconds", "0.05", "--rollouts", "5", "--latency", "0.01"])
     out = capsys.readouterr().out
     assert "Measured" in out
     assert "| 1000 | 2048 |" in out
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_stores_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each kind of write and number of writers; without a server SQLite alone."""
+    stores.main(["--writers", "1", "2", "--seconds", "0.1", "--folder", str(tmp_path)])
+    rows = [row[:3] for row in cells(capsys.readouterr().out)[2:]]
+    assert rows == [["SQLite", kind, writers] for kind in ("tell", "append") for writers in ("1", "2")]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +19,8 @@ import agent
 import dspy
 import pytest
 from office.apprentice import Apprentice
-from office.world import EndState, current
+from office.tasks import Task, make_tasks
+from office.world import EndState, current, opened
 
 from dspy_ace import ACE, Bullet, Playbook, with_playbook
 from dspy_ace.program import rollouts
@@ -155,3 +160,45 @@ def test_each_rollout_has_an_office_of_its_own(lm: Apprentice) -> None:
         broken(task_id=task.id, task=task.text)
     with pytest.raises(LookupError):
         current()
+
+
+def open_office(tasks: dict[str, Task], example: dspy.Example) -> AbstractContextManager[Any]:
+    """The environment of a rollout: a fresh office with the records of its task."""
+    return opened(tasks[example.task].records)
+
+
+def metric_of_the_office(tasks: dict[str, Task], example: dspy.Example, prediction: Any, trace: Any = None) -> Any:
+    """Look into the office while it is open, and say what the example's metric says."""
+    office = current()
+    prediction.failed_checks = tasks[example.task].failed_checks(office)
+    prediction.rejections = len(office.end_state().log)
+    prediction.ended = "finish" in prediction.trajectory.values()
+    return agent.metric(example, prediction)
+
+
+@pytest.mark.slow
+def test_offices_that_workers_open_teach_the_same(lm: Any, tmp_path: Path) -> None:
+    """A ReAct agent whose office is opened by `setup=`: spawned processes learn the playbook of threads."""
+    drawn = make_tasks(0, 18, 6, 3, 3)
+    tasks = {task.text: task for task in [*drawn.train, *drawn.val]}
+    train, val = (
+        [dspy.Example(task=task.text).with_inputs("task") for task in split] for split in (drawn.train, drawn.val)
+    )
+    programs = []
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for place, executor in (("threads", None), ("processes", pool)):
+            ace = ACE(
+                partial(metric_of_the_office, tasks), labels=False, epochs=1, batch_size=6, num_threads=3,
+                setup=partial(open_office, tasks), executor=executor, log_dir=tmp_path / place,
+            )  # fmt: skip
+            student = dspy.ReAct(agent.DoTask, tools=list(agent.TOOLS), max_iters=30)
+            programs.append(ace.compile(student, train, valset=val))
+    here, there = programs
+    assert len(here.playbook) > 0
+    assert there.playbook == here.playbook
+    assert (tmp_path / "processes" / "journal.jsonl").read_bytes() == (
+        tmp_path / "threads" / "journal.jsonl"
+    ).read_bytes()
+    assert {role: usage.calls for role, usage in there.detailed_results.usage.items()} == {
+        role: usage.calls for role, usage in here.detailed_results.usage.items()
+    }

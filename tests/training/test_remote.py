@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import random
@@ -21,7 +22,7 @@ import pytest
 
 from dspy_ace import ACE
 from dspy_ace.errors import RunError, SettingsError
-from dspy_ace.lm import LimitReachedError, Limits, Meter
+from dspy_ace.lm import LimitReachedError, Limits, Meter, price_of
 from dspy_ace.testing import OfflineLM
 from dspy_ace.testing.server import serve
 from dspy_ace.training import remote
@@ -78,11 +79,11 @@ class Unopened:
 
 
 class Sometimes(ThreadPoolExecutor):
-    """An executor whose workers die of some rollouts."""
+    """An executor whose workers die of some rollouts: before they make a call, or with the result at hand."""
 
-    def __init__(self, deaths: Callable[[int], bool]) -> None:
+    def __init__(self, deaths: Callable[[int], bool], after: bool = False) -> None:
         super().__init__(4)
-        self.deaths, self.count, self.lock = deaths, 0, threading.Lock()
+        self.deaths, self.after, self.count, self.lock = deaths, after, 0, threading.Lock()
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         if function is remote.roll_out:
@@ -90,10 +91,12 @@ class Sometimes(ThreadPoolExecutor):
                 self.count += 1
                 died = self.deaths(self.count)
             if died:
-                future: Future[Any] = Future()
-                future.set_exception(OSError("the worker was killed"))
-                return future
+                return super().submit(self._die, partial(function, *args) if self.after else lambda: None)
         return super().submit(function, *args, **kwargs)
+
+    def _die(self, first: Callable[[], Any]) -> None:
+        first()
+        raise OSError("the worker was killed")
 
 
 def journal(folder: Path) -> bytes:
@@ -326,20 +329,31 @@ def test_a_stopped_run_leaves_no_rollout_behind(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_limits_hold_over_all_workers_and_usage_is_the_servers_log(trial: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever limit, threads, tasks that die: never above the limit, and each call counted once."""
+    """Whatever limit, threads, tasks that die: never above the limit, and each call counted once.
+
+    What a worker used that died with its result at hand, nobody knows: its part of the limit is gone.
+    """
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     dice = random.Random(trial)
-    limit = dice.randint(1, 60)
-    deaths = dice.choice([0.0, 0.0, 0.1])
-    with serve() as server, Sometimes(lambda _: dice.random() < deaths) as executor:
-        program = compiled(client(server), executor=executor, max_lm_calls=limit, num_threads=dice.choice([1, 2, 4, 8]))
+    limit, dollars = dice.randint(1, 60), dice.choice([None, None, 10 ** dice.uniform(-4, -2)])
+    limits = {"max_lm_calls": limit} if dollars is None else {"max_cost": dollars}
+    deaths, after = dice.choice([0.0, 0.0, 0.1]), dice.random() < 0.5
+    with serve() as server, Sometimes(lambda _: dice.random() < deaths, after) as executor:
+        asked = client(server, "openai/gpt-4o-mini", max_tokens=100)
+        program = compiled(asked, executor=executor, num_threads=dice.choice([1, 2, 4, 8]), **limits)
         used, log = program.detailed_results.usage, billed(server)
-        assert sum(usage.calls for usage in log.values()) <= limit
-        assert {role: usage.calls for role, usage in used.items() if usage.calls} == {
-            role: usage.calls for role, usage in log.items()
-        }
-        if limit > 30 and not deaths:
-            assert sum(usage.calls for usage in log.values()) >= 0.9 * min(limit, 40)
+        calls, price = sum(usage.calls for usage in log.values()), price_of(asked.model)
+        assert price is not None
+        spent = sum(price.of(u.prompt_tokens, u.cached_tokens, u.completion_tokens) for u in log.values())
+        assert calls <= limit or dollars is not None
+        assert spent <= (dollars or math.inf)
+        if deaths and after:
+            assert all(usage.calls <= log[role].calls for role, usage in used.items() if usage.calls)
+        else:
+            assert {role: u.calls for role, u in used.items() if u.calls} == {r: u.calls for r, u in log.items()}
+        if limit > 30 and not deaths and dollars is None:
+            assert calls >= 0.9 * min(limit, 40)
+        print(f"{limits}, {executor.count} tasks, deaths {deaths} {after}: {calls} calls, ${spent:.6f}")
 
 
 def test_rollouts_are_counted_exactly(pool: Executor) -> None:
