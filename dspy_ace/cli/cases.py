@@ -8,9 +8,11 @@ import json
 import keyword
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import dspy
@@ -27,7 +29,7 @@ INPUTS = (
     *("input", "question", "prompt", "query", "text", "message", "context", "passage", "sentence", "instruction"),
     *("inputs", "document", "review", "title"),
 )
-ROW_NAMES = ("", "id", "index", "idx", "row", "uid", "unnamed: 0")  # columns that number the rows
+_ROW_NAME = re.compile(r"|(.*[\W_])?(id|uid|index|idx)|row|unnamed: 0", re.IGNORECASE)  # columns that number the rows
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
 Rows = list[dict[str, str]]
@@ -58,6 +60,9 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 def read_rows(path: Path, encoding: str | None = None) -> Rows:
     """Read JSON lines, a JSON list of objects, or CSV with a line of column names. All values become text.
 
+    What an object holds inside it becomes columns with dotted names, as `inputs.question`. A chat (`messages`, as for
+    fine-tuning) becomes the columns system, message and answer.
+
     Raises:
         SettingsError: a line that cannot be read, by its number; or nothing to read.
     """
@@ -83,14 +88,35 @@ def _json_rows(path: Path, text: str) -> Rows:
         for item in read if isinstance(read, list) else [read]:
             if not isinstance(item, dict):
                 raise SettingsError(f"{path}, line {number}: expected an object like {{…}}; got {brief(item)}.")
-            rows.append({str(name): _words(value) for name, value in item.items()})
+            rows.append(dict(_columns(item)))
     return rows
 
 
-def _words(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _columns(item: Mapping[str, Any], before: str = "", depth: int = 3) -> Iterator[tuple[str, str]]:
+    """Yield name and text of each value. An object gives a column for each of its values, as `inputs.question`."""
+    for name, value in item.items():
+        if isinstance(value, dict) and value and depth:
+            yield from _columns(value, f"{before}{name}.", depth - 1)
+        elif name == "messages" and not before and (said := _conversation(value)):
+            yield from said.items()
+        elif value is None or isinstance(value, str):
+            yield before + name, value or ""
+        else:
+            yield before + name, json.dumps(value, ensure_ascii=False)
+
+
+def _conversation(messages: Any) -> dict[str, str]:
+    """Return the last answer of a chat, and what was said before it; empty if it is no chat that ends in an answer."""
+    if not isinstance(messages, list):
+        return {}
+    said_by = [(each.get("role"), each.get("content")) for each in messages if isinstance(each, dict)]
+    turns = [(role, text) for role, text in said_by if isinstance(role, str) and isinstance(text, str)]
+    if len(turns) < max(2, len(messages)) or turns[-1][0] != "assistant":
+        return {}
+    said = [(role, text) for role, text in turns[:-1] if role != "system"]
+    message = said[0][1] if len(said) == 1 else "\n".join(f"{role}: {text}" for role, text in said)
+    system = "\n".join(text for role, text in turns if role == "system")
+    return {"system": system, "message": message, "answer": turns[-1][1]}
 
 
 def _csv_rows(path: Path, text: str) -> Rows:
@@ -154,14 +180,16 @@ def cases_of(rows: Rows, inputs: Sequence[str] = (), expected: str | None = None
         )
     if not inputs and expected is None:
         _check_names(rows)
-    wanted = _found(columns, expected) if expected else _usual_expected(columns)
+    wanted = _found(columns, expected) if expected else _usual_expected(rows)
     given = [_found(columns, name) for name in inputs] or _usual_inputs(columns, wanted)
     if wanted in given or not given:
         raise SettingsError(f"{wanted!r} cannot be input and expected answer; columns are {', '.join(columns)}.")
     fields = _fields([*given, wanted])
     filled = [row for row in rows if row[wanted] and any(row[name] for name in given)]
     full = list({tuple(row[name] for name in fields): row for row in filled}.values())
-    notes = [f"Input: {', '.join(given)}. Expected: {wanted}."]
+    unused = [name for name in columns if name not in fields]
+    left = f" Not used: {shorten(', '.join(unused), 200)}." if unused else ""
+    notes = [f"Input: {', '.join(given)}. Expected: {wanted}.{left}"]
     if len(filled) < len(rows):
         notes.append(f"{len(rows) - len(filled)} of {len(rows)} rows have an empty cell there and are left out.")
     if len(full) < len(filled):
@@ -183,24 +211,32 @@ def _found(columns: Sequence[str], name: str) -> str:
 
 
 def _usual(columns: Sequence[str], names: Sequence[str]) -> list[str]:
-    by_name = {column.casefold(): column for column in columns}
-    return [by_name[name] for name in names if name in by_name]
+    """Return the columns with one of these names; the first or the last part of a dotted name counts."""
+    parts = {column: (column, column.partition(".")[0], column.rpartition(".")[2]) for column in columns}
+    found = [column for name in names for column in columns if name in map(str.casefold, parts[column])]
+    return list(dict.fromkeys(found))
 
 
-def _usual_expected(columns: Sequence[str]) -> str:
-    if found := _usual(columns, EXPECTED):
-        return found[0]
-    others = [name for name in columns if name.casefold() not in (*INPUTS, *ROW_NAMES)]
-    if len(others) == 1 or (len(columns) == 2 and others):
-        return others[-1]
+def _usual_expected(rows: Rows) -> str:
+    """Return the column with a usual name of an answer; else the only one that may be it, or that looks like labels."""
+    columns = list(rows[0])
+    for name in EXPECTED:
+        if len(found := _usual(columns, [name])) == 1:
+            return found[0]
+    others = [name for name in columns if name not in _usual(columns, INPUTS) and not _ROW_NAME.fullmatch(name)]
+    labels = [name for name in others if 1 < len({row[name] for row in rows}) <= len(rows) // 2]
+    if len(others) == 1 or len(labels) == 1 or (len(columns) == 2 and others):
+        return (labels or others)[-1]
+    likely = (labels or others or columns)[-1]
     raise SettingsError(
-        f"Which column is the expected answer? Name it with --expected; columns are {', '.join(columns)}."
+        f"Which column is the expected answer? Name it, as in --expected {shlex.quote(likely)}; "
+        f"columns are {', '.join(columns)}."
     )
 
 
 def _usual_inputs(columns: Sequence[str], expected: str) -> list[str]:
     others = [name for name in columns if name != expected]
-    return _usual(others, INPUTS) or [name for name in others if name.casefold() not in ROW_NAMES]
+    return _usual(others, INPUTS) or [name for name in others if not _ROW_NAME.fullmatch(name)]
 
 
 def _check_names(rows: Rows) -> None:

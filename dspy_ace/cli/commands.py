@@ -162,8 +162,8 @@ def _compiled(
             raise
         return program, error
     except KeyboardInterrupt:
-        kept = f" The steps done are in {optimizer.log_dir}; the same command goes on." if optimizer.log_dir else ""
-        say(f"Stopped.{kept}")
+        kept = f"The steps done are in {optimizer.log_dir}; the same command goes on."
+        say(f"Stopped. {kept if optimizer.log_dir else 'Nothing was learned yet; with --log-dir a run goes on later.'}")
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
@@ -284,6 +284,7 @@ def merge(first: str, second: str, out: Path | None) -> None:
         click.echo(both.to_text())
     else:
         save(both, out)
+        say(f"Written: {out}")
 
 
 @main.command()
@@ -345,6 +346,7 @@ def export(playbook: str, form: str, out: Path | None) -> None:
         click.echo(text)
     else:
         write_whole(out, text + "\n")
+        say(f"Written: {out}")
 
 
 @main.command()
@@ -362,7 +364,7 @@ def forget(playbook: str, sources: tuple[str, ...], matching: str | None, out: P
     else:
         left, account = source.playbook.forget(sources=sources, matching=matching)
         source.put(left, out)
-    say(str(account))
+    say(str(account), f"Written: {out or playbook}")
 
 
 @main.command()

@@ -77,7 +77,7 @@ class Source:
             return cls(name, "program", *_taken_out(instructions))
         _, shown = take_out(text)
         if shown is not None:
-            return cls(name, "prompt", *_taken_out({"prompt": text}))
+            return cls(name, "prompt", *_taken_out({"prompt": text.rstrip("\n")}))
         playbook = Playbook.from_text(text)
         if not playbook.sections:
             raise PlaybookError(f"{name} holds no playbook: it is empty.")

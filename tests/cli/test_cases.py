@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import dspy
@@ -64,6 +65,54 @@ def test_json_lines_with_several_inputs_and_other_values(tmp_path: Path) -> None
     assert cases_of(read_rows(written(tmp_path / "list.json", json.dumps(lines)))).examples == cases.examples
 
 
+def test_objects_inside_objects_become_columns_with_dotted_names(tmp_path: Path) -> None:
+    """Inputs and outputs in objects of their own are found; what is not used is said; a name with dots can be given."""
+    lines = [
+        {"id": n, "inputs": {"ticket": q, "lang": "en"}, "outputs": {"team": a}, "meta": {"at": {"day": n}}}
+        for n, (q, a) in enumerate(PAIRS)
+    ]
+    rows = read_rows(written(tmp_path / "cases.jsonl", "\n".join(map(json.dumps, lines))))
+    cases = cases_of(rows)
+    assert (cases.inputs, cases.expected) == (("inputs_ticket", "inputs_lang"), "outputs_team")
+    assert [e.outputs_team for e in cases.examples] == [a for _, a in PAIRS]
+    assert "Not used: id, meta.at.day." in cases.notes[0]
+    assert cases_of(rows, ["inputs.ticket"], "outputs.team").inputs == ("inputs_ticket",)
+
+
+def test_a_chat_becomes_a_message_and_its_answer(tmp_path: Path) -> None:
+    """The last answer is expected; earlier turns stay in the message; a chat without an answer is left out."""
+    chats = [[("system", "Be short."), ("user", q), ("assistant", a)] for q, a in PAIRS]
+    chats[1][1:1] = [("user", "Hello"), ("assistant", "Hi")]
+    chats.append([("user", "Nobody answered")])
+    lines: list[dict[str, object]] = [
+        {"messages": [{"role": role, "content": text} for role, text in chat]} for chat in chats
+    ]
+    lines += [{"messages": odd} for odd in ("words", None, 3, ["a", "b"], [{"role": "assistant"}], {"a": 1})]
+    cases = cases_of(read_rows(written(tmp_path / "chats.jsonl", "\n".join(map(json.dumps, lines)))))
+    assert [e.answer for e in cases.examples] == [a for _, a in PAIRS]
+    assert cases.examples[0].message == PAIRS[0][0]
+    assert cases.examples[1].message == f"user: Hello\nassistant: Hi\nuser: {PAIRS[1][0]}"
+    assert f"7 of {len(lines)} rows have an empty cell" in " ".join(cases.notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "row", "expected"),
+    [
+        ("v1,v2", lambda q, n: ("spam" if n % 2 else "ham", q), "v1"),
+        ("Date,Team,Note", lambda q, n: (f"day {n}", "IT" if n % 2 else "HR", q), "Team"),
+        ("Ticket ID,Depot,Request", lambda q, n: (f"T{n // 3}", "B" if n % 2 else "A", q), "Depot"),
+    ],
+)
+def test_a_column_of_labels_is_found_without_a_usual_name(
+    tmp_path: Path, names: str, row: Callable[[str, int], tuple[str, ...]], expected: str
+) -> None:
+    """The only column whose values repeat is the expected answer, wherever it stands; a number of a row is not."""
+    rows = [row(q, n) for n, (q, _) in enumerate(PAIRS)]
+    cases = cases_of(read_rows(written(tmp_path / "a.csv", csv_of(names, rows))))
+    assert cases.expected == expected
+    assert "Ticket_ID" not in cases.inputs
+
+
 def test_columns_can_be_named(tmp_path: Path) -> None:
     """What the user names goes before what would be found, in any case of letters."""
     path = written(tmp_path / "cases.csv", csv_of("text,answer,b", [(q, a, f"b{a}") for q, a in PAIRS]))
@@ -88,7 +137,7 @@ def test_rows_with_empty_cells_are_left_out_and_counted(tmp_path: Path) -> None:
         ("a.csv", csv_of("question,answer", [("Größe?", "1")] * 5), "cp1252", "not utf-8 .* --encoding cp1252"),
         ("a.csv", csv_of("question,answer", PAIRS[:3]), "utf-8", "At least 4 different rows .* 3"),
         ("a.csv", csv_of("question,answer", PAIRS[:3] * 9), "utf-8", "At least 4 different rows .* 3"),
-        ("a.csv", csv_of("a,b,c", [(q, a, a) for q, a in PAIRS]), "utf-8", "--expected; columns are a, b, c"),
+        ("a.csv", csv_of("a,b,c", [(q, a, a) for q, a in PAIRS]), "utf-8", "--expected c; columns are a, b, c"),
         ("a.csv", csv_of("question,answer", [*PAIRS, ("a", "b", "c")]), "utf-8", "line 8 has 3 cells"),
         ("a.csv", "question,question\n1,2\n", "utf-8", "two columns have one name"),
         ("a.csv", "", "utf-8", "no cases"),

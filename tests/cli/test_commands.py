@@ -323,6 +323,17 @@ def test_an_edit_is_put_back_where_it_was(kind: str, sources: dict[str, str]) ->
         assert loaded.signature.instructions.startswith(PROMPT.strip())
 
 
+def test_edits_of_a_prompt_leave_the_rest_of_it_alone(sources: dict[str, str]) -> None:
+    """However often a prompt is edited, what stands around its playbook stays as it is, empty lines included."""
+    path = Path(sources["prompt"])
+    before = path.read_text(encoding="utf-8")
+    for name in ("Name a desk.", "Name one desk.", "Name the desk."):
+        text = run("show", sources["prompt"]).stdout
+        Path("edited.txt").write_text(re.sub("Name .* desk.", name, text), encoding="utf-8")
+        assert run("edit", sources["prompt"], "--text", "edited.txt").exit_code == 0
+        assert path.read_text(encoding="utf-8") == before.replace("Name the desk.", name).rstrip("\n") + "\n"
+
+
 def test_a_text_edited_into_nonsense_changes_nothing_and_is_kept() -> None:
     """The lines that are not understood are named with their numbers; the text stays where it is."""
     Path("edited.txt").write_text("## TOOLS\n[x-1] fine\nwhat is this?\n", encoding="utf-8")
