@@ -137,7 +137,7 @@ def test_processes_write_the_journal_of_threads_and_count_the_same(processes: Ex
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_dask_writes_the_journal_of_threads_though_a_worker_is_killed(workers: int, tmp_path: Path) -> None:
     """The engine makes the rollout of a dead worker again."""
     distributed = pytest.importorskip("distributed")

@@ -170,6 +170,16 @@ def test_a_large_program_is_sent_once_a_step() -> None:
     assert len(executor.sizes) <= 3 * 4  # each time as many as there are workers
 
 
+def test_a_worker_keeps_few_large_parts() -> None:
+    """With more large examples than it keeps, a worker is sent them again, and learns the same."""
+    train = [attached(example, bytes([place]) * 200_000 + b"!") for place, example in enumerate(TRAIN)]
+    with Counting(2) as executor:
+        there = compiled(OfflineLM(), Reading(), trainset=train, valset=[], executor=executor)
+    assert len(executor.sizes) >= len(TRAIN)
+    assert len(remote._parts) == 8
+    assert there.playbook == compiled(OfflineLM(), Reading(), trainset=train, valset=[]).playbook
+
+
 def test_an_example_that_cannot_be_sent_is_named_before_the_first_call() -> None:
     """Also one that would come late."""
     lm = OfflineLM()
