@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ import pytest
 
 from dspy_ace.errors import RunError
 from dspy_ace.testing import OfflineLM
+from dspy_ace.testing.server import serve
 from paths import HELPERS, ROOT
-from runs import compiled
+from runs import client, compiled
 from tasks import Route
 
 pytestmark = pytest.mark.slow
@@ -170,3 +172,39 @@ def test_a_lost_scheduler_ends_the_run_with_its_program_and_the_folder_goes_on(t
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         compiled(OfflineLM(), log_dir=tmp_path / "cut", student=student, executor=executor)
     assert journal(tmp_path / "cut") == journal(tmp_path / "whole")
+
+
+def die_sometimes(chance: float) -> None:
+    """Kill this worker, with what it has spent so far unknown to anybody."""
+    if random.random() < chance:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Twice(Program):
+    """The routing program, asked twice, with something done in between."""
+
+    def forward(self, **inputs: Any) -> Any:
+        self.route(**inputs)
+        return super().forward(**inputs)
+
+
+def test_a_limit_of_calls_holds_while_workers_are_killed_between_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the log of the server: what a killed worker has called is in it, and counted against the limit."""
+    distributed = pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    cluster = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(**cluster) as local,
+        distributed.Client(local) as scheduler,
+    ):
+        for limit in (10, 40, 70):
+            with serve() as server:
+                program = compiled(
+                    client(server), Twice(partial(die_sometimes, 0.1)), executor=scheduler.get_executor(),
+                    max_lm_calls=limit, num_threads=2,
+                )  # fmt: skip
+                print(f"at most {limit}: {server.calls} calls, {program.detailed_results.rollouts} rollouts")
+                assert 0 < server.calls <= limit
+                assert sum(usage.calls for usage in program.detailed_results.usage.values()) <= server.calls
