@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 400, 240, 44, 40, 10, 12
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 400, 240, 44, 40, 10, 30
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,15 @@ def _change(operation: Operation, before: Playbook, after: Playbook) -> tuple[di
     return {"title": title, "lines": lines}, [bullet.id for bullet in new]
 
 
+def _votes(record: Record) -> list[Tag]:
+    """Return the votes of a step, those of all its examples together for each bullet."""
+    votes: dict[str, Tag] = {}
+    for tag in record.delta.operations:
+        if isinstance(tag, Tag):
+            votes[tag.id] = votes[tag.id].united(tag) if tag.id in votes else tag
+    return list(votes.values())
+
+
 def _title(record: Record) -> str:
     if record.validation is not None:
         start = f" (start: {record.baseline.mean:.3f})" if record.baseline else ""
@@ -149,8 +158,9 @@ def _title(record: Record) -> str:
     if record.again:
         return f"{counted(len(record.again), 'failure')} of the batches again, with what was learned"
     kinds = Counter(operation.op for operation in record.delta.operations)
+    kinds.update(tag=len(_votes(record)) - kinds["tag"])  # bullets, not votes
     parts = [f"score {sum(record.scores) / len(record.scores):.2f} before it was learned from"] if record.scores else []
-    parts += [f"{times} {_DONE.get(kind, kind)}" for kind, times in kinds.items()]
+    parts += [f"{times} {_DONE.get(kind, kind)}" for kind, times in kinds.items() if times]
     parts += [f"{len(record.rejected)} rejected"] if record.rejected else []
     parts += [f"{len(record.failures)} failed"] if record.failures else []
     return f"Step {record.step}: {', '.join(parts) or 'nothing'}"
@@ -161,8 +171,8 @@ def _notes(record: Record) -> Iterator[str]:
         yield f"Example {position}: {'nothing is known' if score is None else f'{score:.2f}'}."
     if record.batch:
         yield f"Epoch {record.epoch}, examples {', '.join(map(str, record.batch))}."
-    if votes := [each for each in record.delta.operations if isinstance(each, Tag)]:
-        yield "Votes: " + ", ".join(f"{tag.id} {tag.helpful} helpful, {tag.harmful} harmful" for tag in votes)
+    if votes := _votes(record):
+        yield f"Votes: {'; '.join(f'{tag.id} {tag.helpful} helpful, {tag.harmful} harmful' for tag in votes)}."
     for item in record.rejected:
         yield ": ".join(["Rejected", item["reason"], *map(str, (item["operation"] or {}).values())])
     for failed in record.failures:

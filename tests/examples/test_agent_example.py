@@ -56,18 +56,33 @@ def rates(label: str, output: str) -> list[float]:
     return [float(number) for number in re.findall(r"[\d.]+", line)]
 
 
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Playbook]:
+    """What the script prints with its defaults, and the playbook that it saves."""
+    folder = tmp_path_factory.mktemp("agent")
+    output = run("--out", folder / "playbook.json", cwd=folder)
+    return output, Playbook.load(folder / "playbook.json")
+
+
 @pytest.mark.slow
 @pytest.mark.compat
-def test_the_default_run(tmp_path: Path) -> None:
+def test_the_default_run(default_run: tuple[str, Playbook]) -> None:
     """With its defaults the script completes at most 45 % before and at least 80 % after, and saves the playbook."""
-    output = run("--out", tmp_path / "playbook.json", cwd=tmp_path)
+    output, playbook = default_run
     before, after = rates("student", output), rates("ACE", output)
     assert max(before[:4]) <= 45
     assert min(after[:4]) >= 80
     for words in ("does not measure how good", "normal:", "challenge:", "points (95 % paired bootstrap", "reflector"):
         assert words in output
-    assert len(Playbook.load(tmp_path / "playbook.json")) == after[4] >= 4
+    assert len(playbook) == after[4] >= 4
     assert before[4] == 0
+
+
+@pytest.mark.slow
+def test_the_playbook_to_read_is_that_of_the_default_run(default_run: tuple[str, Playbook]) -> None:
+    """`examples/playbook.md` ends with the playbook that the script learns, bullet by bullet, votes included."""
+    page = (ROOT / "examples" / "playbook.md").read_text(encoding="utf-8")
+    assert page.endswith(f"\n\n{default_run[1].to_markdown().strip()}\n")
 
 
 @pytest.mark.slow

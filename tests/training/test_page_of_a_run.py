@@ -19,7 +19,7 @@ from dspy_ace.errors import JournalError, SettingsError
 from dspy_ace.playbook import Add, Delete, Delta, Merge, Tag, Update
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training import facts_of
-from dspy_ace.training.page import _charts, _failures, _notes
+from dspy_ace.training.page import _charts, _failures, _notes, _title
 from dspy_ace.training.state import FailedRollout, Rollout, State, Validation
 from runs import compiled
 from tasks import Route
@@ -234,6 +234,12 @@ def test_results_show_themselves_in_a_notebook() -> None:
     assert "mathjax_ignore" in shown
 
 
+CUT_OFF = """[...document.querySelectorAll('figure svg text')].filter(text => {
+  const [inner, outer] = [text, text.ownerSVGElement].map(each => each.getBoundingClientRect());
+  return inner.left < outer.left || inner.right > outer.right || inner.bottom > outer.bottom;
+}).map(text => text.textContent)"""
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with browser(tmp_path_factory.mktemp("profile")) as opened:
@@ -252,6 +258,7 @@ def test_a_browser_shows_it_to_everybody(page: Page, tmp_path: Path) -> None:
             assert page.complaints == []
             assert page.run("document.documentElement.scrollWidth") == width
             assert page.complaints_of_axe() == []
+            assert page.run(CUT_OFF) == []
 
 
 @pytest.mark.slow
@@ -300,3 +307,11 @@ def test_redact_holds_for_the_page_of_a_run(tmp_path: Path) -> None:
     program.detailed_results.save_report(tmp_path / "again.html")
     named = {path.name for path in tmp_path.iterdir() if b"Zerlina" in path.read_bytes()}
     assert named == {"program.json"}
+
+
+def test_votes_of_a_step_are_counted_by_bullet() -> None:
+    """Several examples vote on one bullet: the history names it once, with the sum, and counts bullets, not votes."""
+    tags = (Tag("misc-00001", 1, source="0"), Tag("misc-00002", 1, source="0"), Tag("misc-00001", 1, 1, source="1"))
+    record = Record(1, 1, (0, 1), (1.0, 1.0), delta=Delta(tags))
+    assert "2 voted on" in _title(record)
+    assert "Votes: misc-00001 2 helpful, 1 harmful; misc-00002 1 helpful, 0 harmful." in list(_notes(record))
