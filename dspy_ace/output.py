@@ -29,7 +29,7 @@ _SHAPES = re.compile(
     (?P<keep>                              # what tells that a secret follows
         (?i:\b(?:bearer|basic|token)\s+|\b(?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:(?:bearer|basic|token)\s+)?)
             (?={_LIKE_A_KEY})
-      | (?i:--[a-z-]{{0,20}}(?:key|token|secret|password)[ =])
+      | (?i:--(?:[a-z]{{1,20}}-){{0,3}}[a-z]{{0,20}}(?:key|token|secret|password)[ =])
       | (?i:[?&](?:api_?key|key|access_token|token|password|pwd|secret|sig|signature)=)
       | (?i:(?<![a-z])(?:[a-z]{{1,20}}[_-]){{0,3}}(?:api[_-]?key|token|secret|password|passwd)["']?\s*[:=]\s*["']?)
             (?![\w.]{{1,64}}[(\[])(?={_LIKE_A_KEY})

@@ -42,6 +42,7 @@ SECRETS = [
     "OPENAI_API_KEY=abcdef123456",
     "api_key = 'abcdef123456'",
     "run --api-key abcdef-hidden --out x",
+    "run --openai-api-key abcdef-hidden --client-secret=abcdef-too",
     "GET /v1?api-key=x&key=abcdef&page=2",
     "postgresql://me:abcdef@host/db?password=abcdef&user=me",
     "http://user:abcdef@gateway:8080/v1/chat",
@@ -182,6 +183,8 @@ def test_the_log_holds_no_secret(caplog: pytest.LogCaptureFixture) -> None:
         "a_",
         "?key=",
         "-----BEGIN PRIVATE KEY-----",
+        "-",
+        "--a",
         "1",
     ],
 )

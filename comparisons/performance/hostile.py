@@ -145,6 +145,7 @@ INPUTS = (
         _there_and_back,
     ),
     Input("playbook: many sections of one bullet", _headers, partial(Playbook.from_text, strict=False)),
+    Input("playbook: new bullets of one letter", repeated("- a\n"), Playbook.from_text),
     Input("playbook: an id that never ends", repeated("-1", "[a", " x"), partial(Playbook.from_text, strict=False)),
     Input("playbook: brackets that open no bullet", repeated("[a] x\n"), partial(Playbook.from_text, strict=False)),
     Input(

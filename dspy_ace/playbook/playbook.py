@@ -86,6 +86,13 @@ class Bullet:
             )
         object.__setattr__(self, "sources", tuple(dict.fromkeys(map(writable, self.sources))))
 
+    @classmethod
+    def unchecked(cls, **fields: Any) -> Bullet:
+        """Make a bullet of all its fields, known to be right: of a text of 100,000 bullets checks would take longer."""
+        bullet = object.__new__(cls)
+        vars(bullet).update(fields)
+        return bullet
+
     @property
     def number(self) -> int:
         """The number in the id; of two bullets the older has the lower one."""
@@ -147,11 +154,11 @@ class Playbook:
             if bullet.id.casefold() in known:
                 raise PlaybookError(f"Two bullets share the id {bullet.id!r}; give each an id of its own.")
             known[bullet.id.casefold()] = bullet
-        named = [text.clean_section(valid_text(name, "a section")) for name in _sequence(self.sections, "sections")]
+        names = [redact(valid_text(name, "a section")) for name in _sequence(self.sections, "sections")]
         if isinstance(self.high_water, bool) or not isinstance(self.high_water, int) or self.high_water >= _MOST:
             raise PlaybookError(f"high_water is a number of an id; got {brief(self.high_water)}.")
         newest = bullets[-1].number if bullets else 0
-        sections = tuple(dict.fromkeys([*named, *(bullet.section for bullet in bullets)]))
+        sections = tuple(dict.fromkeys([*map(text.clean_section, names), *(bullet.section for bullet in bullets)]))
         self._set(known, sections, max(self.high_water, newest))
 
     @classmethod
@@ -312,21 +319,32 @@ class Playbook:
             )
         known = cls() if base is None else base
         high_water = max([known.high_water, *(number_of(line.id) for line in lines if line.id)])
+        safe = {name: text.clean_section(redact(name)) for name in sections}  # each once: there may be many bullets
+        slugs = {name: text.section_slug(safe[name]) for name in sections}
         bullets: dict[str, Bullet] = {}
         for line in lines:
             if not line.content.strip():
                 continue
-            name, before = line.id or "", known.get(line.id or "")
-            if not name or name.casefold() in bullets:
+            before = known.get(line.id) if line.id else None
+            name, key = line.id, (line.id or "").casefold()
+            if name is None or key in bullets:
                 high_water += 1
-                slug = name.rpartition("-")[0] or text.section_slug(line.section)
-                name, before = f"{slug}-{high_water:05d}", None
-            bullet = Bullet(name, line.section, line.content, *(line.votes or (0, 0)))
-            if before is not None:
-                votes = line.votes or (before.helpful, before.harmful)
-                bullet = Bullet(name, line.section, line.content, *votes, before.predictor, before.sources)
-            bullets[name.casefold()] = bullet
-        return cls(tuple(bullets.values()), tuple(sections), high_water)
+                if high_water >= _MOST:
+                    raise PlaybookError(f"No number above {high_water - 1} is left for a new bullet; lower that one.")
+                name, before = f"{name.rpartition('-')[0] if name else slugs[line.section]}-{high_water:05d}", None
+                key = name.casefold()
+            votes = line.votes or ((before.helpful, before.harmful) if before else (0, 0))
+            bullets[key] = Bullet.unchecked(
+                id=name,
+                section=safe[line.section],
+                content=clean_content(line.content),
+                helpful=votes[0],
+                harmful=votes[1],
+                predictor=before.predictor if before else None,
+                sources=before.sources if before else (),
+            )
+        index = dict(sorted(bullets.items(), key=lambda item: (item[1].number, item[1].id)))
+        return cls.unchecked(index, dict.fromkeys(safe.values()), high_water)
 
     @classmethod
     def from_program(cls, program: Any) -> Playbook:
@@ -461,8 +479,11 @@ def clean_content(content: object) -> str:
     Raises:
         PlaybookError: not text, not valid Unicode, or empty.
     """
-    lines = redact(valid_text(content, "content")).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    cleaned = "\n".join(line.rstrip() for line in lines).strip()
+    cleaned = redact(valid_text(content, "content"))
+    if "\n" in cleaned or "\r" in cleaned:
+        lines = cleaned.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        cleaned = "\n".join(line.rstrip() for line in lines)
+    cleaned = cleaned.strip()
     if not cleaned:
         raise PlaybookError("A bullet needs a content; got an empty text.")
     return cleaned

@@ -270,26 +270,32 @@ def read_lines(text: str, strict: bool) -> tuple[list[str], list[Line], list[str
         if `strict`.
     """
     sections: dict[str, None] = {}
-    found: list[tuple[int, str | None, str, list[str]]] = []  # number, id, section, lines
+    bullets: list[Line] = []
     problems: list[str] = []
-    section, in_bullet = "", False
+    section = ""
+    start: tuple[int, str | None, str] | None = None  # number, id and section of the bullet whose lines are read
+    lines: list[str] = []
+    in_bullet = False
     for number, raw in enumerate(text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n"), 1):
         line = raw.strip()
-        headed, new = _HEADED.match(line), _NEW.match(line) if strict else None
-        if in_bullet and f"{raw} ".startswith(_CONTINUED):
-            found[-1][3].append(raw[len(_CONTINUED) :])
+        headed = _HEADED.match(line) if line[:1] == "[" else None
+        if in_bullet and (raw.startswith(_CONTINUED) or raw == _CONTINUED.rstrip()):
+            lines.append(raw[len(_CONTINUED) :])
         elif line.startswith("##"):
             section, in_bullet = clean_section(line), False
             sections[section] = None
-        elif headed or new:
+        elif headed or (strict and _NEW.match(line)):
+            if start:
+                bullets.append(_read_bullet(*start, lines))
             section, in_bullet = section or OTHERS, True
             sections[section] = None
-            found.append((number, headed[1], section, [headed[2]]) if headed else (number, None, section, [line[1:]]))
+            start, lines = (number, headed[1] if headed else None, section), [headed[2] if headed else line[1:]]
         elif line and strict:
             problems.append(f"line {number}, {line!r:.80}, is neither a section nor a bullet")
         elif line and in_bullet:
-            found[-1][3].append(line)
-    bullets = [_read_bullet(*parts) for parts in found]
+            lines.append(line)
+    if start:
+        bullets.append(_read_bullet(*start, lines))
     for bullet in bullets if strict else ():
         if not bullet.content.strip():
             problems.append(f"line {bullet.number} has no text; to remove the bullet, delete the line")
@@ -299,7 +305,7 @@ def read_lines(text: str, strict: bool) -> tuple[list[str], list[Line], list[str
 
 
 def _read_bullet(number: int, name: str | None, section: str, lines: list[str]) -> Line:
-    counted = _COUNTED.match(lines[0])
+    counted = _COUNTED.match(lines[0]) if "helpful=" in lines[0] else None
     first = counted[3] if counted else lines[0]
     votes = (int(counted[1]), int(counted[2])) if counted else None
     return Line(name, section, "\n".join([first, *lines[1:]]), votes, number)

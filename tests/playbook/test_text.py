@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import sys
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dspy_ace.errors import PlaybookError
 from dspy_ace.playbook import text
 from dspy_ace.playbook.playbook import DEFAULT_SECTIONS, Bullet, Playbook
 from paths import SHARED
@@ -442,3 +446,59 @@ def test_code_in_backticks_is_kept_as_it_stands(one: str, other: str) -> None:
     """Two spans of code are the same only if each character is."""
     one, other = one.replace("`", ""), other.replace("`", "")
     assert (text.folded(f"Use `{one}` here") == text.folded(f"use `{other}` here")) == (one == other)
+
+
+# --- hostile text
+
+
+@pytest.mark.parametrize("piece", ["- a\n", "[x-{}] a\n", "## S{}\n- a\n"], ids=["new bullets", "ids", "sections"])
+def test_a_text_of_many_bullets_takes_little_work_for_each(piece: str) -> None:
+    """So many calls of functions a bullet, however many there are: a text of 1 MB may hold 250,000 of them."""
+
+    def calls(bullets: int) -> float:
+        source, made = "".join(piece.format(number) for number in range(bullets)), 0
+
+        def count(_: Any, event: str, __: Any) -> None:
+            nonlocal made
+            made += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            playbook = Playbook.from_text(source)
+        finally:
+            sys.setprofile(before)
+        assert len(playbook) == bullets
+        return made / bullets
+
+    few, many = calls(200), calls(1600)
+    assert many < 1.05 * few
+    assert many < 72  # 30 to 67; it was 80 to 110 when each bullet was checked anew
+
+
+def test_what_is_read_fast_is_what_is_made_with_checks() -> None:
+    """Line ends, secrets, sections and counters; also a last number that leaves none for a new bullet."""
+    key = "sk-" + "a" * 24
+    source = f"## Keys {key}\n[a-7] helpful=2 harmful=1 :: Use {key}.\rThen go.  \n    | On\t\n- New\n[A-7] Again"
+    read = Playbook.from_text(source)
+    section = "Keys [redacted]"
+    made = Playbook(
+        (
+            Bullet("a-7", section, f"Use {key}.\rThen go.  \nOn\t", 2, 1),
+            Bullet("keys-00008", section, "New"),
+            Bullet("A-00009", section, "Again"),
+        )
+    )
+    assert read.sections == made.sections == (section,)
+    assert read == made
+    assert Playbook.from_json(read.to_json()) == read
+    assert pickle.loads(pickle.dumps(read)) == read
+    with pytest.raises(PlaybookError, match="is left for a new bullet"):
+        Playbook.from_text(f"[a-{'9' * 18}] Last.\n- One more.")
+
+
+def test_a_playbook_holds_no_secret_in_the_name_of_a_section() -> None:
+    """Also of one without bullets."""
+    key = "sk-" + "b" * 24
+    assert key not in str(Playbook((), (f"KEYS {key}",)).to_json())
+    assert key not in Playbook.from_text(f"## KEYS {key}").to_text()
