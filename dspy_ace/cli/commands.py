@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from ..ace import ACE
 from ..errors import AceError, SettingsError
 from ..lm import price_of
 from ..output import SPELLED
-from ..playbook import Playbook, take_out, write_whole
+from ..playbook import Playbook, counted, take_out, write_whole
 from ..playbook import merge as merged
 from ..program import Judged
 from ..store import PlaybookStore
@@ -44,7 +45,7 @@ class _Commands(click.Group):
         except (AceError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            raise click.ClickException(" ".join(str(error).split())[:600]) from error
+            raise click.ClickException(shorten(str(error), 600, placeholder=" …")) from error
 
 
 @click.group(
@@ -261,7 +262,7 @@ def _prompts(program: Any, student: dspy.Module, prompt: str) -> str:
 def show(playbook: str) -> None:
     """Print a playbook: its bullets by section, with votes."""
     found = Source.open(playbook).playbook
-    say(f"{len(found)} bullets, about {found.tokens()} tokens in each prompt.")
+    say(f"{counted(len(found), 'bullet')}, about {found.tokens()} tokens in each prompt.")
     click.echo(found.to_text())
 
 

@@ -224,7 +224,7 @@ CURVES = (
         "metric calls",
         "prompt tokens",
         "Tokens of the task prompt in use, one line a seed. A line that stays low shows brevity bias; a line that "
-        "grows and then drops shows context collapse.",
+        "grows, drops and stays low shows context collapse. A short drop is a validation of the starting prompt.",
         lambda cell: cell.get("prompt_steps") or [],
         "no prompt was seen",
     ),

@@ -23,7 +23,7 @@ from ..output import printable
 from .history import Event, Rollback, replay
 from .operations import Add, Delete, Delta, Operation, Working, by_age
 from .playbook import DEFAULT_SECTIONS, Bullet, Playbook, clean_content, writable
-from .text import OTHERS
+from .text import OTHERS, counted
 
 PLACEHOLDER = "(forgotten)"
 SHOWN = 20  # so many names are listed in words; the fields hold all of them
@@ -142,7 +142,8 @@ class Account:
         ]
         if self.restored:
             lines.append(f"There again, because what they went into is gone: {_listed(self.restored)}.")
-        lines.append(f"Taken out: {self.operations} operations, {self.votes} votes, {self.tells} told records.")
+        taken = {"operation": self.operations, "vote": self.votes, "told record": self.tells}
+        lines.append(f"Taken out: {', '.join(counted(number, what) for what, number in taken.items())}.")
         if self.exposed:
             lines.append(
                 "Cannot be undone: bullets that other examples taught while a forgotten one stood in the prompt may "
@@ -399,11 +400,6 @@ def _with_merged(history: Sequence[Event], wanted: frozenset[str]) -> frozenset[
 
 def _operations(history: Sequence[Event]) -> Iterable[Operation]:
     return (operation for event in history if isinstance(event, Delta) for operation in event.operations)
-
-
-def counted(number: int, what: str) -> str:
-    """Return `1 bullet`, `3 bullets`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _listed(ids: tuple[str, ...]) -> str:

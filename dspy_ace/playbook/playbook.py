@@ -273,7 +273,8 @@ class Playbook:
         return html_of(self)
 
     def __repr__(self) -> str:
-        return f"Playbook({len(self)} bullets in {len(self.sections)} sections, about {self.tokens()} tokens)"
+        bullets, sections = text.counted(len(self), "bullet"), text.counted(len(self.sections), "section")
+        return f"Playbook({bullets} in {sections}, about {self.tokens()} tokens)"
 
     def tokens(self) -> int:
         """Estimate the tokens of the whole playbook in a prompt, one bullet at a time (`count_tokens`)."""

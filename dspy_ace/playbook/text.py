@@ -46,6 +46,11 @@ _SLUGS = {  # ACE, official code: the letters of the sections in its two initial
 }
 
 
+def counted(number: int, what: str) -> str:
+    """Return `1 bullet`, `3 bullets`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def defuse(text: str) -> str:
     """Take adapter markers in `text` apart, so that no adapter reads them as a field: `[[ ##` → `[ [ ##`."""
     return _MARKERS.sub(lambda found: " ".join(found.group().strip()), text)

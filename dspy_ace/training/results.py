@@ -12,7 +12,7 @@ from ..errors import JournalError, SettingsError
 from ..lm import Usage
 from ..output import printable
 from ..pages import Grid, fragment
-from ..playbook import Playbook, write_whole
+from ..playbook import Playbook, counted, write_whole
 from .choice import Repairs
 from .journal import Journal
 from .page import facts_of, page_of, usage_grid
@@ -164,7 +164,7 @@ class Results:
             lines.append(f"in the batches: {self.repairs}")
         if self.batch_scores:
             lines.append("batches, each before it was learned from: " + " ".join(f"{s:.2f}" for s in self.batch_scores))
-        lines.append(f"playbook: {len(self.playbook)} bullets, about {self.playbook.tokens()} tokens")
+        lines.append(f"playbook: {counted(len(self.playbook), 'bullet')}, about {self.playbook.tokens()} tokens")
         lines.append(f"rollouts: {self.rollouts}")
         rejected = [str(item["reason"]) for record in self.records for item in record.rejected]
         failed = {f"failed {name}": reasons for name, reasons in troubles(self.records).items()}
