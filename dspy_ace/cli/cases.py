@@ -27,7 +27,7 @@ EXPECTED = (
 )
 INPUTS = (
     *("input", "question", "prompt", "query", "text", "message", "context", "passage", "sentence", "instruction"),
-    *("inputs", "document", "review", "title"),
+    *("inputs", "document", "review", "title", "subject", "description", "body", "content", "comment"),
 )
 _ROW_NAME = re.compile(r"|(.*[\W_])?(id|uid|index|idx)|row|unnamed: 0", re.IGNORECASE)  # columns that number the rows
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -99,6 +99,8 @@ def _columns(item: Mapping[str, Any], before: str = "", depth: int = 3) -> Itera
             yield from _columns(value, f"{before}{name}.", depth - 1)
         elif name == "messages" and not before and (said := _conversation(value)):
             yield from said.items()
+        elif isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            yield before + name, value[0]
         elif value is None or isinstance(value, str):
             yield before + name, value or ""
         else:
@@ -136,11 +138,14 @@ def _csv_rows(path: Path, text: str) -> Rows:
                     f" Put quotes around a cell that holds {delimiter!r}."
                 )
             elif any(cell.strip() for cell in cells):
-                rows.append(dict(zip(names, cells, strict=False)))
+                rows.append({name: cell for name, cell in zip(names, cells, strict=False) if name})
     except csv.Error as error:
         raise SettingsError(f"{path}, line {reader.line_num} is not CSV: {error}.") from None
-    if len(set(names)) < len(names):
-        raise SettingsError(f"{path}: two columns have one name in the first line: {', '.join(names)}.")
+    named = [name for name in names if name]
+    if rows and not named:
+        raise SettingsError(f"{path}: the first line names no column; expected names such as input,expected.")
+    if len(set(named)) < len(named):
+        raise SettingsError(f"{path}: two columns have one name in the first line: {', '.join(named)}.")
     return rows
 
 
@@ -181,7 +186,7 @@ def cases_of(rows: Rows, inputs: Sequence[str] = (), expected: str | None = None
     if not inputs and expected is None:
         _check_names(rows)
     wanted = _found(columns, expected) if expected else _usual_expected(rows)
-    given = [_found(columns, name) for name in inputs] or _usual_inputs(columns, wanted)
+    given = [_found(columns, name) for name in inputs] or _usual_inputs(rows, wanted)
     if wanted in given or not given:
         raise SettingsError(f"{wanted!r} cannot be input and expected answer; columns are {', '.join(columns)}.")
     fields = _fields([*given, wanted])
@@ -223,20 +228,32 @@ def _usual_expected(rows: Rows) -> str:
     for name in EXPECTED:
         if len(found := _usual(columns, [name])) == 1:
             return found[0]
-    others = [name for name in columns if name not in _usual(columns, INPUTS) and not _ROW_NAME.fullmatch(name)]
-    labels = [name for name in others if 1 < len({row[name] for row in rows}) <= len(rows) // 2]
+    likely = _usual(columns, EXPECTED)
+    others = [name for name in columns if name in likely or name not in _usual(columns, INPUTS)]
+    others = [name for name in others if not _is_row_name(name, rows)]
+    labels = [name for name in others if 1 < _different(name, rows) <= len(rows) // 2]
     if len(others) == 1 or len(labels) == 1 or (len(columns) == 2 and others):
         return (labels or others)[-1]
-    likely = (labels or others or columns)[-1]
+    likely = likely[:1] or (labels or others or columns)[-1:]
     raise SettingsError(
-        f"Which column is the expected answer? Name it, as in --expected {shlex.quote(likely)}; "
+        f"Which column is the expected answer? Name it, as in --expected {shlex.quote(likely[0])}; "
         f"columns are {', '.join(columns)}."
     )
 
 
-def _usual_inputs(columns: Sequence[str], expected: str) -> list[str]:
-    others = [name for name in columns if name != expected]
-    return _usual(others, INPUTS) or [name for name in others if not _ROW_NAME.fullmatch(name)]
+def _usual_inputs(rows: Rows, expected: str) -> list[str]:
+    others = [name for name in rows[0] if name != expected]
+    usual = _usual([name for name in others if name not in _usual(others, EXPECTED)], INPUTS)
+    return usual or [name for name in others if not _is_row_name(name, rows)]
+
+
+def _different(column: str, rows: Rows) -> int:
+    return len({row[column] for row in rows})
+
+
+def _is_row_name(column: str, rows: Rows) -> bool:
+    """Return True if a column numbers the rows, by its name and by its values."""
+    return bool(_ROW_NAME.fullmatch(column)) and _different(column, rows) > len(rows) // 2
 
 
 def _check_names(rows: Rows) -> None:
@@ -244,7 +261,7 @@ def _check_names(rows: Rows) -> None:
     columns = list(rows[0])
     if _usual(columns, [*EXPECTED, *INPUTS]):
         return
-    like_values = [name for name in columns if not name or len(name) > 60 or _NUMBER.fullmatch(name)]
+    like_values = [name for name in columns if len(name) > 60 or _NUMBER.fullmatch(name)]
     like_values += [name for name in columns if any(row[name] == name for row in rows)]
     if like_values:
         raise SettingsError(

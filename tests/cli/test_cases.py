@@ -100,7 +100,9 @@ def test_a_chat_becomes_a_message_and_its_answer(tmp_path: Path) -> None:
     [
         ("v1,v2", lambda q, n: ("spam" if n % 2 else "ham", q), "v1"),
         ("Date,Team,Note", lambda q, n: (f"day {n}", "IT" if n % 2 else "HR", q), "Team"),
-        ("Ticket ID,Depot,Request", lambda q, n: (f"T{n // 3}", "B" if n % 2 else "A", q), "Depot"),
+        ("Ticket ID,Depot,Request", lambda q, n: (f"T{n}", "B" if n % 2 else "A", q), "Depot"),
+        ("Class Index,Title,Description", lambda q, n: (str(n % 2), q, f"More of {q}"), "Class_Index"),
+        ("v1,v2,,,", lambda q, n: ("spam" if n % 2 else "ham", q, "", "", ""), "v1"),
     ],
 )
 def test_a_column_of_labels_is_found_without_a_usual_name(
@@ -111,6 +113,18 @@ def test_a_column_of_labels_is_found_without_a_usual_name(
     cases = cases_of(read_rows(written(tmp_path / "a.csv", csv_of(names, rows))))
     assert cases.expected == expected
     assert "Ticket_ID" not in cases.inputs
+    assert "Description" not in names or cases.inputs == ("Title", "Description")
+
+
+def test_the_answer_may_be_a_list_of_one(tmp_path: Path) -> None:
+    """Answers with their places, as in SQuAD: the question which column it is names the text, and its text is taken."""
+    lines = [{"id": f"s{n}", "question": q, "answers": {"text": [a], "start": [n]}} for n, (q, a) in enumerate(PAIRS)]
+    rows = read_rows(written(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines))))
+    with pytest.raises(SettingsError, match=r"as in --expected answers\.text;"):
+        cases_of(rows)
+    cases = cases_of(rows, (), "answers.text")
+    assert cases.inputs == ("question",)
+    assert [e.answers_text for e in cases.examples] == [a for _, a in PAIRS]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -140,6 +154,7 @@ def test_rows_with_empty_cells_are_left_out_and_counted(tmp_path: Path) -> None:
         ("a.csv", csv_of("a,b,c", [(q, a, a) for q, a in PAIRS]), "utf-8", "--expected c; columns are a, b, c"),
         ("a.csv", csv_of("question,answer", [*PAIRS, ("a", "b", "c")]), "utf-8", "line 8 has 3 cells"),
         ("a.csv", "question,question\n1,2\n", "utf-8", "two columns have one name"),
+        ("a.csv", ",,\n1,2,3\n", "utf-8", "the first line names no column"),
         ("a.csv", "", "utf-8", "no cases"),
         ("a.csv", "question,answer\n", "utf-8", "no cases"),
         ("a.jsonl", '{"input": "a", "expected": "b"}\n{"input": \n', "utf-8", "line 2 is not JSON"),
