@@ -135,8 +135,8 @@ class Run:
         step, size = max((record.step for record in records), default=0) + 1, self.settings.batch_size
         for epoch in range(max((r.epoch for r in records), default=1) or 1, self.settings.epochs + 1):
             met = {position for record in records if record.epoch == epoch for position in record.batch}
-            before = [record for record in records if record.epoch < epoch]
-            again = set(map(int, repairs(before, self.settings.scale).left))
+            begun = next((at for at, record in enumerate(records) if record.epoch >= epoch), len(records))
+            again = set(map(int, repairs(records[:begun], self.settings.scale).left))
             order = sorted(shuffled(len(self.trainset), epoch, self.settings.seed), key=lambda at: at not in again)
             if left := [position for position in order if position not in met]:
                 return Batch(step, epoch, tuple(left[:size]))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import dspy
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,3 +127,38 @@ def test_a_right_first_attempt_takes_an_example_off_the_list() -> None:
     failed = Record(1, 1, (0,), (0.0,), reflections=({"examples": ["0"], "insights": 1, "verified": False},))
     assert repairs([failed], UNIT).left == ("0",)
     assert repairs([failed, Record(2, 2, (0,), (1.0,))], UNIT).left == ()
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 1}, {"epochs": 2}, {"epochs": 1, "validate": "along"}], ids=str)
+def test_a_run_that_was_about_to_choose_is_continued(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Killed after the last steps, the validation or the repairs, or finished: the bytes of the unbroken run."""
+    trainset = [dspy.Example(question=f"q{n}").with_inputs("question") for n in range(6)]
+    valset = [dspy.Example(question=f"v{n}").with_inputs("question") for n in range(3)]
+
+    def curate(_: Playbook, group: Sequence[Reflection]) -> tuple[Delta, tuple[()]]:
+        return Delta((Add("S", f"lesson {group[0].trajectory.source}"),)), ()  # type: ignore[union-attr]
+
+    def learned(folder: Path) -> bytes:
+        optimizer = ACE(
+            lambda *_: 0.0,
+            reflect=lambda *_: Reflection(("x",)),
+            curate=curate,
+            batch_size=2,
+            num_threads=4,
+            max_reflection_rounds=0,
+            log_dir=folder,
+            **settings,
+        )
+        with dspy.context(lm=OfflineLM()):
+            optimizer.compile(dspy.Predict("question -> answer"), trainset, valset=valset)
+        return (folder / "journal.jsonl").read_bytes()
+
+    whole = learned(tmp_path / "whole")
+    lines = whole.splitlines(keepends=True)
+    assert any(json.loads(line).get("again") for line in lines)
+    for kept in range(len(lines) - 3, len(lines) + 1):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        shutil.copy(tmp_path / "whole" / "run.json", folder)
+        (folder / "journal.jsonl").write_bytes(b"".join(lines[:kept]))
+        assert learned(folder) == whole
