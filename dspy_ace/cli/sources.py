@@ -147,7 +147,9 @@ def signatures_in(state: Any) -> dict[str, dict[str, Any]]:
     """Return the signature of each predictor in a saved program's state, by the predictor's name; empty: it is none."""
     parts = {"self": state, **state} if isinstance(state, dict) else {}
     found = {name: part.get("signature") for name, part in parts.items() if isinstance(part, dict)}
-    return {name: each for name, each in found.items() if isinstance(each, dict) and "instructions" in each}
+    return {
+        n: each for n, each in found.items() if isinstance(each, dict) and isinstance(each.get("instructions"), str)
+    }
 
 
 def _in_store(name: str) -> Playbook:

@@ -281,7 +281,8 @@ def read_lines(text: str, strict: bool) -> tuple[list[str], list[Line], list[str
     start: tuple[int, str | None, str] | None = None  # number, id and section of the bullet whose lines are read
     lines: list[str] = []
     in_bullet = False
-    for number, raw in enumerate(text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n"), 1):
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
         headed = _HEADED.match(line) if line[:1] == "[" else None
         if in_bullet and (raw.startswith(_CONTINUED) or raw == _CONTINUED.rstrip()):

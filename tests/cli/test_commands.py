@@ -286,6 +286,7 @@ def test_each_thing_that_holds_a_playbook_is_shown(kind: str, sources: dict[str,
     [
         ("nope.json", None, "There is no nope.json"), ("folder", "/", "is no run of dspy_ace"),
         ("half.json", '{"format": ', "not whole"), ("other.json", '{"a": 1}', "neither a playbook nor a saved program"),
+        ("odd.json", '{"ask": {"signature": {"instructions": 5}}}', "neither a playbook nor a saved program"),
         ("words.txt", "only words", "line 1, 'only words', is neither"), ("empty.txt", "", "holds no playbook"),
         ("new.json", '{"format": "dspy_ace.playbook", "version": 99}', "version 99"),
     ],

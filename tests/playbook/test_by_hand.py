@@ -123,7 +123,7 @@ def test_a_text_that_was_not_edited_changes_nothing(playbook: Playbook) -> None:
         assert Playbook.from_text(playbook.to_text(counters), base=playbook) == playbook
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(
     ("line", "number"),
     [

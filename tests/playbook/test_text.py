@@ -479,12 +479,12 @@ def test_a_text_of_many_bullets_takes_little_work_for_each(piece: str) -> None:
 def test_what_is_read_fast_is_what_is_made_with_checks() -> None:
     """Line ends, secrets, sections and counters; also a last number that leaves none for a new bullet."""
     key = "sk-" + "a" * 24
-    source = f"## Keys {key}\n[a-7] helpful=2 harmful=1 :: Use {key}.\rThen go.  \n    | On\t\n- New\n[A-7] Again"
+    source = f"## Keys {key}\n[a-7] helpful=2 harmful=1 :: Use {key}.  \r\n    | On\t\r- New\n[A-7] Again"
     read = Playbook.from_text(source)
     section = "Keys [redacted]"
     made = Playbook(
         (
-            Bullet("a-7", section, f"Use {key}.\rThen go.  \nOn\t", 2, 1),
+            Bullet("a-7", section, f"Use {key}.  \nOn\t", 2, 1),
             Bullet("keys-00008", section, "New"),
             Bullet("A-00009", section, "Again"),
         )
