@@ -20,6 +20,8 @@ from .trajectory import NO_EVIDENCE, Call, Failure, Feedback, Insight, Trajector
 from .transcript import (
     images_of,
     outputs_of,
+    render_answer,
+    render_baseline,
     render_calls,
     render_fields,
     render_outcome,
@@ -62,6 +64,8 @@ __all__ = [
     "own_instructions",
     "prompt_of",
     "recording",
+    "render_answer",
+    "render_baseline",
     "render_calls",
     "render_fields",
     "render_outcome",

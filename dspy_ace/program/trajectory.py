@@ -99,6 +99,8 @@ class Trajectory:
         perfect_score: the score from which a rollout is a success.
         attempt: the reflection in view when this attempt was made; None for the first attempt.
         predictor_feedback: the metric's words on single predictors, see `Rollouts.ask_by_predictor`.
+        solved_before: None, unless an earlier attempt at the same example was a success. Then the cited bullets that
+            were added or changed since.
     """
 
     example: dspy.Example
@@ -116,6 +118,7 @@ class Trajectory:
     perfect_score: float = 1.0
     attempt: Any = None
     predictor_feedback: Mapping[str, str] = field(default_factory=dict)
+    solved_before: tuple[str, ...] | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import dspy
 import pydantic
 
 from ..output import redact
+from ..playbook import cut_middle
 from .trajectory import Call, Trajectory
 
 MOST = 200_000  # characters: some 50,000 tokens, more than a role is shown by default
@@ -214,7 +215,24 @@ def render_outcome(trajectory: Trajectory) -> str:
         attempt = f" It cited {', '.join(f'[{name}]' for name in trajectory.cited)}.{attempt}"
     word = "SUCCEEDED" if trajectory.success else "FAILED"
     score = f"{word}: score {trajectory.feedback.score:g}, where {trajectory.perfect_score:g} is full marks."
-    return f"{score}{_unfinished(trajectory.prediction)}{attempt}"
+    before = render_baseline(trajectory)
+    return f"{score}{_unfinished(trajectory.prediction)}{attempt}{f' {before}' if before else ''}"
+
+
+def render_baseline(trajectory: Trajectory) -> str:
+    """Return a sentence on an earlier success at the same example, or `""`."""
+    if trajectory.solved_before is None:
+        return ""
+    since = ", ".join(f"[{name}]" for name in trajectory.solved_before)
+    return f"Solved before{f', without {since} as it stands' if since else ''}."
+
+
+def render_answer(trajectory: Trajectory, max_tokens: int) -> str:
+    """Return what an attempt answered, in one line; of outputs with an expected value these alone."""
+    outputs = outputs_of(trajectory.prediction)
+    judged = {name: value for name, value in outputs.items() if name in trajectory.expected} or outputs
+    shown = (f"{name}: {cut_middle(render_value(value), max_tokens)}" for name, value in judged.items())
+    return "; ".join(" ".join(each.split()) for each in shown) or "(no answer)"
 
 
 def _unfinished(prediction: Any) -> str:

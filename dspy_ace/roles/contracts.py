@@ -31,7 +31,7 @@ class Reflection:
         diagnosis: why the attempt ended as it did, in words.
         trajectory: the first attempt that it is about. The training step fills it in, unless `on_successes` did.
         others: further successes that it rests on, if it comes from several.
-        scores: the score of the first attempt and of each retry. The training step fills it in.
+        retries: the retries of the first attempt, in order. The training step fills them in.
 
     Raises:
         RoleError: an item of `insights` is no insight, or a tag is not one of the votes.
@@ -47,7 +47,7 @@ class Reflection:
     diagnosis: str = ""
     trajectory: Trajectory | None = None
     others: tuple[Trajectory, ...] = ()
-    scores: tuple[float, ...] = ()
+    retries: tuple[Trajectory, ...] = ()
 
     def __post_init__(self) -> None:
         given = (self.insights,) if isinstance(self.insights, (str, Insight)) else self.insights
@@ -61,6 +61,7 @@ class Reflection:
         object.__setattr__(self, "insights", insights)
         object.__setattr__(self, "tags", dict(self.tags))
         object.__setattr__(self, "others", tuple(self.others))
+        object.__setattr__(self, "retries", tuple(self.retries))
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:

@@ -30,13 +30,14 @@ from ..playbook import (
     apply,
     text,
 )
-from ..program import render_fields, without_shared
+from ..program import render_answer, render_baseline, render_fields, without_shared
 from ..similarity import Embedder, LookAlikes, Pair
 from .contracts import Reflection, fitting
 
 _LEXICAL, _EMBEDDED = 0.5, 0.7  # cosines from which bullets look alike
 _CLOSEST, _NEWEST = 5, 5  # pairs of look-alikes that are shown
 _CASE_TOKENS = 700
+_ANSWER_TOKENS = 60  # of each output of an attempt that was retried
 _SECTION_CHARS = 80
 _REASON_CHARS = 500
 _BULLET_HEAD = re.compile(
@@ -230,6 +231,10 @@ def _review(number: int, reflection: Reflection) -> str:
         lines.append(f"Case: {text.cut_middle(case, _CASE_TOKENS)}")
         cited = dict.fromkeys(trajectory.cited, "cited") | dict(reflection.tags)
         lines += [f"Bullets: {', '.join(f'[{name}] {vote}' for name, vote in cited.items())}"] if cited else []
+        lines += [baseline] if (baseline := render_baseline(trajectory)) else []
+        if reflection.retries:
+            answers = [render_answer(attempt, _ANSWER_TOKENS) for attempt in (trajectory, *reflection.retries)]
+            lines.append(f"Answers: {' → '.join(answers)}")
     if reflection.diagnosis:
         lines.append(f"Diagnosis: {reflection.diagnosis}")
     lines.append("Insights:")
@@ -246,14 +251,14 @@ def _evidence(reflection: Reflection) -> str:
     outcome = "outcome unknown" if trajectory is None else ("success" if trajectory.success else "failure")
     if reflection.verified is None:
         return f"{outcome}; not retried"
+    scores = [attempt.feedback.score for attempt in (*reflection.trajectories[:1], *reflection.retries)]
     if reflection.verified:
         retried = "confirmed for this case by a retry"
-    elif reflection.scores and reflection.scores[-1] > reflection.scores[0]:  # of a graded metric
+    elif len(scores) > 1 and scores[-1] > scores[0]:  # of a graded metric
         retried = "confirmed in part for this case: the retry scored higher"
     else:
         retried = "unproven: each retry failed again"
-    scores = " → ".join(f"{score:g}" for score in reflection.scores)
-    return f"{outcome}; {retried}" + (f", scores {scores}" if scores else "")
+    return f"{outcome}; {retried}" + (f", scores {' → '.join(f'{score:g}' for score in scores)}" if scores else "")
 
 
 def _object(item: Any) -> Any:

@@ -20,6 +20,7 @@ from ..program import (
     Trajectory,
     images_of,
     outputs_of,
+    render_answer,
     render_calls,
     render_fields,
     render_outcome,
@@ -325,6 +326,8 @@ def _render_attempt(number: int, trajectory: Trajectory) -> str:
 def _render_earlier(attempt: Any) -> str:
     if not isinstance(attempt, Reflection):
         return "(none)"
+    earlier = [] if attempt.trajectory is None else [attempt.trajectory, *attempt.retries]
+    answers = [f"Before it: {render_answer(made, _OUTPUT_TOKENS)} (score {made.feedback.score:g})" for made in earlier]
     causes = [f"Diagnosis: {attempt.diagnosis}"] if attempt.diagnosis else []
     insights = [f"- {insight.content}" for insight in attempt.insights]
-    return "\n".join(["Your answer replaces this one: repeat what is to be kept.", *causes, *insights])
+    return "\n".join(["Your answer replaces this one: repeat what is to be kept.", *answers, *causes, *insights])

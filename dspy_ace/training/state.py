@@ -266,6 +266,16 @@ class State:
         """The number of steps done."""
         return max((record.step for record in self.records), default=0)
 
+    def solved(self, perfect_score: float) -> dict[str, Playbook]:
+        """Return the examples that were solved so far, each with the playbook of its last success."""
+        found: dict[str, Playbook] = {}
+        playbook = self.seed
+        for record in self.records:
+            scored = zip(record.batch, record.scores, strict=True)
+            found |= {str(position): playbook for position, score in scored if score >= perfect_score}
+            playbook = apply(playbook, record.delta)
+        return found
+
     @property
     def learned(self) -> bool:
         """True if some step changed more than counters."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -123,6 +123,9 @@ def learn(run: Run, state: State, batch: Batch, pool: ThreadPool) -> Record:
 
     with engine.limits.keeping_back():  # for the curation
         attempts = roll_out_in_waves(roll_out, shares, pool, state.records)
+        if batch.epoch > 1:
+            solved = state.solved(engine.settings.perfect_score)
+            attempts = [with_baseline(attempt, solved, state.playbook) for attempt in attempts]
         retries = [share.retries for share in shares]
         reflected = reflect_on_batch(engine, state, list(zip(attempts, retries, strict=True)), pool)
     if engine.limits.reached and not any(attempt.trajectory for attempt in attempts):
@@ -141,6 +144,22 @@ def first_attempt(engine: Engine, rollouts: Rollouts, example: dspy.Example, sou
     except LimitReachedError:
         return Attempt(rollouts=1)
     return Attempt(first, failures=failures_of(Rollout(source), first), rollouts=1)
+
+
+def with_baseline(attempt: Attempt, solved: Mapping[str, Playbook], playbook: Playbook) -> Attempt:
+    """Note on a failure which of the bullets it cites were not there, or said something else, when it was a success.
+
+    Args:
+        attempt: made with `playbook`.
+        solved: see `State.solved`.
+        playbook: the one that it saw.
+    """
+    made = attempt.trajectory
+    if made is None or made.success or (then := solved.get(made.source)) is None:
+        return attempt
+    old = {bullet.id: bullet.content for bullet in then}
+    new = tuple(bullet.id for bullet in playbook if bullet.id in made.cited and old.get(bullet.id) != bullet.content)
+    return replace(attempt, trajectory=replace(made, solved_before=new))
 
 
 def roll_out_in_waves(
@@ -286,7 +305,7 @@ def reflect_in_rounds(
     if made.trajectory is None or engine.limits.reached:
         return made
     first, playbook = replace(made.trajectory, shared=shared), state.playbook
-    latest, verified, scores = first, None, [first.feedback.score]
+    latest, verified, tried = first, None, list[Trajectory]()
     for number in range(1, max(1, retries) + 1):
         try:
             reflection = engine.reflect(playbook, latest, state.reflector_works)
@@ -310,13 +329,14 @@ def reflect_in_rounds(
         made = replace(made, failures=(*made.failures, *failed), rollouts=made.rollouts + 1)
         if not again.teaches:  # provider or metric failed: no evidence either way
             break
-        latest, verified = replace(again, attempt=reflection, shared=shared), again.success
-        scores.append(again.feedback.score)
+        told = replace(reflection, trajectory=first, retries=tuple(tried))
+        latest, verified = replace(again, attempt=told, shared=shared), again.success
+        tried.append(latest)
         if verified:
             break
     if made.reflection is None:
         return made
-    return replace(made, reflection=replace(made.reflection, trajectory=first, verified=verified, scores=tuple(scores)))
+    return replace(made, reflection=replace(made.reflection, trajectory=first, verified=verified, retries=tuple(tried)))
 
 
 def record_of(

@@ -52,12 +52,12 @@ def prompt_tokens(signature: Any) -> int:
     return sum(count_tokens(message["content"]) for message in messages)
 
 
-def trajectory(source: str = "7", *, score: float = 0.0, **fields: Any) -> Trajectory:
+def trajectory(source: str = "7", *, score: float = 0.0, answer: str = "eleven", **fields: Any) -> Trajectory:
     """A rollout of `question -> answer`; a failure unless said otherwise."""
     example = fields.pop("example", None) or dspy.Example(
         question=f"How many are {source} and 5?", answer="twelve (12)"
     ).with_inputs("question")
-    call = Call("answer", {"question": f"How many are {source} and 5?"}, {"answer": "eleven"})
+    call = Call("answer", {"question": f"How many are {source} and 5?"}, {"answer": answer})
     settings: dict[str, Any] = {
         "trace": (call,),
         "feedback": Feedback(score, "Off by one."),
@@ -65,7 +65,7 @@ def trajectory(source: str = "7", *, score: float = 0.0, **fields: Any) -> Traje
         "success": score >= 1,
         **fields,
     }
-    return Trajectory(example, dspy.Prediction(answer="eleven"), source=source, **settings)
+    return Trajectory(example, dspy.Prediction(answer=answer), source=source, **settings)
 
 
 def reviewed(*insights: str, source: str = "7", **fields: Any) -> Reflection:

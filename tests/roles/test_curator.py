@@ -62,11 +62,14 @@ def test_the_prompt_holds_playbook_counters_reviews_with_questions_and_what_is_l
     """All that the curator judges by is in view, and which retry proved what."""
     confirmed = Reflection(
         (Insight("Carry."), Insight("Search twice.", "search")),
-        {"str-00001": "misapplied"}, verified=True, diagnosis="No carry.", scores=(0.0, 1.0),
-        trajectory=trajectory("3", cited=("str-00001", "str-00002")),
+        {"str-00001": "misapplied"}, verified=True, diagnosis="No carry.",
+        trajectory=trajectory("3", cited=("str-00001", "str-00002"), solved_before=("str-00002",)),
+        retries=(trajectory("3", answer="twelve (12)", score=1.0),),
     )  # fmt: skip
-    failed = Reflection(("Guess.",), verified=False, trajectory=trajectory("5"), scores=(0.25, 0.25))
-    better = Reflection(("Count.",), verified=False, trajectory=trajectory("9"), scores=(0.0, 0.25))
+    failed = Reflection(
+        ("Guess.",), verified=False, trajectory=trajectory("5", score=0.25), retries=(trajectory("5", score=0.25),)
+    )
+    better = Reflection(("Count.",), verified=False, trajectory=trajectory("9"), retries=(trajectory("9", score=0.25),))
     others = (trajectory("7", score=1.0), trajectory("8", score=1.0))
     success = Reflection(("Keep on.",), trajectory=trajectory("6", score=1.0), others=others)
     fields = shown(group=(confirmed, failed, success, better), max_tokens=500)
@@ -77,7 +80,8 @@ def test_the_prompt_holds_playbook_counters_reviews_with_questions_and_what_is_l
     assert reviews[0].splitlines() == [
         "Review 1 (failure; confirmed for this case by a retry, scores 0 → 1)",
         "Case: question: How many are 3 and 5?",
-        "Bullets: [str-00001] misapplied, [str-00002] cited", "Diagnosis: No carry.",
+        "Bullets: [str-00001] misapplied, [str-00002] cited", "Solved before, without [str-00002] as it stands.",
+        "Answers: answer: eleven → answer: twelve (12)", "Diagnosis: No carry.",
         "Insights:", "- Carry.", "- Search twice. (for predictor search)",
     ]  # fmt: skip
     assert reviews[1].startswith("Review 2 (failure; unproven: each retry failed again, scores 0.25 → 0.25)")

@@ -192,6 +192,27 @@ def test_a_retry_shows_the_earlier_reflection_and_says_so() -> None:
     assert "retry" in fields["outcome"]
 
 
+def test_a_later_retry_shows_what_was_answered_before() -> None:
+    """The first attempt and each earlier retry, with its score, in a line each; of the outputs those with a label."""
+    first, second = trajectory(answer="ten\nor so"), trajectory(answer="nine", score=0.5)
+    earlier = Reflection(("Carry the one.",), trajectory=first, retries=(second,))
+    assert shown(trajectory(attempt=earlier))["earlier_reflection"].splitlines() == [
+        "Your answer replaces this one: repeat what is to be kept.",
+        "Before it: answer: ten or so (score 0)",
+        "Before it: answer: nine (score 0.5)",
+        "- Carry the one.",
+    ]
+
+
+def test_an_earlier_success_at_the_same_case_is_told() -> None:
+    """With the cited bullets that are new since then: one of them may have misled."""
+    assert shown(trajectory(solved_before=("str-00001",)))["outcome"].endswith(
+        "Solved before, without [str-00001] as it stands."
+    )
+    assert shown(trajectory(solved_before=()))["outcome"].endswith("Solved before.")
+    assert "Solved" not in shown(trajectory())["outcome"]
+
+
 def test_a_failed_call_is_told_as_the_outcome() -> None:
     """The error's kind and message stand where the score would."""
     assert "ValueError: no digits" in shown(trajectory(error=Failure("program", "ValueError: no digits")))["outcome"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 import time
 from pathlib import Path
@@ -12,13 +13,17 @@ import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
 
-from dspy_ace import ACE
+from dspy_ace import ACE, Playbook
 from dspy_ace.errors import JournalError, RoleError, RunError
+from dspy_ace.playbook import Add, Delta
+from dspy_ace.program import Trajectory
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from dspy_ace.training.journal import line_of
 from runs import TRAIN, billed, booked, client, serve
 from runs import compiled as compiled_with
+from scripted import scripted
+from scripted_roles import chat
 from tasks import desk_metric, messages
 
 VAL = messages(6, 20)  # holds none of the trainset
@@ -246,3 +251,32 @@ def test_what_a_run_has_spent_counts_when_it_is_continued(tmp_path: Path) -> Non
     assert first.calls <= 20
     assert first.calls + second.calls <= 30
     assert second.calls > 0
+
+
+def test_a_failure_that_was_solved_before_is_told_with_the_bullets_that_are_new_since() -> None:
+    """A lesson from a hard question misleads on easy ones: in the second epoch their reflections are told so."""
+
+    def said(prompt: list[dict[str, str]]) -> str:
+        bullet = re.search(r"\[([\w&-]+)\] \([^()]*\) Say no\.", prompt[0]["content"])
+        if bullet or "hard" in prompt[-1]["content"]:
+            return chat(answer="no", cited_bullets=[bullet[1]] if bullet else [])
+        return chat(answer="yes", cited_bullets=[])
+
+    seen: list[tuple[str, int, Any]] = []
+
+    def reflect(playbook: Playbook, trajectory: Trajectory) -> Reflection:
+        seen.append((trajectory.example.question, len(playbook), trajectory.solved_before))
+        return Reflection(() if len(playbook) else ("Say no.",))
+
+    def curate(playbook: Playbook, reflections: Any) -> Any:
+        return Delta((Add("S", "Say no.", None, ("0",)),)), ()
+
+    rows = [dspy.Example(question=q, answer="yes").with_inputs("question") for q in ("easy", "hard", "plain")]
+    with dspy.context(lm=scripted(said)):
+        ACE(
+            lambda gold, pred, trace=None: gold.answer == pred.answer, reflect=reflect, curate=curate,
+            reflect_on="failures", epochs=2, max_reflection_rounds=0, batch_size=3,
+        ).compile(dspy.Predict("question -> answer"), rows)  # fmt: skip
+    assert sorted(seen, key=lambda each: each[:2]) == [
+        ("easy", 1, ("s-00001",)), ("hard", 0, None), ("hard", 1, None), ("plain", 1, ("s-00001",)),
+    ]  # fmt: skip

@@ -131,11 +131,16 @@ def test_a_failure_is_retried_with_its_insights_until_it_is_right_or_the_rounds_
         ("never", None), ("never", "Round 1 on never."), ("never", "Round 2 on never."),
         ("won", None),
     ]  # fmt: skip
-    assert [(r.verified, r.scores) for r in step.reflected.reflections] == [
+    told = [
+        (r.verified, tuple(t.feedback.score for t in (r.trajectory, *r.retries))) for r in step.reflected.reflections
+    ]
+    assert told == [
         (True, (0.0, 0.0, 1.0)), (False, (0.0, 0.0, 0.0, 0.0)), (None, (1.0,)),
     ]  # fmt: skip
     assert contents(step) == ["Round 2 on late.", "Round 3 on never.", "Round 1 on won."]
     assert step.reflected.reflections[0].trajectory == batch[0]
+    answers = [retry.prediction.answer for retry in step.reflected.reflections[0].retries]
+    assert answers == ["wrong", "right"]
     assert [attempt.rollouts for attempt in step.reflected.attempts] == [2, 3, 0]
 
 
@@ -362,7 +367,7 @@ def test_the_last_retry_is_followed_by_no_reflection_that_nobody_tries() -> None
         made = reflect_in_rounds(engine, State.of(START), Attempt(trajectory("a")), 1)
     assert asked == ["a"]
     assert made.reflection is not None
-    assert len(made.reflection.scores) == 2
+    assert len(made.reflection.retries) == 1
 
 
 def test_a_dead_reflector_costs_three_calls() -> None:
