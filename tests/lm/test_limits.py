@@ -83,10 +83,10 @@ def test_max_metric_calls_counts_rollouts_that_fail() -> None:
 @pytest.mark.parametrize("limit", [1, 2, 10, 33])
 @pytest.mark.parametrize("threads", [1, 8])
 def test_max_lm_calls_is_never_exceeded(limit: int, threads: int) -> None:
-    """The server receives exactly so many requests, whatever is in flight; what was learned is returned."""
+    """The server receives so many requests, whatever is in flight, or two less: learning takes three."""
     with serve() as server:
         program = compiled(client(server), max_lm_calls=limit, num_threads=threads)
-        assert server.calls == limit
+        assert max(1, limit - 2) <= server.calls <= limit
     assert f"max_lm_calls={limit}" in program.detailed_results.stopped
 
 
@@ -95,7 +95,7 @@ def test_max_lm_calls_counts_every_attempt(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(calls, "LONGEST_WAIT", 0.0)
     with faulty({"rate_limit": 0.4}) as server:
         results = compiled(client(server), max_lm_calls=25, num_threads=8).detailed_results
-        assert server.calls == 25
+        assert 23 <= server.calls <= 25  # fewer than three are not enough to learn from
     assert sum(used.retries for used in results.usage.values()) > 0
 
 
@@ -335,7 +335,7 @@ def test_callbacks_that_a_program_puts_in_place_of_ours_hide_no_call() -> None:
 
     with serve() as server:
         results = compiled(client(server), Traced(), max_lm_calls=20, num_threads=4).detailed_results
-        assert server.calls == sum(used.calls for used in results.usage.values()) == 20
+        assert 18 <= server.calls == sum(used.calls for used in results.usage.values()) <= 20
 
 
 @pytest.mark.skipif(not hasattr(dspy, "lm15"), reason="before DSPy 3.4 a call is one request, whatever `n`")
