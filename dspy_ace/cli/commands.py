@@ -9,7 +9,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -19,7 +19,7 @@ import dspy
 
 from ..ace import ACE
 from ..errors import AceError, SettingsError
-from ..lm import price_of
+from ..lm import missing_keys, price_of
 from ..output import SPELLED
 from ..playbook import Playbook, counted, take_out, write_whole
 from ..playbook import merge as merged
@@ -132,6 +132,8 @@ def optimize(out: Path | None, dry_run: bool, **given: Any) -> None:
             if how == "judge":
                 say("The judge's calls, one for each rollout, come on top of it.")
             return
+        if not given["api_base"]:
+            _check_keys([given["model"], given["reflection_model"]])
         program, failure = _compiled(optimizer, student, train, val)
     results: Results = program.detailed_results
     say(*(f"{name:<13} {value}" for name, value in facts_of(results)))
@@ -199,6 +201,13 @@ def _model(name: str | None, api_base: str | None, max_cost: float | None, defau
         return dspy.LM(name, **given)
     except Exception as error:  # noqa: BLE001 - whatever a wrong name leads to is a wrong name
         raise SettingsError(f"{name!r} is no model: {error}") from None
+
+
+def _check_keys(models: Iterable[str | None]) -> None:
+    """Raise SettingsError if the environment has no key for a model: else the first calls would be made in vain."""
+    for name in models:
+        if name not in (None, "offline") and (keys := missing_keys(str(name))):
+            raise SettingsError(f"{name!r} needs a key: set {' or '.join(keys)} in the environment.")
 
 
 def _student(name: str | None, cases: Cases, prompt: str) -> dspy.Module:

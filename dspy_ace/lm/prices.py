@@ -109,12 +109,28 @@ def _listed(model: str) -> Mapping[str, Any]:
     return found
 
 
-def _litellm_info(model: str) -> Mapping[str, Any]:
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else the import asks the network
-    from dspy.clients import get_litellm  # noqa: PLC0415 - before DSPy 3.4; slow, and needed for a price alone
+def missing_keys(model: str) -> list[str]:
+    """Return the environment variables of which a model needs one; empty: it has one, or there are other ways in.
 
+    Example:
+        >>> missing_keys("openai/gpt-5-mini")  # doctest: +SKIP
+        ['OPENAI_API_KEY']
+    """
+    keys: list[str] = _litellm().validate_environment(model)["missing_keys"]
+    return keys if all(key.endswith("_API_KEY") for key in keys) else []
+
+
+def _litellm() -> Any:
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else the import asks the network
+    from dspy.clients import get_litellm  # noqa: PLC0415 - slow, and seldom needed
+
+    return get_litellm(feature="dspy_ace")
+
+
+def _litellm_info(model: str) -> Mapping[str, Any]:
+    """Return LiteLLM's entry of a model: before DSPy 3.4."""
     try:
-        found: Mapping[str, Any] = get_litellm(feature="a price").get_model_info(model)
+        found: Mapping[str, Any] = _litellm().get_model_info(model)
     except Exception:  # noqa: BLE001 - it raises a bare Exception for a model it does not know
         return {}
     return found

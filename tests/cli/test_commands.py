@@ -160,8 +160,9 @@ def test_a_program_of_your_own() -> None:
         (("--model", "openai/nope", "--max-cost", "1"), "has none for 'openai/nope'"),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments: tuple[str, ...], message: str) -> None:
+def test_a_mistake_is_one_sentence(arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback, exit code 1, nothing on stdout, and no call was made."""
+    monkeypatch.setenv("OPENAI_API_KEY", "of-nobody")
     done = optimize(*arguments)
     assert done.exit_code == 1
     assert message in done.stderr
@@ -183,11 +184,16 @@ def test_wrong_options_are_told_by_click() -> None:
 
 
 def test_a_model_without_a_key_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is missing is named."""
+    """What is missing is named before any call is made; a plan needs no key."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    done = run("optimize", "--data", "cases.jsonl", "--model", "openai/gpt-4o-mini")
+    asked = ("optimize", "--data", "cases.jsonl", "--model", "openai/gpt-4o-mini")
+    done = run(*asked)
     assert done.exit_code == 1
-    assert "OPENAI_API_KEY" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1] == (
+        "Error: 'openai/gpt-4o-mini' needs a key: set OPENAI_API_KEY in the environment."
+    )
+    assert "rollouts" not in done.stderr
+    assert run(*asked, "--dry-run").exit_code == 0
 
 
 def test_a_server_of_your_own_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
