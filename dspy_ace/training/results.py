@@ -122,8 +122,8 @@ class Results:
             ended = {"records": len(self.records), "stopped": self.stopped, "usage": usage, "rollouts": self.rollouts}
             try:
                 journal.end(ended, page_of(self))
-            except Exception:  # whatever keeps a page from being made: it must not cost the program
-                logger.warning("ACE: %s: the page of the run could not be made.", journal.folder, exc_info=True)
+            except Exception as error:  # noqa: BLE001 - a page that cannot be made must not cost the program
+                logger.warning("ACE: %s: the page of the run could not be made: %r", journal.folder, error)
 
     def save_report(self, path: str | Path) -> Path:
         """Write the run as one HTML page that opens offline, and return its path.

@@ -136,16 +136,16 @@ def test_successes_are_reflected_on_in_one_call() -> None:
     ]  # fmt: skip
 
 
+MANY = [  # successes that outgrow a prompt of 1,000 tokens
+    trajectory(str(n), score=1.0, example=dspy.Example(question=f"Case {n}: {'word ' * 200}").with_inputs("question"))
+    for n in range(8)
+]
+
+
 def test_successes_that_outgrow_a_prompt_are_shown_in_parts() -> None:
     """Every success is in one of the calls, within the limit of each; attempt 1 is the first one of its part."""
-    many = [
-        trajectory(
-            str(n), score=1.0, example=dspy.Example(question=f"Case {n}: {'word ' * 200}").with_inputs("question")
-        )
-        for n in range(8)
-    ]
     lm = scripted(chat(key_insights=[{"insight": "Carry.", "attempts": [1]}]))
-    reflections = Reflector(lm, max_prompt_tokens=1000).on_successes(PLAYBOOK, many)
+    reflections = Reflector(lm, max_prompt_tokens=1000).on_successes(PLAYBOOK, MANY)
     asked = [fields_of(request)["attempts"] for request in lm.script.requests]
     assert len(asked) > 1
     assert all(sum(f"Case {n}:" in shown for shown in asked) == 1 for n in range(8))
@@ -155,22 +155,16 @@ def test_successes_that_outgrow_a_prompt_are_shown_in_parts() -> None:
 
 def test_a_limit_between_two_parts_of_the_successes_keeps_what_was_paid_for() -> None:
     """The insights of the first part stand; with nothing paid for, the limit is told."""
-    many = [
-        trajectory(
-            str(n), score=1.0, example=dspy.Example(question=f"Case {n}: {'word ' * 200}").with_inputs("question")
-        )
-        for n in range(8)
-    ]
     lm = scripted(chat(key_insights=[{"insight": "Carry.", "attempts": [1]}]))
     options = LearningSettings.of(
         reflection_lm=lm, reflect=Reflector(max_prompt_tokens=1000), max_lm_calls=1, num_threads=1
     )
     engine = Engine(options, dspy.Predict("question -> answer"))
     with engine.scope():
-        kept = engine.reflect_on_successes(PLAYBOOK, many, works=True)
+        kept = engine.reflect_on_successes(PLAYBOOK, MANY, works=True)
         assert [insight.content for reflection in kept for insight in reflection.insights] == ["Carry."]
         with pytest.raises(LimitReachedError):
-            engine.reflect_on_successes(PLAYBOOK, many, works=True)
+            engine.reflect_on_successes(PLAYBOOK, MANY, works=True)
     assert len(lm.script.requests) == 1
 
 
@@ -416,17 +410,11 @@ def test_the_prompts_are_short_and_say_what_matters() -> None:
 
 def test_an_unreadable_second_part_of_the_successes_keeps_the_first() -> None:
     """The insights of the first part are paid for; with none, the error is told."""
-    many = [
-        trajectory(
-            str(n), score=1.0, example=dspy.Example(question=f"Case {n}: {'word ' * 200}").with_inputs("question")
-        )
-        for n in range(8)
-    ]
     lm = scripted([chat(key_insights=[{"insight": "Carry.", "attempts": [1]}]), "?"])
-    kept = Reflector(lm, max_prompt_tokens=1000).on_successes(PLAYBOOK, many)
+    kept = Reflector(lm, max_prompt_tokens=1000).on_successes(PLAYBOOK, MANY)
     assert [insight.content for each in kept for insight in each.insights] == ["Carry."]
     with pytest.raises(RoleError):
-        Reflector(scripted("?"), max_prompt_tokens=1000).on_successes(PLAYBOOK, many)
+        Reflector(scripted("?"), max_prompt_tokens=1000).on_successes(PLAYBOOK, MANY)
 
 
 @given(st.lists(st.integers(0, 4000), min_size=1, max_size=6), st.integers(0, 4000))

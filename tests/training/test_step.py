@@ -335,7 +335,7 @@ def test_a_failed_reflection_on_successes_loses_itself_alone() -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ValueError("Authorization: Bearer sk-abcdefghij1234567890"), "ValueError: Authorization: Bearer [redacted]"),
+        (ValueError(f"Authorization: Bearer {'a1' * 12}"), "ValueError: Authorization: Bearer [redacted]"),
         (SystemExit(0), "RoleError: SystemExit: 0"),
     ],
 )
