@@ -21,7 +21,7 @@ from .trajectory import Call, Trajectory
 
 MOST = 200_000  # characters: some 50,000 tokens, more than a role is shown by default
 _DEEPEST = 20  # levels of lists in lists
-_PIECES = re.compile(r"(?<=[\n,;])|(?<=[.!?]\s)")
+_PIECES = re.compile(r"(?<=[\n,;])|(?<=\S{4}[.!?]\s)")  # "1. " and "iii. " are numbers, not sentences
 _LONG_RUN = 300  # characters
 _MESSAGE = 10_000  # characters of an error's text
 _READABLE = 1_000  # numbers of an array that is shown whole
