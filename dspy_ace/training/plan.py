@@ -10,10 +10,11 @@ import dspy
 from ..lm import Usage, price_of
 from ..playbook import count_tokens
 from ..program import render_fields
+from .choice import SAMPLE
 from .settings import Settings
 from .state import Record
 
-SAMPLE = 20  # examples whose length is looked at
+EXAMPLES = 20  # whose length is looked at
 PLAYBOOK, REPLY = 1_000, 200  # tokens of a usual playbook and of a usual answer of a program
 ROLE_PROMPT, ROLE_REPLY = 2_500, 600  # tokens of a usual role call, besides the case
 
@@ -58,7 +59,7 @@ class Plan:
         plan = cls(
             learning=seen * (1 + rounds),
             validation=times * len(valset),
-            again=0 if settings.metric is None else len(trainset),
+            again=0 if settings.metric is None else min(SAMPLE, len(trainset)),
             reflections=seen * max(1, rounds),
             curations=settings.epochs * -(-len(trainset) // settings.batch_size),
             dollars=None,
@@ -72,7 +73,7 @@ class Plan:
         return min(self.learning + self.validation + self.again, int(self.limits.get("max_metric_calls", 10**12)))
 
     def _price(self, settings: Settings, student: dspy.Module, trainset: Sequence[dspy.Example]) -> float | None:
-        sample = trainset[:SAMPLE]
+        sample = trainset[:EXAMPLES]
         case = sum(count_tokens(render_fields(dict(each.items()))) for each in sample) // len(sample)
         own, dollars = 0, 0.0
         asked = [predictor.lm or dspy.settings.lm for predictor in student.predictors()]

@@ -15,7 +15,7 @@ from ..errors import SettingsError, expected
 from ..lm import Usage
 from ..playbook import Delta, Playbook, apply
 from ..program import NO_EVIDENCE, Trajectory
-from .choice import Repairs, by_evidence, difference, repairs
+from .choice import SAMPLE, Repairs, by_evidence, difference, repairs
 from .verdict import UNIT, Scale, Verdict
 
 # the types of a journal's line: JSON has lists for tuples, so only what cannot be mistaken is converted
@@ -341,7 +341,7 @@ class State:
     @cached_property
     def repairs(self) -> Repairs:
         """The failures that it was learned from, and which of them are repaired."""
-        return repairs(self.records, self.scale)
+        return repairs(self.records, self.scale, SAMPLE)
 
     @property
     def returns_learned(self) -> bool:

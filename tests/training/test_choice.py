@@ -217,6 +217,25 @@ def test_failures_are_rolled_out_again_only_as_long_as_they_decide() -> None:
     assert len(results.repairs.failed) > 0.75 * results.repairs.failures
 
 
+def test_of_many_failures_a_sample_is_looked_at() -> None:
+    """Of 100 failures 40, spread evenly; those whose outcome is known count, and no other is rolled out again."""
+    zeros = (0.0,) * 100
+    first = step(1, *zeros, verified=[0, 1, 2])
+    found = repairs([first], UNIT, 40)
+    assert (found.repaired, len(found.untried), found.sample_of) == (("0", "2"), 38, 100)
+    assert max(map(int, found.untried)) == 97
+    assert str(found) == "2 of 2 failures repaired (38 more were not tried again), a sample of 100"
+    assert repairs([first], UNIT, 100) == repairs([first], UNIT)
+    program = compiled(
+        OfflineLM(), dspy.ChainOfThought("headline -> topic"), lambda example, prediction, trace=None: 0.0,
+        trainset=headlines(100, 1), valset=None, max_reflection_rounds=0, batch_size=100,
+        curate=lambda playbook, reflections: (Delta((Add("S", "Stay calm."),)), ()),
+    )  # fmt: skip
+    results = program.detailed_results
+    assert results.repairs.sample_of == 100
+    assert 30 < results.rollouts - 100 <= 40
+
+
 @pytest.mark.parametrize("limit", [24, 27, 40])
 def test_a_limit_shortens_what_is_rolled_out_again(limit: int) -> None:
     """It is never exceeded; where nothing could be tried, what was learned has the benefit of the doubt."""
