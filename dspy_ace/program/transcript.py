@@ -230,9 +230,20 @@ def render_baseline(trajectory: Trajectory) -> str:
 def render_answer(trajectory: Trajectory, max_tokens: int) -> str:
     """Return what an attempt answered, in one line; of outputs with an expected value these alone."""
     outputs = outputs_of(trajectory.prediction)
-    judged = {name: value for name, value in outputs.items() if name in trajectory.expected} or outputs
+    answers = {name: value for name, value in outputs.items() if name != "reasoning"}  # as dspy.ChainOfThought adds it
+    return _line(answers or outputs, trajectory.expected, max_tokens) or "(no answer)"
+
+
+def render_expected(trajectory: Trajectory, max_tokens: int) -> str:
+    """Return what was expected, in one line; of labels that the program answers these alone. `""` without labels."""
+    return _line(trajectory.expected, outputs_of(trajectory.prediction), max_tokens)
+
+
+def _line(fields: Mapping[str, Any], others: Collection[str], max_tokens: int) -> str:
+    """Return the fields that stand in `others`, or else all, in one line, each value cut to a number of tokens."""
+    judged = {name: value for name, value in fields.items() if name in others} or fields
     shown = (f"{name}: {cut_middle(render_value(value), max_tokens)}" for name, value in judged.items())
-    return "; ".join(" ".join(each.split()) for each in shown) or "(no answer)"
+    return "; ".join(" ".join(each.split()) for each in shown)
 
 
 def _unfinished(prediction: Any) -> str:

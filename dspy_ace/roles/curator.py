@@ -30,14 +30,15 @@ from ..playbook import (
     apply,
     text,
 )
-from ..program import render_answer, render_baseline, render_fields, without_shared
+from ..program import render_answer, render_baseline, render_expected, render_fields, without_shared
 from ..similarity import Embedder, LookAlikes, Pair
 from .contracts import Reflection, fitting
 
 _LEXICAL, _EMBEDDED = 0.5, 0.7  # cosines from which bullets look alike
 _CLOSEST, _NEWEST = 5, 5  # pairs of look-alikes that are shown
 _CASE_TOKENS = 700
-_ANSWER_TOKENS = 60  # of each output of an attempt that was retried
+_ANSWER_TOKENS = 120  # of each output that was answered or expected
+_ANSWERS = 3  # of several successes
 _SECTION_CHARS = 80
 _REASON_CHARS = 500
 _BULLET_HEAD = re.compile(
@@ -232,9 +233,9 @@ def _review(number: int, reflection: Reflection) -> str:
         cited = dict.fromkeys(trajectory.cited, "cited") | dict(reflection.tags)
         lines += [f"Bullets: {', '.join(f'[{name}] {vote}' for name, vote in cited.items())}"] if cited else []
         lines += [baseline] if (baseline := render_baseline(trajectory)) else []
-        if reflection.retries:
-            answers = [render_answer(attempt, _ANSWER_TOKENS) for attempt in (trajectory, *reflection.retries)]
-            lines.append(f"Answers: {' → '.join(answers)}")
+        lines.append(f"Answers: {_answers(reflection)}")
+        if not trajectory.success and (expected := render_expected(trajectory, _ANSWER_TOKENS)):
+            lines.append(f"Expected: {expected}")
     if reflection.diagnosis:
         lines.append(f"Diagnosis: {reflection.diagnosis}")
     lines.append("Insights:")
@@ -242,6 +243,15 @@ def _review(number: int, reflection: Reflection) -> str:
         scope = f" (for predictor {insight.predictor})" if insight.predictor else ""
         lines.append(f"- {insight.content}{scope}")
     return "\n".join(lines)
+
+
+def _answers(reflection: Reflection) -> str:
+    """Return what its attempts answered: retries one after the other, several successes beside each other."""
+    if reflection.retries:
+        tried = (*reflection.trajectories[:1], *reflection.retries)
+        return " → ".join(render_answer(attempt, _ANSWER_TOKENS) for attempt in tried)
+    distinct = list(dict.fromkeys(render_answer(attempt, _ANSWER_TOKENS) for attempt in reflection.trajectories))
+    return " | ".join([*distinct[:_ANSWERS], *(["…"] if len(distinct) > _ANSWERS else [])])
 
 
 def _evidence(reflection: Reflection) -> str:

@@ -29,6 +29,9 @@ _NOT = re.compile(
     re.IGNORECASE,
 )
 _CUE = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”")
+_EXPECTED = re.compile(r"^Expected: (.+)$", re.MULTILINE)
+_ANSWERS = re.compile(r"^Answers: (?:.* → )?(.+)$", re.MULTILINE)
+_RIGHT = re.compile(r"\bsuccess|\bconfirmed for this case\b")
 _MISLEADS = re.compile(r"\bdoes not call for\b")
 _FOR = re.compile(r"[ \t]*\(for predictor ([^()\s]+)\)[ \t]*$")
 _PAIR = re.compile(r"\[([^\]\s]+)\] ~ \[([^\]\s]+)\]")
@@ -88,14 +91,19 @@ def reviewed(text: str) -> list[Point]:
     """Return the lessons of the reviews, each once, with the numbers of the reviews that state it.
 
     An answer that only unproven reviews name is left out: the retry was its test. A way to go on may still be right.
+    So is an answer that is not the review's own: not the expected one, or not one that its successes gave.
     """
     found: list[Point] = []
     unproven: set[int] = set()
     for mark, body in cut(_REVIEW.finditer(text), text):
         if "unproven" in mark[0]:
             unproven.add(int(mark[1]))
+        right = _right_answer(mark[0], body)
         for line in _insights(body):
             point = read_point(line)
+            against = point.answer == f"is not {point.wrong}"
+            if right and not against and point.answer not in right:
+                continue
             twin = next((p for p in found if _same(p, point)), None)
             if twin is None:
                 found.append(point)
@@ -103,6 +111,12 @@ def reviewed(text: str) -> list[Point]:
             if int(mark[1]) not in twin.reviews:
                 twin.reviews.append(int(mark[1]))
     return [point for point in found if not (point.answer and unproven.issuperset(point.reviews))]
+
+
+def _right_answer(head: str, body: str) -> str:
+    """Return the right answers of a review as it shows them; empty if it does not, or not whole."""
+    shown = _EXPECTED.search(body) or (_ANSWERS.search(body) if _RIGHT.search(head) else None)
+    return normal(shown[1]) if shown and "…" not in shown[1] else ""
 
 
 def _insights(body: str) -> Iterable[str]:

@@ -81,7 +81,7 @@ def test_the_prompt_holds_playbook_counters_reviews_with_questions_and_what_is_l
         "Review 1 (failure; confirmed for this case by a retry, scores 0 → 1)",
         "Case: question: How many are 3 and 5?",
         "Bullets: [str-00001] misapplied, [str-00002] cited", "Solved before, without [str-00002] as it stands.",
-        "Answers: answer: eleven → answer: twelve (12)", "Diagnosis: No carry.",
+        "Answers: answer: eleven → answer: twelve (12)", "Expected: answer: twelve (12)", "Diagnosis: No carry.",
         "Insights:", "- Carry.", "- Search twice. (for predictor search)",
     ]  # fmt: skip
     assert reviews[1].startswith("Review 2 (failure; unproven: each retry failed again, scores 0.25 → 0.25)")
@@ -89,6 +89,24 @@ def test_the_prompt_holds_playbook_counters_reviews_with_questions_and_what_is_l
     assert "Review 4 (failure; confirmed in part for this case: the retry scored higher, scores 0 → 0.25)" in reviews[3]
     used = PLAYBOOK.tokens()
     assert fields["budget"] == f"The playbook costs each call {used} tokens; {500 - used} of 500 are left."
+
+
+def test_a_lesson_can_be_held_against_the_answers_of_its_own_cases() -> None:
+    """What several successes answered, each once; of a failure's labels those that are answered, if there are any."""
+    answers = ("ten", "ten", "nine", "two", "six")
+    first, *others = [trajectory(str(n), answer=answer, score=1.0) for n, answer in enumerate(answers)]
+    asked = dspy.Example(question="How many?").with_inputs("question")
+    labelled = trajectory("8", example=dspy.Example(asked, answer="ten", source="p. 7").with_inputs("question"))
+    group = (
+        Reflection(("Count.",), trajectory=first, others=tuple(others)),
+        Reflection(("Sum.",), trajectory=trajectory("7", example=asked)),
+        Reflection(("Add.",), trajectory=labelled),
+    )
+    success, blind, seeing = shown(group=group)["reviews"].split("\n\n")
+    assert "\nAnswers: answer: ten | answer: nine | answer: two | …\n" in success
+    assert "Expected" not in success
+    assert "\nAnswers: answer: eleven\nInsights:" in blind
+    assert "\nAnswers: answer: eleven\nExpected: answer: ten\nInsights:" in seeing
 
 
 def test_look_alikes_are_shown_by_their_ids() -> None:

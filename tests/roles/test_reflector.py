@@ -114,7 +114,9 @@ def test_what_all_cases_share_is_shown_once_and_never_crowds_the_case_out() -> N
     assert "characters cut" in small["task"]
 
 
-@pytest.mark.parametrize(("first", "second"), [("1. ", "2. "), ("a. ", "b. "), ("1) ", "2) "), ("iii. ", "iv. "), ("99. ", "100. ")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("1. ", "2. "), ("a. ", "b. "), ("1) ", "2) "), ("iii. ", "iv. "), ("99. ", "100. ")]
+)
 def test_the_number_of_a_question_stays_with_its_question(first: str, second: str) -> None:
     """Several questions below a long text that all cases share are still told apart."""
     cases = [{"question": f"{TAGS} Answer each.\n{first}What is {n} worth?\n{second}And {n + 1}?"} for n in range(3)]

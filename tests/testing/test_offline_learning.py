@@ -10,6 +10,7 @@ import dspy
 import pytest
 
 from dspy_ace import Curator, Playbook
+from dspy_ace.program import Feedback, Trajectory
 from dspy_ace.roles import Reflection
 from dspy_ace.testing import OfflineLM
 from paths import SHARED
@@ -277,6 +278,20 @@ def test_curator_adds_what_is_new_once() -> None:
         (add,) = curate("", [[lesson], [], [lesson]])
         assert (add["type"], add["content"], add["reviews"]) == ("ADD", lesson, [1, 3])
         assert curate(f"[a-00001] (R) {lesson}", [[lesson]]) == []
+
+
+def test_curator_leaves_out_what_its_own_cases_contradict() -> None:
+    """An answer that was neither expected nor given by the successes; a way to go on has no answer to compare."""
+    wrong, right, way = 'For "tea" answer east.', 'For "tea" answer west.', "Read the label twice."
+    asked = dspy.Example(cup="tea").with_inputs("cup")
+    failed = Trajectory(
+        dspy.Example(asked, side="west").with_inputs("cup"), dspy.Prediction(side="east"), (), Feedback(0.0)
+    )
+    solved = Trajectory(asked, dspy.Prediction(side="west"), (), Feedback(1.0), success=True)
+    for trajectory in (failed, solved):
+        with dspy.context(lm=OfflineLM()):
+            delta, _ = Curator()(Playbook(), [Reflection((wrong, right, way), trajectory=trajectory)])
+        assert [operation.content for operation in delta.operations] == [right, way]
 
 
 def test_curator_extends_a_close_bullet_and_deletes_a_harmful_one() -> None:

@@ -397,9 +397,9 @@ def test_the_inputs_that_a_batch_shares_are_told_to_the_reflector() -> None:
         seen.append(t.shared)
         return Reflection()
 
-    examples = [dspy.Example(question=f"Tags: A, B. Which is {n}?").with_inputs("question") for n in range(2)]
+    examples = [dspy.Example(question=f"Tags: Alpha, Beta. Which is {n}?").with_inputs("question") for n in range(2)]
     step_of([Trajectory(e, None, (), Feedback(0.0), str(n)) for n, e in enumerate(examples)], reflect)
-    assert seen == [frozenset({"question: Tags: A,", " B. "})] * 2
+    assert seen == [frozenset({"question: Tags: Alpha,", " Beta. "})] * 2
 
 
 def test_a_bullet_that_a_reply_names_twice_has_one_vote_of_it() -> None:
