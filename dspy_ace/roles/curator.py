@@ -49,8 +49,8 @@ _SECTION_MARK = re.compile(r"\(([^()\n]{1,80})\)[ \t]*")
 
 
 class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
-    """You keep the playbook of an LLM program, which reads it in every call: each token is paid for. Turn reviews of
-    its attempts into the few operations that help most with other cases.
+    """You keep the playbook of an LLM program, which pays for each token in every call. Turn reviews of its attempts
+    into the few operations that help most with other cases.
 
     - UPDATE a bullet that is incomplete, too broad or wrong: its whole new content. Prefer this to an ADD that nearly
       repeats or contradicts it.
@@ -58,10 +58,11 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
     - MERGE bullets that say the same; keep each condition that holds. Look-alikes may differ for a reason.
     - DELETE what misleads or is trivial.
     A bullet says when, what to do, what not, and one small pattern, on its own: no id, votes or copy of a case.
+    Labels that are told apart share one.
 
     Several examples count more than one. A retry confirms a lesson for its own case; of an unproven one take what
-    others support. Misapplied bullets need a sharper condition. Of contradictions keep the better one, or say when
-    each holds. [] is a good answer.
+    others support, and none that its case contradicts. Misapplied bullets need a sharper condition. Of contradictions
+    keep the better one, or say when each holds. [] is a good answer.
     """
 
     task: str = dspy.InputField(desc="")

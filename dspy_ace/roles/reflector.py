@@ -55,7 +55,7 @@ class ReflectOnTrajectory(dspy.Signature):  # type: ignore[misc]  # dspy is unty
     Write none about bad luck, what a bullet states, or advice for any task: [] is a good answer.
 
     Tag cited bullets that mattered: helpful, harmful (followed as written, it misled) or misapplied (stretched beyond
-    its condition). A failure alone makes none harmful.
+    its condition). A failure alone makes none harmful; of a partial score judge the part that used it.
     """
 
     task: str = dspy.InputField(desc="")

@@ -604,7 +604,7 @@ def test_real_junk_never_becomes_a_bullet() -> None:
 def test_the_prompt_is_short_and_says_what_matters() -> None:
     """Without task, playbook and reviews it has at most 400 tokens; each token of the playbook is paid for."""
     assert prompt_tokens(CuratePlaybook) <= 400
-    for words in ("each token is paid for", "[] is a good answer", "when, what to do, what not"):
+    for words in ("pays for each token", "[] is a good answer", "when, what to do, what not"):
         assert words in " ".join(CuratePlaybook.instructions.split())
 
 
