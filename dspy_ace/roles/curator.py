@@ -58,7 +58,7 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
     - MERGE bullets that say the same; keep each condition that holds. Look-alikes may differ for a reason.
     - DELETE what misleads or is trivial.
     A bullet says when, what to do, what not, and one small pattern, on its own: no id, votes or copy of a case.
-    Labels that are told apart share one.
+    Rules that tell labels apart share one.
 
     Several examples count more than one. A retry confirms a lesson for its own case; of an unproven one take what
     others support, and none that its case contradicts. Misapplied bullets need a sharper condition. Of contradictions
