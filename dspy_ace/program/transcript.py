@@ -229,9 +229,7 @@ def render_baseline(trajectory: Trajectory) -> str:
 
 def render_answer(trajectory: Trajectory, max_tokens: int) -> str:
     """Return what an attempt answered, in one line; of outputs with an expected value these alone."""
-    outputs = outputs_of(trajectory.prediction)
-    answers = {name: value for name, value in outputs.items() if name != "reasoning"}  # as dspy.ChainOfThought adds it
-    return _line(answers or outputs, trajectory.expected, max_tokens) or "(no answer)"
+    return _line(outputs_of(trajectory.prediction), trajectory.expected, max_tokens) or "(no answer)"
 
 
 def render_expected(trajectory: Trajectory, max_tokens: int) -> str:
@@ -240,9 +238,13 @@ def render_expected(trajectory: Trajectory, max_tokens: int) -> str:
 
 
 def _line(fields: Mapping[str, Any], others: Collection[str], max_tokens: int) -> str:
-    """Return the fields that stand in `others`, or else all, in one line, each value cut to a number of tokens."""
-    judged = {name: value for name, value in fields.items() if name in others} or fields
-    shown = (f"{name}: {cut_middle(render_value(value), max_tokens)}" for name, value in judged.items())
+    """Return fields in one line, each value cut to a number of tokens.
+
+    Those that stand in `others`; if there are none, all but the reasoning that dspy.ChainOfThought adds.
+    """
+    judged = {name: value for name, value in fields.items() if name in others}
+    answers = judged or {name: value for name, value in fields.items() if name != "reasoning"} or fields
+    shown = (f"{name}: {cut_middle(render_value(value), max_tokens)}" for name, value in answers.items())
     return "; ".join(" ".join(each.split()) for each in shown)
 
 

@@ -107,6 +107,8 @@ def test_a_lesson_can_be_held_against_the_answers_of_its_own_cases() -> None:
     assert "Expected" not in success
     assert "\nAnswers: answer: eleven\nInsights:" in blind
     assert "\nAnswers: answer: eleven\nExpected: answer: ten\nInsights:" in seeing
+    thought = replace(trajectory("7", example=asked), prediction=dspy.Prediction(reasoning="Hm.", sum="ten"))
+    assert "\nAnswers: sum: ten\n" in shown(group=(Reflection(("Sum.",), trajectory=thought),))["reviews"]
 
 
 def test_look_alikes_are_shown_by_their_ids() -> None:
