@@ -54,7 +54,7 @@ class CuratePlaybook(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
 
     - UPDATE a bullet that is incomplete, too broad or wrong: its whole new content. Prefer this to an ADD that nearly
       repeats or contradicts it.
-    - ADD what no bullet says and the program does not do by itself.
+    - ADD what no bullet says and the program may get wrong.
     - MERGE bullets that say the same; keep each condition that holds. Look-alikes may differ for a reason.
     - DELETE what misleads or is trivial.
     A bullet says when, what to do, what not, and one small pattern, on its own: no id, votes or copy of a case.
@@ -256,13 +256,13 @@ def _answers(reflection: Reflection) -> str:
 
 
 def _evidence(reflection: Reflection) -> str:
-    trajectory, more = reflection.trajectory, len(reflection.others)
-    if more:
-        return f"{1 + more} successes; this is one of them"
-    outcome = "outcome unknown" if trajectory is None else ("success" if trajectory.success else "failure")
+    made = reflection.trajectories
+    if made and made[0].success:
+        return "success" if len(made) == 1 else f"{len(made)} successes; this is one of them"
+    outcome = "failure" if made else "outcome unknown"
     if reflection.verified is None:
         return f"{outcome}; not retried"
-    scores = [attempt.feedback.score for attempt in (*reflection.trajectories[:1], *reflection.retries)]
+    scores = [attempt.feedback.score for attempt in (*made[:1], *reflection.retries)]
     if reflection.verified:
         retried = "confirmed for this case by a retry"
     elif len(scores) > 1 and scores[-1] > scores[0]:  # of a graded metric

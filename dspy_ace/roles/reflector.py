@@ -83,8 +83,7 @@ class ReflectOnSuccesses(dspy.Signature):  # type: ignore[misc]  # dspy is untyp
     - names the attempts it rests on, and claims no more than they show. Cases that are alike but for their answers
       show a condition best;
     - stands on its own: the program will not see these attempts. Never copy one.
-    Leave out what a bullet states, what the program does without being told, and advice for any task. [] is a good
-    answer.
+    Leave out what a bullet states, what nobody would answer otherwise, and advice for any task. [] is a good answer.
     """
 
     task: str = dspy.InputField(desc="")
