@@ -60,7 +60,7 @@ def check_finer(target: str, answer: str) -> Checked:
     expected, given = target.split(","), answer.split(",")
     given += [""] * (len(expected) - len(given))
     wrong = [
-        f"Question {number}: expected {right.strip()}, got {brief(said) or 'nothing'}."
+        f"Question {number}: expected {right.strip()}, got {brief(said, 160) or 'nothing'}."
         for number, (right, said) in enumerate(zip(expected, given, strict=False), 1)
         if fold(right) != fold(said)
     ]

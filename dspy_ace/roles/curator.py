@@ -194,7 +194,7 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
             "task": "\n\n".join(f"[{name}]\n{own}" if several else own for name, own in task.items()) or "(not known)",
             "playbook": playbook.render() or "(empty)",
             "sections": "; ".join(_sections(playbook)),
-            "evidence": "\n".join(map(_standing, known)) or "(no votes yet)",
+            "evidence": "\n".join(["Votes, also of this batch:", *map(_standing, known)] if known else ["(no votes yet)"]),
             "budget": f"The playbook costs each call {used} tokens; {left}.",
             "look_alikes": "\n".join(f"[{pair.older.id}] ~ [{pair.newer.id}]" for pair in alike) or "(none)",
         }
@@ -235,7 +235,8 @@ def _review(number: int, reflection: Reflection) -> str:
         lines += [f"Bullets: {', '.join(f'[{name}] {vote}' for name, vote in cited.items())}"] if cited else []
         lines += [baseline] if (baseline := render_baseline(trajectory)) else []
         lines.append(f"Answers: {_answers(reflection)}")
-        if not trajectory.success and (expected := render_expected(trajectory, _ANSWER_TOKENS)):
+        solved = trajectory.success or reflection.verified  # then the last answer is the right one
+        if not solved and (expected := render_expected(trajectory, _ANSWER_TOKENS)):
             lines.append(f"Expected: {expected}")
     if reflection.diagnosis:
         lines.append(f"Diagnosis: {reflection.diagnosis}")

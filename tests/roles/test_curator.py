@@ -75,13 +75,13 @@ def test_the_prompt_holds_playbook_counters_reviews_with_questions_and_what_is_l
     fields = shown(group=(confirmed, failed, success, better), max_tokens=500)
     assert fields["task"] == "Add the numbers."
     assert fields["playbook"] == PLAYBOOK.render()
-    assert fields["evidence"] == "str-00001: helpful 3, harmful 1"
+    assert fields["evidence"] == "Votes, also of this batch:\nstr-00001: helpful 3, harmful 1"
     reviews = fields["reviews"].split("\n\n")
     assert reviews[0].splitlines() == [
         "Review 1 (failure; confirmed for this case by a retry, scores 0 → 1)",
         "Case: question: How many are 3 and 5?",
         "Bullets: [str-00001] misapplied, [str-00002] cited", "Solved before, without [str-00002] as it stands.",
-        "Answers: answer: eleven → answer: twelve (12)", "Expected: answer: twelve (12)", "Diagnosis: No carry.",
+        "Answers: answer: eleven → answer: twelve (12)", "Diagnosis: No carry.",
         "Insights:", "- Carry.", "- Search twice. (for predictor search)",
     ]  # fmt: skip
     assert reviews[1].startswith("Review 2 (failure; unproven: each retry failed again, scores 0.25 → 0.25)")
@@ -624,4 +624,4 @@ def test_how_many_examples_a_bullet_comes_from_is_told() -> None:
     """The Curator weighs a bullet of many examples otherwise than one of a single case."""
     sources = tuple(map(str, range(4)))
     playbook = Playbook((Bullet("s-00001", "S", "Carry.", 2, 0, None, sources), Bullet("s-00002", "S", "Sort.")))
-    assert shown(playbook)["evidence"] == "s-00001: helpful 2, harmful 0, from 4 examples"
+    assert shown(playbook)["evidence"].splitlines()[1:] == ["s-00001: helpful 2, harmful 0, from 4 examples"]
