@@ -194,7 +194,9 @@ class Curator(dspy.Module):  # type: ignore[misc]  # dspy is untyped
             "task": "\n\n".join(f"[{name}]\n{own}" if several else own for name, own in task.items()) or "(not known)",
             "playbook": playbook.render() or "(empty)",
             "sections": "; ".join(_sections(playbook)),
-            "evidence": "\n".join(["Votes, also of this batch:", *map(_standing, known)] if known else ["(no votes yet)"]),
+            "evidence": "\n".join(
+                ["Votes, also of this batch:", *map(_standing, known)] if known else ["(no votes yet)"]
+            ),
             "budget": f"The playbook costs each call {used} tokens; {left}.",
             "look_alikes": "\n".join(f"[{pair.older.id}] ~ [{pair.newer.id}]" for pair in alike) or "(none)",
         }
